@@ -1,0 +1,347 @@
+"""The public verbs: twenty lines of a script reach every stage.
+
+    generator = charrnn.train("shakespeare", max_seconds=60)
+    print(generator.generate("ROMEO:", length=200, seed=1))
+    charrnn.save_model(generator, "my-model")
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from charrnn.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    find_checkpoint,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+)
+from charrnn.config import ConfigError, ModelConfig, RunConfig, load_config
+from charrnn.corpus import Corpus, CorpusError, load_corpus
+from charrnn.models import build_model, count_parameters
+from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
+from charrnn.sampling import TextGenerator
+from charrnn.tokenizer import Tokenizer
+from charrnn.training import Monitor, Trainer
+from charrnn.training import evaluate as mean_loss
+
+
+def create_model(tokenizer: Tokenizer, type: str = "lstm", seed: int = 0, **options: Any) -> TextGenerator:
+    """An untrained model for the vocabulary of `tokenizer`.
+
+    Args:
+        tokenizer: turns text into ids.
+        type: `lstm`, `gru` or `rnn`.
+        seed: of the weights.
+        **options: any other field of `ModelConfig`: hidden_size, num_layers, dropout, embedding_dim.
+
+    Raises:
+        ConfigError: an unknown option, or a value out of range.
+    """
+    config = RunConfig().override({"model_type": type, **_only_model_options(options)}).model
+    return TextGenerator(build_model(config, tokenizer.vocab_size, seed), tokenizer)
+
+
+def _only_model_options(options: dict[str, Any]) -> dict[str, Any]:
+    for name in options:
+        if name not in ModelConfig.model_fields:
+            raise ConfigError(f"unknown model option {name!r}; expected one of {', '.join(ModelConfig.model_fields)}")
+    return options
+
+
+def load_model(path: str | Path) -> TextGenerator:
+    """The model in a checkpoint directory, or the best one of a run's directory, on the CPU.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    checkpoint = load_checkpoint(path)
+    return TextGenerator(checkpoint.model, checkpoint.tokenizer)
+
+
+def save_model(generator: TextGenerator, path: str | Path) -> None:
+    """Write a checkpoint directory that `load_model` reads, replacing the one at `path` if there is one.
+
+    Raises:
+        OSError: it cannot be written; what was at `path` is untouched.
+    """
+    save_checkpoint(path, generator.model, generator.tokenizer, RunConfig())
+
+
+def train(
+    data: str | Path = "shakespeare",
+    config: RunConfig | str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    monitors: tuple[Monitor, ...] = (),
+    **overrides: Any,
+) -> TextGenerator:
+    """Train a model.
+
+    Args:
+        data: a corpus name, or the path of a text file or a folder of them.
+        config: a run, or the YAML file that describes it; None is the defaults.
+        out: the run's directory: `best/`, `last/`, `metrics.jsonl`. None writes nothing.
+        monitors: called with every event.
+        **overrides: any setting, named as on the command line: `hidden_size=256, max_seconds=60, model_type="gru"`.
+
+    Returns:
+        The best model by validation loss where `out` is given, else the last.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+        CorpusError: the text cannot be had or is too short.
+        CheckpointError: `out` holds a run already.
+        DivergedError: the loss became NaN or infinite; the last good checkpoint is kept.
+    """
+    config = config if isinstance(config, RunConfig) else load_config(config) if config else RunConfig()
+    return Run.start(config.override({**overrides, "data": str(data)}), out).fit(*monitors)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text.
+
+    Attributes:
+        loss: nats per token.
+        tokens: of the split.
+        characters: of the split.
+    """
+
+    loss: float
+    tokens: int
+    characters: int
+
+    @property
+    def bpc(self) -> float:
+        """Bits per character, whatever the tokenizer."""
+        return self.loss / math.log(2) * self.tokens / self.characters
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): the model is as unsure as if it chose among that many equally likely tokens."""
+        return math.exp(self.loss)
+
+
+def evaluate(
+    generator: TextGenerator,
+    data: str | Path = "shakespeare",
+    split: str = "val",
+    train_frac: float = 0.9,
+    val_frac: float = 0.05,
+) -> Evaluation:
+    """How well a model predicts the whole `train`, `val` or `test` split of a text, or `all` of it.
+
+    Raises:
+        CorpusError: the text cannot be had, or the split is too short.
+        UnknownCharacterError: the text has a character that the model does not know.
+    """
+    corpus = load_corpus(str(data), generator.tokenizer)
+    splits = {**corpus.split(train_frac, val_frac)._asdict(), "all": corpus.tokens}
+    if split not in splits:
+        raise ConfigError(f"split: expected one of {', '.join(splits)}, got {split!r}")
+    tokens = splits[split]
+    if len(tokens) < 2:
+        raise CorpusError(f"{data}: expected at least 2 tokens in the {split} split, got {len(tokens)}")
+    return evaluate_tokens(generator, tokens)
+
+
+def evaluate_tokens(generator: TextGenerator, tokens: Any) -> Evaluation:
+    """How well a model predicts `tokens` `(N,)`, N at least 2."""
+    characters = len(generator.tokenizer.decode(tokens[1:]))
+    return Evaluation(mean_loss(generator.model, tokens), len(tokens) - 1, characters)
+
+
+def get_model_info(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: architecture, vocabulary, parameters, size on disk, training so far.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    checkpoint = load_checkpoint(path)
+    return {
+        "path": str(checkpoint.path),
+        "model": checkpoint.config.model.model_dump(),
+        "vocab_size": checkpoint.tokenizer.vocab_size,
+        "parameters": {name: tuple(p.shape) for name, p in checkpoint.model.named_parameters()},
+        "num_parameters": count_parameters(checkpoint.model),
+        "bytes": sum(file.stat().st_size for file in checkpoint.path.iterdir()),
+        "training": checkpoint.training_state,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ a run
+
+
+@dataclass
+class Run:
+    """A training run: its text, its model, its trainer, and the directory it is written to.
+
+    Attributes:
+        directory: None where nothing is written.
+    """
+
+    config: RunConfig
+    corpus: Corpus
+    generator: TextGenerator
+    trainer: Trainer
+    directory: Path | None
+
+    @classmethod
+    def start(cls, config: RunConfig, out: str | Path | None = None, init_from: str | Path | None = None) -> Self:
+        """A new run.
+
+        Args:
+            config: all of its settings.
+            out: its directory; None writes nothing.
+            init_from: a checkpoint whose weights and vocabulary to start from; the model section of `config` gives way.
+
+        Raises:
+            CheckpointError: `out` holds a run already, or `init_from` no checkpoint.
+            CorpusError: the text cannot be had or is too short.
+        """
+        directory = Path(out) if out is not None else None
+        if directory is not None:
+            _refuse_taken(directory)
+        source = load_checkpoint(init_from) if init_from is not None else None
+        corpus = load_corpus(config.data.name, source.tokenizer if source else None)
+        if source:
+            config = config.model_copy(update={"model": source.config.model})
+            model = source.model
+        else:
+            model = build_model(config.model, corpus.tokenizer.vocab_size, config.device.seed)
+        return cls._assemble(config, corpus, TextGenerator(model, corpus.tokenizer), directory)
+
+    @classmethod
+    def resume(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> Self:
+        """Go on with the run at `path`, at the very next batch.
+
+        Args:
+            path: the run's directory.
+            overrides: settings to change, named as on the command line; the architecture and the text must stay.
+
+        Raises:
+            CheckpointError: there is nothing to resume, or it does not fit the overrides or the text.
+        """
+        checkpoint = load_checkpoint(find_checkpoint(path, prefer="last"))
+        tensors_path = checkpoint.path / "optimizer.safetensors"
+        if not tensors_path.exists():
+            raise CheckpointError(
+                f"{path}: expected a run to resume, got a checkpoint without optimizer.safetensors; "
+                f"start a new run from its weights with --init-from {path}"
+            )
+        config = _resumed_config(checkpoint, overrides or {})
+        corpus = load_corpus(config.data.name, checkpoint.tokenizer)
+        if corpus.sha256 != checkpoint.training_state["corpus_sha256"]:
+            raise CheckpointError(
+                f"{path}: expected the text it was trained on, got another one from {config.data.name}; "
+                f"put the old text back, or start a new run with --init-from {path}"
+            )
+        generator = TextGenerator(checkpoint.model, checkpoint.tokenizer)
+        run = cls._assemble(config, corpus, generator, checkpoint.path.parent)
+        run.trainer.restore(checkpoint.training_state["progress"], load_tensors(tensors_path))
+        return run
+
+    @classmethod
+    def _assemble(cls, config: RunConfig, corpus: Corpus, generator: TextGenerator, directory: Path | None) -> Self:
+        splits = corpus.split(config.data.train_frac, config.data.val_frac)
+        try:
+            trainer = Trainer(
+                generator.model, splits.train, splits.val, config.training, config.device, config.logging.log_interval
+            )
+        except CorpusError as error:
+            raise CorpusError(f"{corpus.name} ({len(corpus.tokens):,} characters): {error}") from error
+        if config.data.val_frac > 0 and len(splits.val) < 2:
+            warnings.warn(
+                f"{corpus.name}: its validation split has {len(splits.val)} characters, so nothing is evaluated and no "
+                "best checkpoint chosen; use a longer text or a larger val_frac",
+                stacklevel=3,
+            )
+        return cls(config, corpus, generator, trainer, directory)
+
+    def fit(self, *monitors: Monitor) -> TextGenerator:
+        """Train to the end of the budget or until Ctrl-C, which saves first; the best model, where one was saved."""
+        own: list[Monitor] = []
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            own = [
+                CheckpointSaver(self.directory, self._save),
+                MetricsFile(self.directory / "metrics.jsonl", self.trainer.progress.step),
+            ]
+            if self.config.logging.tensorboard:
+                own.append(TensorBoardWriter(Path(self.config.logging.log_dir) / self.directory.name))
+        with _stop_on_interrupt(self.trainer):
+            self.trainer.fit(*own, *monitors)
+        if self.directory is not None and (self.directory / "best").exists():
+            return load_model(self.directory / "best")
+        return self.generator
+
+    def _save(self, path: Path, resumable: bool, val_loss: float | None) -> None:
+        progress = asdict(self.trainer.progress)
+        state = {
+            "corpus": self.config.data.name,
+            "corpus_sha256": self.corpus.sha256,
+            "step": progress["step"],
+            "epoch": self.trainer.epoch,
+            "val_loss": val_loss,
+            "val_bpc": None if val_loss is None else val_loss / math.log(2),
+            "progress": progress,
+        }
+        tensors = self.trainer.tensors() if resumable else None
+        save_checkpoint(path, self.generator.model, self.generator.tokenizer, self.config, state, tensors)
+
+
+def new_run_directory(config: RunConfig) -> Path:
+    """A name for a run that nobody named: corpus, model and the time, in the configured folder."""
+    corpus = Path(config.data.name).resolve().stem if config.data.name != "-" else "stdin"
+    return Path(config.logging.checkpoint_dir) / f"{corpus}-{config.model.type}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _refuse_taken(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory}: expected a directory for the run, got a file; choose another with --out")
+    for name in ("best", "last"):
+        with contextlib.suppress(CheckpointError):
+            find_checkpoint(directory / name)
+            raise FileExistsError(
+                f"{directory}: expected a new directory, got one that holds a run; go on with it by "
+                f"--resume {directory}, or choose another with --out"
+            )
+
+
+def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:
+    config = checkpoint.config.override(overrides)
+    for name, mine in config.model:
+        theirs = getattr(checkpoint.config.model, name)
+        if mine != theirs:
+            raise CheckpointError(
+                f"{checkpoint.path}: expected its own architecture to go on with, {name} {theirs}, got {mine}; "
+                "leave that setting out, or start a new run"
+            )
+    return config
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C ends the run after the present step, with everything saved; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+
+    def stop(signum: int, frame: Any) -> None:
+        trainer.stop()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

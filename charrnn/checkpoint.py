@@ -1,0 +1,209 @@
+"""A checkpoint is a directory that explains itself: safetensors and JSON, no pickle.
+
+    model.safetensors       weights; half precision on disk is read back as fp32
+    config.json             the architecture, and every setting of the run
+    tokenizer.json          the vocabulary
+    training_state.json     where the run stood, its validation loss, the text it read
+    optimizer.safetensors   only where a run can be resumed: the optimizer's memory and the carried state
+
+It is written beside its place, synced to disk and renamed, so a crash at any moment leaves the old one or the new one.
+A run's directory holds `best/`, `last/` and `metrics.jsonl`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from charrnn.config import ConfigError, RunConfig, parse_config
+from charrnn.models import CharModel, build_model
+from charrnn.tokenizer import Tokenizer, tokenizer_from_json
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is absent, damaged or does not fit; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint directory holds; the model is on the CPU, in fp32 and evaluation mode."""
+
+    path: Path
+    config: RunConfig
+    tokenizer: Tokenizer
+    model: CharModel
+    training_state: dict[str, Any]
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: CharModel,
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    training_state: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a checkpoint directory, replacing the one at `path` if there is one.
+
+    Args:
+        path: the directory.
+        model: on any device.
+        tokenizer: the one it was trained with.
+        config: of the run; its model section is replaced by what `model` is.
+        training_state: plain numbers and strings.
+        tensors: what `Trainer.tensors` gave, to resume from.
+        dtype: of the weights on disk; None keeps fp32.
+
+    Raises:
+        OSError: it cannot be written; what was at `path` is untouched.
+    """
+    path = Path(path)
+    new = path.with_name(f".{path.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # left by a crash
+    new.mkdir(parents=True)
+    try:
+        weights = {name: tensor.to("cpu", dtype) for name, tensor in model.state_dict().items()}
+        config = config.model_copy(update={"model": model.config})
+        about = {"format": FORMAT, "vocab_size": tokenizer.vocab_size, "config": config.model_dump()}
+        _write(new / "model.safetensors", safetensors.torch.save(weights))
+        _write(new / "config.json", _json(about))
+        _write(new / "tokenizer.json", tokenizer.to_json().encode())
+        _write(new / "training_state.json", _json(training_state or {}))
+        if tensors is not None:
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            _write(new / "optimizer.safetensors", safetensors.torch.save(tensors))
+        _replace(path, new)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint directory, or the best checkpoint of a run's directory. Nothing in it is executed.
+
+    Raises:
+        CheckpointError: there is none, a file is missing or damaged, or the files do not fit each other.
+    """
+    path = find_checkpoint(path)
+    about = _read_json(path / "config.json")
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"{path / 'config.json'}: expected format {FORMAT}, got {about.get('format')!r}")
+    try:
+        config = parse_config(about["config"], str(path / "config.json"))
+        tokenizer = tokenizer_from_json(_read(path / "tokenizer.json").decode("utf-8", "replace"))
+    except KeyError as error:
+        raise CheckpointError(f"{path / 'config.json'}: expected the key {error}, got none") from error
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path / 'tokenizer.json'}: {error}") from error
+    model = build_model(config.model, tokenizer.vocab_size)
+    load_weights(model, path / "model.safetensors")
+    return Checkpoint(path, config, tokenizer, model.eval(), _read_json(path / "training_state.json"))
+
+
+def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
+    """The checkpoint directory meant by `path`: itself, or in a run's directory its `prefer`red one, `best` or `last`.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    path = Path(path)
+    names = ("best", "last") if prefer == "best" else ("last", "best")
+    for candidate in (path, *(path / name for name in names)):
+        for place in (candidate, _old(candidate)):  # the old one is there alone if a crash came between two renames
+            if (place / "config.json").is_file():
+                return place
+    what = "an empty or unfinished run" if path.is_dir() else "nothing there"
+    raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got {what}")
+
+
+def load_weights(model: CharModel, path: Path) -> None:
+    """Copy the weights in a safetensors file into `model`.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds another architecture's weights.
+    """
+    weights = load_tensors(path)
+    mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if mine != theirs:
+        name = next(name for name in mine | theirs if mine.get(name) != theirs.get(name))
+        raise CheckpointError(
+            f"{path}: expected {name} of shape {mine.get(name, 'none')}, got {theirs.get(name, 'none')}; "
+            "these weights belong to another architecture"
+        )
+    model.load_state_dict(weights)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor in a safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        return safetensors.torch.load(_read(path))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: expected a whole safetensors file, got a damaged one ({error})") from error
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Put directory `new` in the place of `path`. No system can swap full directories portably, hence the step between."""
+    if path.exists():
+        shutil.rmtree(_old(path), ignore_errors=True)
+        path.rename(_old(path))
+    new.rename(path)
+    _sync_directory(path.parent)
+    shutil.rmtree(_old(path), ignore_errors=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "posix":  # Windows has no handle to sync
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: expected this file in the checkpoint, got none") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected JSON, got a damaged file ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value

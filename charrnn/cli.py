@@ -1,0 +1,384 @@
+"""`charrnn`: thin commands over the library. Flags and their help come from the config models; errors are one line."""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import charrnn
+from charrnn.api import Run, evaluate, get_model_info, new_run_directory
+from charrnn.checkpoint import load_checkpoint
+from charrnn.config import ConfigError, RunConfig, config_fields, dump_config, load_config
+from charrnn.corpus import catalogue, commonest, entropy, load_corpus
+from charrnn.device import describe_devices, select_device
+from charrnn.models import count_parameters
+from charrnn.monitors import ProgressBar
+from charrnn.sampling import TextGenerator
+from charrnn.tokenizer import UnknownCharacterError
+from charrnn.training import DivergedError
+
+MISUSE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 is success, 1 a failure, 2 a misuse, 130 Ctrl-C."""
+    warnings.showwarning = lambda message, *_: print(f"charrnn: warning: {message}", file=sys.stderr)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a character is no reason to stop
+    arguments = _parser().parse_args(argv)
+    try:
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ConfigError as error:
+        return _fail(error, MISUSE)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, FAILURE)
+    except (ValueError, ImportError, DivergedError) as error:
+        return _fail(error, FAILURE)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"charrnn: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train a model, or go on training one."""
+    overrides = _settings(arguments)
+    if arguments.resume:
+        run = Run.resume(arguments.resume, overrides)
+    else:
+        config = load_config(arguments.config) if arguments.config else RunConfig()
+        config = config.override(overrides)
+        out = None if arguments.dry_run else arguments.out or new_run_directory(config)
+        run = Run.start(config, out, arguments.init_from)
+    if arguments.dry_run:
+        sys.stdout.write(dump_config(run.config))
+        _show("would train", _about(run))
+        return 0
+    if not arguments.quiet:
+        _show("training", _about(run))
+    bar = None if arguments.quiet else ProgressBar(run.trainer.share_used())
+    try:
+        generator = run.fit(*[bar] if bar else [])
+    except BaseException:
+        if bar:
+            bar.close()
+        raise
+    return _conclude(run, generator, arguments.quiet)
+
+
+def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
+    if run.trainer.share_used() < 1:
+        _say(f"stopped at step {run.trainer.progress.step:,}; go on with: charrnn train --resume {run.directory}")
+        return INTERRUPTED
+    if quiet:
+        print(run.directory)
+        return 0
+    best = run.trainer.progress.best_loss
+    if best is not None:
+        _say(f"best validation loss {best:.4f} nats per token; {run.directory / 'best'}")
+    settings = run.config.generation.model_dump() | {"length": 500, "seed": run.config.device.seed}
+    _say("a sample:")
+    _stream(generator, settings)
+    _say(f"more of it: charrnn sample {run.directory}")
+    return 0
+
+
+def _about(run: Run) -> dict[str, Any]:
+    dataset, config = run.trainer.dataset, run.config
+    model = run.generator.model
+    splits = run.corpus.split(config.data.train_frac, config.data.val_frac)
+    budgets = {name: getattr(config.training, name) for name in ("max_epochs", "max_steps", "max_seconds")}
+    return {
+        "text": f"{run.corpus.name}: {len(run.corpus.tokens):,} characters, {run.corpus.tokenizer.vocab_size} different",
+        "splits": ", ".join(f"{name} {len(tokens):,}" for name, tokens in splits._asdict().items()),
+        "model": f"{config.model.num_layers}x{config.model.hidden_size} {config.model.type}, "
+        f"{count_parameters(model):,} parameters",
+        "step": f"{dataset.batch_size} streams of {dataset.seq_length}, {len(dataset.borders(0)):,} steps an epoch",
+        "budget": ", ".join(f"{name} {value:g}" for name, value in budgets.items() if value is not None),
+        "device": f"{run.trainer.device}, precision {run.trainer.progress.precision or config.device.precision}",
+        "directory": run.directory or "none",
+    }
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    """Generate text."""
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    generator = TextGenerator(checkpoint.model, checkpoint.tokenizer)
+    overrides = _settings(arguments) | ({"temperature": 0} if arguments.argmax else {})
+    settings = checkpoint.config.override(overrides).generation.model_dump()
+    settings["seed"] = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
+    if not arguments.quiet:
+        _say(f"{checkpoint.path}: " + ", ".join(f"{k} {v!r}" for k, v in settings.items() if v is not None))
+    try:
+        if arguments.interactive:
+            return _interact(generator, settings)
+        if arguments.num == 1 and not arguments.output:
+            _stream(generator, settings)
+            return 0
+        prompt = settings.pop("prompt")
+        texts = generator.generate_batch([prompt] * arguments.num, **settings)
+    except UnknownCharacterError as error:
+        raise ConfigError(f"--prompt: {error}") from error
+    pieces = [f"{text}\n" for text in texts]
+    if arguments.num > 1 and not arguments.quiet:
+        pieces = [f"----- seed {settings['seed'] + i} -----\n{piece}" for i, piece in enumerate(pieces)]
+    if arguments.output:
+        _write_file(arguments.output, "\n".join(pieces))
+    else:
+        sys.stdout.write("\n".join(pieces))
+    return 0
+
+
+def _stream(generator: TextGenerator, settings: dict[str, Any]) -> None:
+    """Write text as it comes, raw: nothing in it is markup."""
+    for piece in generator.stream(**settings):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
+    """Each line typed is a prompt; Ctrl-C stops the text, end of input the program."""
+    _say("type a prompt and press Enter; Ctrl-C stops the text, Ctrl-D ends")
+    for turn in itertools.count():
+        try:
+            prompt = input("> " if sys.stdin.isatty() else "")
+            _stream(generator, settings | {"prompt": prompt, "seed": settings["seed"] + turn})
+        except UnknownCharacterError as error:
+            _say(str(error))
+        except KeyboardInterrupt:
+            print()
+        except EOFError:
+            break
+    return 0
+
+
+def _write_file(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False, newline="\n") as file:
+        try:
+            file.write(text)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def eval_(arguments: argparse.Namespace) -> int:
+    """Measure how well a model predicts a text."""
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    data = checkpoint.config.override(_settings(arguments)).data
+    generator = TextGenerator(checkpoint.model, checkpoint.tokenizer)
+    result = evaluate(generator, data.name, arguments.split, data.train_frac, data.val_frac)
+    values = {
+        "checkpoint": str(checkpoint.path),
+        "data": data.name,
+        "split": arguments.split,
+        "characters": result.characters,
+        "loss": result.loss,
+        "bpc": result.bpc,
+        "perplexity": result.perplexity,
+    }
+    if arguments.json:
+        print(json.dumps(values))
+        return 0
+    values |= {"loss": f"{result.loss:.4f} nats per token", "bpc": f"{result.bpc:.4f} bits per character"}
+    _show("evaluation", values | {"perplexity": f"{result.perplexity:.3f}", "characters": f"{result.characters:,}"})
+    return 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Show what a checkpoint is and how it was trained."""
+    info = get_model_info(arguments.checkpoint)
+    training = info["training"]
+    progress = training.get("progress", {})
+    rows = {
+        "checkpoint": info["path"],
+        "size": f"{info['bytes']:,} bytes",
+        **info["model"],
+        "vocabulary": f"{info['vocab_size']} tokens",
+        "parameters": f"{info['num_parameters']:,}",
+        **{name: " x ".join(map(str, shape)) for name, shape in info["parameters"].items()},
+        "trained on": training.get("corpus", "unknown"),
+        "steps": f"{training.get('step', 0):,}",
+        "epochs": f"{training.get('epoch', 0):.2f}",
+        "seconds": f"{progress.get('seconds', 0):.0f}",
+        "precision": progress.get("precision", "unknown"),
+        "validation loss": _number(training.get("val_loss"), "nats per token"),
+        "validation bpc": _number(training.get("val_bpc"), "bits per character"),
+    }
+    _show("checkpoint", rows)
+    return 0
+
+
+def _number(value: float | None, unit: str) -> str:
+    return "not measured" if value is None else f"{value:.4f} {unit}"
+
+
+def data(arguments: argparse.Namespace) -> int:
+    """List the corpora, or describe a text."""
+    if arguments.name is None:
+        rows = [{"name": name, **{k: entry[k] for k in ("description", "license")}} for name, entry in catalogue().items()]
+        _show_rows("corpora", rows)
+        return 0
+    config = RunConfig().override(_settings(arguments) | {"data": arguments.name}).data
+    corpus = load_corpus(config.name)
+    splits = corpus.split(config.train_frac, config.val_frac)
+    rows = {
+        "characters": f"{len(corpus.tokens):,}",
+        "vocabulary": f"{corpus.tokenizer.vocab_size} different characters",
+        **{f"{name} split": f"{len(tokens):,}" for name, tokens in splits._asdict().items()},
+        "sha256": corpus.sha256,
+    }
+    if arguments.stats:
+        rows["entropy"] = f"{entropy(corpus.tokens):.4f} bits per character, each taken alone"
+        total = len(corpus.tokens)
+        rows |= {f"common {rank}": f"{text!r}  {count:,}  ({count / total:.1%})"
+                 for rank, (text, count) in enumerate(commonest(corpus), 1)}
+    _show(corpus.name, rows)
+    return 0
+
+
+def devices(arguments: argparse.Namespace) -> int:
+    """Show where models can run here."""
+    chosen = select_device()
+    rows = describe_devices()
+    for row in rows:
+        row["auto"] = "chosen" if row["device"].split(":")[0] == chosen.type and row is rows[0] else ""
+    _show_rows("devices", rows)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------- the parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(MISUSE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="charrnn", description=charrnn.__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    command = _command(commands, "train", train)
+    command.add_argument("config", nargs="?", type=Path, help="YAML file of settings; flags win over it")
+    command.add_argument("--out", type=Path, metavar="DIR", help="the run's directory (default: a new one, by time)")
+    start = command.add_mutually_exclusive_group()
+    start.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR")
+    start.add_argument("--init-from", type=Path, metavar="DIR", help="start from the weights and vocabulary in DIR")
+    command.add_argument("--dry-run", action="store_true", help="check and show everything, train and write nothing")
+    command.add_argument("--quiet", action="store_true", help="print the run's directory alone")
+    _add_settings(command)
+
+    command = _command(commands, "sample", sample)
+    _add_checkpoint(command)
+    _add_settings(command, "generation")
+    command.add_argument("--argmax", action="store_true", help="always the likeliest character: temperature 0")
+    command.add_argument("--seed", type=_whole(0), help="the same seed gives the same text (default: another each time)")
+    command.add_argument("--num", type=_whole(1), default=1, help="number of texts (default: 1)")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the text to FILE")
+    command.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
+    command.add_argument("--quiet", action="store_true", help="print the text alone")
+
+    command = _command(commands, "eval", eval_)
+    _add_checkpoint(command)
+    _add_settings(command, "data", default="that of the checkpoint")
+    command.add_argument("--split", choices=("train", "val", "test", "all"), default="val", help="(default: val)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    _add_checkpoint(_command(commands, "inspect", inspect))
+
+    command = _command(commands, "data", data)
+    command.add_argument("name", nargs="?", metavar="NAME|PATH", help="a corpus, a file, a folder, or - (default: a list)")
+    command.add_argument("--stats", action="store_true", help="entropy and the commonest characters, too")
+    _add_settings(command, "data", without=("data",))
+
+    _command(commands, "devices", devices)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the directory of a run")
+
+
+def _add_settings(
+    command: argparse.ArgumentParser, *sections: str, default: str = "", without: tuple[str, ...] = ()
+) -> None:
+    """A flag for every field of the config's sections; those not given stay out of the namespace."""
+    for section, key, name, field in config_fields(*sections):
+        if name in without:
+            continue
+        value = "none" if field.default is None else repr(field.default) if field.default == "" else field.default
+        switch = {"action": argparse.BooleanOptionalAction} if field.annotation is bool else {"metavar": key.upper()}
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"setting:{name}",
+            default=argparse.SUPPRESS,
+            help=f"{field.description} (default: {default or value})".replace("%", "%%"),
+            **switch,
+        )
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {key.removeprefix("setting:"): value for key, value in vars(arguments).items() if key.startswith("setting:")}
+    return {name: None if value == "none" and name != "prompt" else value for name, value in given.items()}
+
+
+def _whole(least: int) -> Any:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ValueError
+        return value
+
+    number.__name__ = f"whole number of at least {least}"  # argparse puts it into its message
+    return number
+
+
+# ------------------------------------------------------------------------------------------------------------- to speak
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _show(title: str, values: dict[str, Any]) -> None:
+    table = Table("", "", title=title, show_header=False, title_justify="left")
+    for name, value in values.items():
+        table.add_row(Text(name), Text(str(value), overflow="fold"))
+    Console().print(table)
+
+
+def _show_rows(title: str, rows: Sequence[dict[str, str]]) -> None:
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(value, overflow="fold") for value in row.values()))
+    Console().print(table)

@@ -1,0 +1,231 @@
+"""What a run is: typed, frozen, validated; YAML in and out.
+
+A `RunConfig` has six sections. Each field says once what it is, what it may be and what it starts as; the command line's
+flags and help, the errors and `config/default.yaml` all follow from here.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown or out of range; the message names it and where it came from."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """The network: how many units of which kind."""
+
+    type: Literal["lstm", "gru", "rnn"] = Field("lstm", description="kind of cell", json_schema_extra={"flag": "model-type"})
+    hidden_size: int = Field(128, ge=1, description="units in each layer")
+    num_layers: int = Field(2, ge=1, description="layers, one above the other")
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped between layers while training")
+    embedding_dim: int | None = Field(
+        None, ge=1, description="size of a token's vector; null: the vocabulary's size, started as one-hot"
+    )
+    forget_bias: float = Field(1.0, description="bias that an LSTM's forget gates start with, in total")
+
+
+class TrainingConfig(_Section):
+    """The loop: how much, how fast, when to look. Of several budgets the one that is used up first ends the run."""
+
+    batch_size: int = Field(50, ge=1, description="parallel streams of text")
+    seq_length: int = Field(50, ge=1, description="tokens a gradient flows back through; context is carried beyond it")
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(1e-5, ge=0, description="AdamW's decoupled weight decay")
+    grad_clip: float = Field(5.0, gt=0, description="largest norm of the whole gradient; longer ones are scaled down")
+    warmup_frac: float = Field(0.02, ge=0, le=1, description="share of the budget in which the learning rate climbs")
+    hold_frac: float = Field(0.0, ge=0, le=1, description="share of the budget at the peak before the cosine falls to 0")
+    max_epochs: float | None = Field(50, gt=0, description="budget: passes over the training text")
+    max_steps: int | None = Field(None, ge=1, description="budget: updates")
+    max_seconds: float | None = Field(None, gt=0, description="budget: seconds of training, evaluations included")
+    eval_interval: int = Field(1000, ge=1, description="steps between evaluations on the whole validation split")
+    save_interval: int = Field(1000, ge=1, description="steps between checkpoints to resume from")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_given_replaces_default(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "max_epochs" not in values and any(values.get(b) for b in BUDGETS):
+            return {**values, "max_epochs": None}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if all(getattr(self, budget) is None for budget in BUDGETS):
+            raise ValueError(f"expected a budget, got none: set one of {', '.join(BUDGETS)}")
+        if self.warmup_frac + self.hold_frac > 1:
+            raise ValueError(f"expected warmup_frac + hold_frac of at most 1, got {self.warmup_frac + self.hold_frac:g}")
+        return self
+
+
+BUDGETS = ("max_epochs", "max_steps", "max_seconds")
+
+
+class DataConfig(_Section):
+    """The text and its splits; what train_frac and val_frac leave is the test split."""
+
+    name: str = Field(
+        "shakespeare",
+        min_length=1,
+        description="corpus name, or path of a text file or a folder of them; - for standard input",
+        json_schema_extra={"flag": "data"},
+    )
+    train_frac: float = Field(0.9, gt=0, le=1, description="share of the text to train on, from its beginning")
+    val_frac: float = Field(0.05, ge=0, lt=1, description="share to choose by, right after it")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.train_frac + self.val_frac > 1 + 1e-9:
+            raise ValueError(f"expected train_frac + val_frac of at most 1, got {self.train_frac + self.val_frac:g}")
+        return self
+
+
+class GenerationConfig(_Section):
+    """How text is sampled."""
+
+    temperature: float = Field(1.0, ge=0, description="divides the logits: below 1 safer, above 1 wilder, 0 the likeliest")
+    top_k: int | None = Field(None, ge=1, description="sample among the k likeliest tokens only")
+    top_p: float | None = Field(0.9, gt=0, le=1, description="sample among the likeliest tokens that hold this probability")
+    length: int = Field(1000, ge=0, description="characters to generate")
+    prompt: str = Field("", description="text to go on from")
+
+
+class LoggingConfig(_Section):
+    """What is written down, where and how often."""
+
+    log_dir: str = Field("logs", description="folder for TensorBoard's files")
+    checkpoint_dir: str = Field("checkpoints", description="folder that a run's own folder is made in")
+    log_interval: int = Field(100, ge=1, description="steps between reports of the training loss")
+    tensorboard: bool = Field(False, description="write TensorBoard files, too")
+
+
+class DeviceConfig(_Section):
+    """Where it runs and from which seed."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic of the large products; auto: the fastest that is safe here"
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch's choice")
+    seed: int = Field(1337, ge=0, lt=2**32, description="start of every random number")
+
+    @field_validator("device")
+    @classmethod
+    def _check(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {device!r}")
+        return device
+
+
+class RunConfig(_Section):
+    """Everything a run is made of."""
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig = DataConfig()
+    generation: GenerationConfig = GenerationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    device: DeviceConfig = DeviceConfig()
+
+    def override(self, values: Mapping[str, Any]) -> Self:
+        """A copy with the fields in `values`, named as the command line names them (`hidden_size`, `model_type`, `data`).
+
+        A budget given here replaces the budgets that were there.
+
+        Raises:
+            ConfigError: an unknown name, or a value out of range.
+        """
+        fields = {name: (section, key) for section, key, name, _ in config_fields()}
+        tree = self.model_dump()
+        if any(values.get(budget) is not None for budget in BUDGETS):
+            tree["training"].update(dict.fromkeys(BUDGETS))
+        for name, value in values.items():
+            if name not in fields:
+                raise ConfigError(f"unknown setting {name!r}{_nearest(name, fields)}")
+            section, key = fields[name]
+            tree[section][key] = value
+        return parse_config(tree)
+
+
+def config_fields(*sections: str) -> Iterator[tuple[str, str, str, FieldInfo]]:
+    """(section, key, name on the command line, field) of every setting, or of those in `sections`."""
+    for section, section_field in RunConfig.model_fields.items():
+        if not sections or section in sections:
+            for key, field in section_field.annotation.model_fields.items():
+                flag = (field.json_schema_extra or {}).get("flag", key)
+                yield section, key, flag.replace("-", "_"), field
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """The run that a YAML file describes; what it leaves out has its default.
+
+    Raises:
+        ConfigError: not YAML, an unknown key, a value out of range; names the file and the key.
+        OSError: the file cannot be read.
+    """
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from error
+    return parse_config({} if tree is None else tree, str(path))
+
+
+def dump_config(config: RunConfig) -> str:
+    """Every setting of `config` as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def parse_config(tree: Any, source: str = "") -> RunConfig:
+    """The run that nested dictionaries describe; `source` is named in errors.
+
+    Raises:
+        ConfigError: an unknown key or a value out of range, in one sentence.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = f"{source}: " if source else ""
+        raise ConfigError(where + _explain(problem)) from error
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    """One sentence about the first thing that pydantic found wrong."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        section = RunConfig.model_fields[location[0]].annotation if len(location) > 1 else RunConfig
+        return f"unknown key {key!r}{_nearest(location[-1], section.model_fields)}"
+    name = next((n for section, k, n, _ in config_fields() if [section, k] == location[:2]), None)
+    where = f"{key} (--{name.replace('_', '-')})" if name else key or "the configuration"
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}"
+    message = problem["msg"].replace("Input should be ", "expected ").replace("instance of ", "section ")
+    for comparison in ("greater", "less"):
+        message = message.replace(f"expected {comparison}", f"expected a value {comparison}")
+    return f"{where}: {message}, got {problem['input']!r}"
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as its 1.2 core schema reads numbers: plain PyYAML takes `1e-5` for a string."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)

@@ -1,0 +1,118 @@
+"""Where it runs: device, precision, threads, and the seed of each step."""
+
+import contextlib
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from charrnn.config import ConfigError, DeviceConfig
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` is CUDA before MPS before the CPU.
+
+    Raises:
+        ConfigError: that device is not on this machine.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, here in available.items() if here))
+    device = torch.device(name)
+    if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        here = ", ".join(kind for kind, is_here in available.items() if is_here)
+        raise ConfigError(f"device.device (--device): expected a device of this machine ({here}), got {name!r}")
+    return device
+
+
+def candidate_precisions(device: torch.device) -> list[str]:
+    """Precisions worth using on `device`, the safest first.
+
+    bf16 has the exponent range of fp32, so it needs no loss scaling; fp16 does, and is offered only where a GPU lacks
+    bf16. MPS stays at fp32: its recurrent kernels have no other precision that can be trusted. A CPU without bf16
+    instructions would emulate them, slowly.
+    """
+    if device.type == "cuda":
+        return ["fp32", "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return ["fp32", "bf16"]
+    return ["fp32"]
+
+
+def select_precision(config: DeviceConfig, device: torch.device, run_once: Callable[[str], None]) -> str:
+    """The precision `config` asks for; `auto` is the fastest of the safe ones.
+
+    A GPU's half precision is always the faster one. On a CPU it depends on processor, cell and size, so `run_once`,
+    one training step without its update, is timed in each precision.
+    """
+    candidates = candidate_precisions(device)
+    if config.precision != "auto":
+        return config.precision
+    if device.type != "cpu" or len(candidates) == 1:
+        return candidates[-1]
+    return min(candidates, key=lambda precision: _median_seconds(lambda: run_once(precision)))
+
+
+def _median_seconds(run: Callable[[], None], repeats: int = 5) -> float:
+    run()  # the first call also builds kernels
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Run the large products of the `with` block in `precision`; parameters and losses stay fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def set_threads(threads: int | None) -> None:
+    """Use that many CPU threads; None leaves PyTorch's choice, one per physical core."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def seed_step(device: torch.device, seed: int, step: int) -> None:
+    """Make what follows on `device` (dropout) a function of `seed` and `step` alone, so that resuming needs no more."""
+    value = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+
+
+def describe_devices() -> list[dict[str, str]]:
+    """What `charrnn devices` shows: a row per device with its name, memory or threads, and precisions."""
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        size = f"{properties.total_memory / 2**30:.1f} GiB"
+        rows.append(_row(torch.device("cuda", index), properties.name, size))
+    if torch.backends.mps.is_available():
+        rows.append(_row(torch.device("mps"), platform.processor(), "shared memory"))
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
+    rows.append(_row(torch.device("cpu"), f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}", threads))
+    return rows
+
+
+def _row(device: torch.device, name: str, size: str) -> dict[str, str]:
+    return {"device": str(device), "name": name, "size": size, "precisions": ", ".join(candidate_precisions(device))}
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+            return next(line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,110 @@
+"""Figures of the course. Each is a pure function of its data and gives a `Picture`: the figure and its alt text.
+
+Colours are those of Okabe & Ito (2008), which colour-blind readers can tell apart; nothing is told by colour alone.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from charrnn.sampling import TextGenerator
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False}
+
+
+class Picture:
+    """A figure and a sentence that says what it shows, for readers who do not see it.
+
+    Attributes:
+        figure: a matplotlib figure.
+        alt: what it shows, in numbers drawn from the data.
+    """
+
+    def __init__(self, figure: Figure, alt: str):
+        self.figure = figure
+        self.alt = alt
+
+    def png(self) -> bytes:
+        """The figure as a PNG file."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+        return buffer.getvalue()
+
+    def _ipython_display_(self) -> None:
+        """Show the figure, and the sentence below it: JupyterLab has no other place for an alt text."""
+        bundle = {"image/png": self.png(), "text/plain": self.alt}
+        display(bundle, metadata={"image/png": {"alt": self.alt}}, raw=True)
+        display({"text/markdown": f"*{self.alt}*", "text/plain": self.alt}, raw=True)
+
+
+def new_figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, Any]:
+    """An empty figure and its axes in the course's style, outside pyplot, so that nothing is shown twice."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def visible(character: str) -> str:
+    """A character as it can be seen on an axis."""
+    return {"\n": "newline", " ": "space"}.get(character, character if character.isprintable() else repr(character)[1:-1])
+
+
+def next_character_probabilities(generator: TextGenerator, prompt: str, count: int = 10) -> list[tuple[str, float]]:
+    """The `count` likeliest characters after `prompt` and their probabilities, the likeliest first."""
+    tokens = torch.as_tensor(generator.tokenizer.encode(prompt).astype("int64"))
+    with torch.inference_mode():
+        logits, _ = generator.model(tokens.unsqueeze(0))  # (1, T, V)
+    probabilities, order = logits[0, -1].softmax(-1).sort(descending=True)
+    return [(generator.tokenizer.decode([t]), p) for t, p in zip(order[:count].tolist(), probabilities.tolist(), strict=False)]
+
+
+def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) -> Picture:
+    """Bars of the likeliest characters after `prompt`."""
+    likeliest = next_character_probabilities(generator, prompt, count)
+    names = [visible(character) for character, _ in likeliest]
+    values = [probability for _, probability in likeliest]
+    figure, axes = new_figure()
+    bars = axes.bar(names, values, color=BLUE)
+    axes.bar_label(bars, [f"{value:.0%}" if value >= 0.005 else "<1%" for value in values], padding=2)
+    axes.set(ylabel="probability", ylim=(0, max(values) * 1.15), title=f"What comes after {prompt!r}?")
+    alt = (
+        f"Bar chart of the next character after {prompt!r}: {names[0]} has probability {values[0]:.0%}, "
+        f"then {names[1]} {values[1]:.0%}; the {len(names)} likeliest hold {sum(values):.0%} together."
+    )
+    return Picture(figure, alt)
+
+
+def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str = "Learning") -> Picture:
+    """Training and validation loss over the steps of a run.
+
+    Args:
+        records: dictionaries with `event` (`logged` or `evaluated`), `step` and `loss`, as in `metrics.jsonl`.
+        vocab_size: draws the loss of a model that knows nothing, ln V.
+        title: stands above.
+    """
+    figure, axes = new_figure()
+    uniform = math.log(vocab_size)
+    axes.axhline(uniform, color=GREY, linestyle=":", linewidth=1.5)
+    axes.annotate(f"knowing nothing: ln {vocab_size} = {uniform:.2f}", (0.99, uniform), (0, -4), ha="right", va="top",
+                  xycoords=("axes fraction", "data"), textcoords="offset points", color=GREY)
+    said = []
+    for event, label, style in (("logged", "training", "-"), ("evaluated", "validation", "o--")):
+        points = [(record["step"], record["loss"]) for record in records if record["event"] == event]
+        if points:
+            color = BLUE if event == "logged" else ORANGE
+            axes.plot(*zip(*points, strict=True), style, color=color, markersize=5, label=label)
+            said.append(f"{label} loss falls from {points[0][1]:.2f} to {points[-1][1]:.2f}")
+    axes.set(xlabel="step", ylabel="nats per character", title=title, xlim=(0, None), ylim=(1, uniform * 1.05))
+    if said:
+        axes.legend(frameon=False, loc="center right")
+    last = max((record["step"] for record in records), default=0)
+    alt = f"Line chart over {last} steps: {' and '.join(said) or 'nothing learned yet'}; knowing nothing costs {uniform:.2f}."
+    return Picture(figure, alt)

@@ -1,0 +1,51 @@
+"""Where a notebook runs: how much work it may do, and what this machine has."""
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from charrnn.config import ConfigError
+from charrnn.device import describe_devices, select_device
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much work a notebook does.
+
+    Attributes:
+        name: `ci`, `laptop` or `gpu`.
+        train_seconds: to train the models that the reader waits for.
+    """
+
+    name: str
+    train_seconds: float
+
+
+PROFILES = {p.name: p for p in (Profile("ci", 8), Profile("laptop", 60), Profile("gpu", 60))}
+
+
+def profile() -> Profile:
+    """The profile that the environment variable CHARRNN_PROFILE names; `laptop` if it is not set.
+
+    Raises:
+        ConfigError: no such profile.
+    """
+    name = os.environ.get("CHARRNN_PROFILE", "laptop")
+    if name not in PROFILES:
+        raise ConfigError(f"CHARRNN_PROFILE: expected one of {', '.join(PROFILES)}, got {name!r}")
+    return PROFILES[name]
+
+
+def check_machine() -> Table:
+    """A table of what the course needs and what is here."""
+    table = Table("what", "here", title="this machine", title_justify="left")
+    table.add_row("Python", platform.python_version())
+    for package in ("torch", "jupyterlab", "ipywidgets", "matplotlib", "charrnn"):
+        table.add_row(package, importlib.metadata.version(package))
+    for row in describe_devices():
+        table.add_row(row["device"], f"{row['name']}; {row['size']}; {row['precisions']}")
+    table.add_row("models run on", select_device().type)
+    return table

@@ -1,0 +1,139 @@
+"""Who listens to a trainer's events. A monitor is any callable that takes an event; these are the ready-made ones."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm.auto import tqdm
+
+from charrnn.training import Evaluated, Event, Finished, Logged, SaveDue, Stepped
+
+
+class ProgressBar:
+    """How much of the budget is used up, and the latest losses, on one line.
+
+    Args:
+        done: share of the budget used up at the start, for a run that is resumed.
+        file: where to draw; None is standard error.
+    """
+
+    def __init__(self, done: float = 0.0, file: TextIO | None = None):
+        self._bar = tqdm(
+            total=1.0,
+            initial=done,
+            file=file,
+            bar_format="{percentage:3.0f}% |{bar:24}| {elapsed} < {remaining}{postfix}",
+        )
+        self._shown: dict[str, str] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Move on."""
+        match event:
+            case Stepped(progress=progress):
+                self._bar.update(progress - self._bar.n)
+            case Logged(step=step, loss=loss, tokens_per_second=speed):
+                self._show(step=f"{step:,}", loss=f"{loss:.4f}", speed=f"{speed:,.0f}/s")
+            case Evaluated(loss=loss):
+                self._show(val=f"{loss:.4f}")
+            case Finished():
+                self._bar.close()
+
+    def _show(self, **values: str) -> None:
+        self._shown |= values
+        self._bar.set_postfix_str("  ".join(f"{name} {value}" for name, value in self._shown.items()))
+
+    def close(self) -> None:
+        """Leave the line as it is, when a run ends without a `Finished`."""
+        self._bar.close()
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line of JSON for each Logged, Evaluated and Finished event.
+
+    Args:
+        path: the file. Lines after `step` are dropped, so that a resumed run tells each step once.
+        step: where the run stands.
+    """
+
+    def __init__(self, path: Path, step: int = 0):
+        self._path = path
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            new = path.with_name(f".{path.name}.new")
+            new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            os.replace(new, path)
+
+    def __call__(self, event: Event) -> None:
+        """Append a line."""
+        if isinstance(event, Logged | Evaluated | Finished):
+            record = {"event": type(event).__name__.lower(), **asdict(event)}
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, or of the one in a run's directory; a line cut short by a crash is left out."""
+    path = path / "metrics.jsonl" if path.is_dir() else path
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # cut short by a crash
+        return float("inf")
+
+
+class CheckpointSaver:
+    """`best/` when the validation loss is the lowest ever, `last/` whenever it is time to save.
+
+    Args:
+        directory: of the run.
+        save: writes one checkpoint; gets the directory, whether it must be resumable, and the last validation loss.
+    """
+
+    def __init__(self, directory: Path, save: Callable[[Path, bool, float | None], None]):
+        self._directory = directory
+        self._save = save
+        self._val_loss: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Write what is due."""
+        match event:
+            case Evaluated(loss=loss, best=best):
+                self._val_loss = loss
+                if best:
+                    self._save(self._directory / "best", False, loss)
+            case SaveDue():
+                self._save(self._directory / "last", True, self._val_loss)
+
+
+class TensorBoardWriter:
+    """Losses, learning rate, gradient norm and speed for TensorBoard.
+
+    Raises:
+        ImportError: the `tensorboard` group is not installed.
+    """
+
+    def __init__(self, log_dir: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("logging.tensorboard: expected tensorboard; run: pip install tensorboard") from error
+        self._writer = SummaryWriter(log_dir)
+
+    def __call__(self, event: Event) -> None:
+        """Write the event's numbers."""
+        match event:
+            case Logged():
+                self._writer.add_scalar("loss/train", event.loss, event.step)
+                for name in ("learning_rate", "grad_norm", "tokens_per_second"):
+                    self._writer.add_scalar(name, getattr(event, name), event.step)
+            case Evaluated():
+                self._writer.add_scalar("loss/val", event.loss, event.step)
+            case Finished():
+                self._writer.close()

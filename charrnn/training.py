@@ -1,0 +1,411 @@
+"""The training loop, as a generator of events.
+
+    for event in Trainer(model, train, val, config):
+        match event: ...
+
+Truncated backpropagation through time (Williams & Peng, 1990): the state is carried from window to window and cut from
+the graph in between; it starts from zeros at the beginning of each epoch.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charrnn.config import DeviceConfig, TrainingConfig
+from charrnn.corpus import CharDataset, Tokens, Window
+from charrnn.device import autocast, seed_step, select_device, select_precision, set_threads
+from charrnn.models import CharModel, State, detach_state, flatten_state, map_state, unflatten_state
+
+# ---------------------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One update was made."""
+
+    step: int
+    epoch: float
+    seconds: float
+    progress: float  # share of the budget that is used up, 0 … 1
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Means over the updates since the last such event."""
+
+    step: int
+    epoch: float
+    seconds: float
+    loss: float  # nats per token
+    grad_norm: float  # before clipping
+    learning_rate: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The whole validation split was read."""
+
+    step: int
+    epoch: float
+    seconds: float
+    loss: float  # nats per token
+    best: bool  # the lowest ever, across resumes
+
+
+@dataclass(frozen=True)
+class SaveDue:
+    """A good moment to write a checkpoint to resume from: the weights are known to be finite."""
+
+    step: int
+    epoch: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The budget is used up, or `stop` was called; nothing comes after."""
+
+    step: int
+    epoch: float
+    seconds: float
+    best_loss: float | None  # None where nothing was evaluated
+    stopped: bool
+
+
+Event = Stepped | Logged | Evaluated | SaveDue | Finished
+Monitor = Callable[[Event], None]
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the weights, the optimizer and the state, all that resuming needs."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0  # tokens of each stream read in this epoch
+    seconds: float = 0.0
+    best_loss: float | None = None
+    precision: str | None = None  # chosen once, kept for the whole run
+    loss_scale: dict[str, Any] | None = None  # of fp16 training
+
+
+# --------------------------------------------------------------------------------------------------------- trainer
+
+
+class Trainer:
+    """Trains `model` and tells what happens.
+
+    Iterating yields events; `break` is safe at any of them, and iterating again goes on at the next step. The random
+    numbers of a step depend on the seed and the step's number alone.
+
+    Args:
+        model: trained in place, moved to `device`.
+        train: token ids `(N,)` to learn from.
+        val: token ids to evaluate on; fewer than two are never evaluated.
+        config: budgets, sizes and rates.
+        device: where, how precisely and from which seed.
+        log_interval: steps between `Logged` events.
+
+    Raises:
+        CorpusError: `train` is too short.
+        ConfigError: `device` is not on this machine.
+    """
+
+    def __init__(
+        self,
+        model: CharModel,
+        train: Tokens,
+        val: Tokens,
+        config: TrainingConfig | None = None,
+        device: DeviceConfig | None = None,
+        log_interval: int = 100,
+    ):
+        self.config = config or TrainingConfig()
+        self.log_interval = log_interval
+        self.progress = Progress()
+        self._device_config = device or DeviceConfig()
+        set_threads(self._device_config.threads)
+        self.device = select_device(self._device_config.device)
+        self.model = model.to(self.device)
+        self.dataset = CharDataset(
+            train, self.config.batch_size, self.config.seq_length, self._device_config.seed, "the training split"
+        )
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self._val = val
+        self._state: State = None
+        self._scaler: torch.amp.GradScaler | None = None
+        self._stop = False
+
+    def fit(self, *monitors: Monitor) -> None:
+        """Run to the end of the budget, telling every event to every monitor."""
+        for event in self:
+            for monitor in monitors:
+                monitor(event)
+
+    def stop(self) -> None:
+        """End at the next step, with a `SaveDue` and a `Finished`; safe to call from a signal handler or a monitor."""
+        self._stop = True
+
+    def __iter__(self) -> Iterator[Event]:
+        """Events of a run; raises DivergedError when the loss or the gradient is no longer finite."""
+        progress = self.progress
+        self._start()
+        if progress.step == 0:
+            yield SaveDue(0, 0.0, progress.seconds)
+        while not self._done():
+            for window in self.dataset.windows(progress.epoch, progress.position):
+                self._update(window)
+                yield from self._report()
+                if self._done():
+                    break
+            else:  # the epoch is over; the next one reads the text from its beginning
+                progress.epoch, progress.position, self._state = progress.epoch + 1, 0, None
+        yield from self._finish()
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training split so far, with the fraction of the present one."""
+        return self.progress.epoch + self.progress.position / self.dataset.stream_length
+
+    def share_used(self) -> float:
+        """Share of the budget that is used up, 0 … 1; of several budgets the one nearest its end."""
+        spent = {"max_steps": self.progress.step, "max_epochs": self.epoch, "max_seconds": self.progress.seconds}
+        budgets = {name: getattr(self.config, name) for name in spent}
+        return min(1.0, max(spent[name] / budget for name, budget in budgets.items() if budget is not None))
+
+    # ------------------------------------------------------------------------------------------- to stop and go on
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `restore` needs beside the weights and `progress`: the optimizer's memory and the carried state."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        tensors = {
+            f"optimizer.{names[parameter]}.{key}": value
+            for parameter, memory in self.optimizer.state.items()
+            for key, value in memory.items()
+        }
+        return tensors | {f"state.{key}": value for key, value in flatten_state(self._state).items()}
+
+    def restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from where another trainer of the same model was when it gave its `progress` and `tensors`."""
+        self.progress = Progress(**progress)
+        index = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
+        memory: dict[int, dict[str, Tensor]] = {}
+        state = {}
+        for key, value in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "state":
+                state[rest] = value.to(self.device)
+            else:
+                name, _, entry = rest.rpartition(".")
+                memory.setdefault(index[name], {})[entry] = value.clone()
+        self._state = unflatten_state(state)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": memory})
+
+    # -------------------------------------------------------------------------------------------------- one step
+
+    def _start(self) -> None:
+        progress = self.progress
+        if progress.precision is None:
+            progress.precision = select_precision(self._device_config, self.device, self._try_precision)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=progress.precision == "fp16")
+        if progress.loss_scale is not None:
+            self._scaler.load_state_dict(progress.loss_scale)
+        self._stop = False
+        self._started = time.perf_counter() - progress.seconds
+        self._evaluated_at = self._saved_at = progress.step
+        self._clear_means()
+
+    def _done(self) -> bool:
+        return self._stop or self.share_used() >= 1
+
+    def _update(self, window: Window) -> None:
+        begin = time.perf_counter()
+        config, progress = self.config, self.progress
+        seed_step(self.device, self._device_config.seed, progress.step)
+        self.model.train()
+        loss, self._state = self._loss(window.inputs, window.targets, progress.precision)
+        # every token weighs the same, so a window cut short at an epoch's border pulls less
+        weight = window.inputs.numel() / (self.dataset.batch_size * config.seq_length)
+        self._scaler.scale(loss * weight).backward()
+        self._scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self._rate = config.learning_rate * scheduled(self.share_used(), config.warmup_frac, config.hold_frac)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad()
+
+        progress.step += 1
+        progress.position = window.end
+        progress.seconds = time.perf_counter() - self._started
+        self._loss_sum += loss.detach() * window.inputs.numel()
+        # a scaled gradient that overflows is the scaler's business: it skips that step and lowers the scale
+        self._norm_sum += grad_norm.nan_to_num(0, 0, 0) if self._scaler.is_enabled() else grad_norm
+        self._tokens += window.inputs.numel()
+        self._steps += 1
+        self._busy += time.perf_counter() - begin
+
+    def _loss(self, inputs: Tensor, targets: Tensor, precision: str) -> tuple[Tensor, State]:
+        """Mean nats per token of a window `(B, T)`, and the state to carry on."""
+        with autocast(self.device, precision):
+            logits, state = self.model(inputs.to(self.device), self._state)  # (B, T, V)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.to(self.device).flatten())
+        return loss, detach_state(state)
+
+    def _try_precision(self, precision: str) -> None:
+        """The costly part of a step on made-up tokens, to be timed; leaves nothing behind."""
+        tokens = torch.zeros(self.dataset.batch_size, self.config.seq_length, dtype=torch.int64)
+        loss, _ = self._loss(tokens, tokens, precision)
+        loss.backward()
+        self.optimizer.zero_grad()
+
+    # --------------------------------------------------------------------------------------------- what it tells
+
+    def _report(self) -> Iterator[Event]:
+        step, config = self.progress.step, self.config
+        yield Stepped(step, self.epoch, self.progress.seconds, self.share_used())
+        if step % self.log_interval == 0 or self._done():
+            yield self._log()
+        if step % config.eval_interval == 0:
+            yield from self._evaluate()
+        if step % config.save_interval == 0:
+            yield self._save_due()
+
+    def _finish(self) -> Iterator[Event]:
+        if not self._stop:
+            yield from self._evaluate()
+        if self._saved_at < self.progress.step:
+            yield self._save_due()
+        progress = self.progress
+        yield Finished(progress.step, self.epoch, progress.seconds, progress.best_loss, stopped=self._stop)
+
+    def _clear_means(self) -> None:
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._norm_sum = torch.zeros((), device=self.device)
+        self._tokens, self._steps, self._busy = 0, 0, 0.0
+
+    def _log(self) -> Logged:
+        self._check_finite()
+        event = Logged(
+            self.progress.step,
+            self.epoch,
+            self.progress.seconds,
+            loss=self._loss_sum.item() / self._tokens,
+            grad_norm=self._norm_sum.item() / self._steps,
+            learning_rate=self._rate,
+            tokens_per_second=self._tokens / self._busy,
+        )
+        self._clear_means()
+        return event
+
+    def _evaluate(self) -> Iterator[Evaluated]:
+        progress = self.progress
+        if len(self._val) < 2 or self._evaluated_at == progress.step:
+            return
+        self._check_finite()
+        loss = evaluate(self.model, self._val)
+        best = progress.best_loss is None or loss < progress.best_loss
+        if best:
+            progress.best_loss = loss
+        progress.seconds = time.perf_counter() - self._started
+        self._evaluated_at = progress.step
+        yield Evaluated(progress.step, self.epoch, progress.seconds, loss, best)
+
+    def _save_due(self) -> SaveDue:
+        self._check_finite()
+        self._saved_at = self.progress.step
+        self.progress.loss_scale = self._scaler.state_dict() or None
+        return SaveDue(self.progress.step, self.epoch, self.progress.seconds)
+
+    def _check_finite(self) -> None:
+        """Asked when something is told, not at every step: to read a number is to wait for the GPU."""
+        for what, total in (("loss", self._loss_sum.item()), ("gradient", self._norm_sum.item())):
+            if not math.isfinite(total):
+                raise DivergedError(
+                    f"expected a finite {what}, got {total} by step {self.progress.step}: the run has diverged; lower "
+                    f"learning_rate (now {self.config.learning_rate:g}) or grad_clip (now {self.config.grad_clip:g})"
+                )
+
+
+def scheduled(share: float, warmup_frac: float, hold_frac: float) -> float:
+    """Learning rate as a share of its peak, when `share` of the budget is used up.
+
+    It climbs linearly from a tenth to the peak, stays there, and falls to 0 as half a cosine (Loshchilov & Hutter, 2017,
+    arXiv:1608.03983).
+    """
+    if share < warmup_frac:
+        return 0.1 + 0.9 * share / warmup_frac
+    fall_begins = warmup_frac + hold_frac
+    if share <= fall_begins:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (share - fall_begins) / (1 - fall_begins)))
+
+
+# -------------------------------------------------------------------------------------------------------- evaluation
+
+
+@torch.no_grad()
+def evaluate(model: CharModel, tokens: Tokens, streams: int | None = None, warmup: int = 256) -> float:
+    """Mean loss in nats per token over all of `tokens`, dropout off, in fp32, state carried.
+
+    The split is read as contiguous streams side by side. Each but the first starts with the state left by the `warmup`
+    tokens before it, so that the result is, to about 1e-3, that of one pass from beginning to end. How many streams there
+    are depends on the split alone: training settings do not change the number.
+
+    Args:
+        model: on any device; its mode is restored whatever happens.
+        tokens: ids `(N,)`, N at least 2.
+        streams: read that many side by side; None is one for each 2048 tokens, at most 64.
+        warmup: tokens read before a stream to prime its state.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    if len(tokens) < 2:
+        raise ValueError(f"expected at least 2 tokens to evaluate on, got {len(tokens)}; use a longer text or split")
+    streams = streams or min(64, max(1, len(tokens) // 2048))
+    length = math.ceil((len(tokens) - 1) / streams)
+    inputs = _as_rows(tokens[:-1], streams, length, padding=0)  # (S, length)
+    targets = _as_rows(tokens[1:], streams, length, padding=-100)  # cross_entropy ignores -100
+    device = next(model.parameters()).device
+    chunk = max(1, min(256, 2**24 // (streams * model.vocab_size)))  # bounds the logits to 64 MiB
+    was_training = model.training
+    model.eval()
+    try:
+        state = None
+        if streams > 1:
+            _, state = model(inputs[:-1, -warmup:].to(device))  # the end of each row comes before the row below
+            state = map_state(lambda tensor: F.pad(tensor, (0, 0, 1, 0)), state)  # the first row starts from zeros
+        total = 0.0
+        for start in range(0, length, chunk):
+            window = slice(start, start + chunk)
+            logits, state = model(inputs[:, window].to(device), state)  # (S, chunk, V)
+            goal = targets[:, window].to(device).flatten()
+            total += F.cross_entropy(logits.float().flatten(0, 1), goal, reduction="sum").item()
+        return total / (len(tokens) - 1)
+    finally:
+        model.train(was_training)
+
+
+def _as_rows(tokens: Tokens, rows: int, length: int, padding: int) -> Tensor:
+    padded = np.full(rows * length, padding, dtype=np.int64)
+    padded[: len(tokens)] = tokens
+    return torch.from_numpy(padded.reshape(rows, length))
