@@ -1,8 +1,8 @@
 """The public verbs: twenty lines of a script reach every stage.
 
-    generator = charrnn.train("shakespeare", max_seconds=60)
-    print(generator.generate("ROMEO:", length=200, seed=1))
-    charrnn.save_model(generator, "my-model")
+generator = charrnn.train("shakespeare", max_seconds=60)
+print(generator.generate("ROMEO:", length=200, seed=1))
+charrnn.save_model(generator, "my-model")
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from charrnn.checkpoint import (
     Checkpoint,
     CheckpointError,
     find_checkpoint,
+    holds_run,
     load_checkpoint,
     load_tensors,
     save_checkpoint,
@@ -308,13 +309,11 @@ def new_run_directory(config: RunConfig) -> Path:
 def _refuse_taken(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory}: expected a directory for the run, got a file; choose another with --out")
-    for name in ("best", "last"):
-        with contextlib.suppress(CheckpointError):
-            find_checkpoint(directory / name)
-            raise FileExistsError(
-                f"{directory}: expected a new directory, got one that holds a run; go on with it by "
-                f"--resume {directory}, or choose another with --out"
-            )
+    if holds_run(directory):
+        raise CheckpointError(
+            f"{directory}: expected a new directory, got one that holds a run; go on with it by --resume {directory}, "
+            "or choose another with --out"
+        )
 
 
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:

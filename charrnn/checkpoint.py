@@ -121,11 +121,20 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
     path = Path(path)
     names = ("best", "last") if prefer == "best" else ("last", "best")
     for candidate in (path, *(path / name for name in names)):
-        for place in (candidate, _old(candidate)):  # the old one is there alone if a crash came between two renames
-            if (place / "config.json").is_file():
-                return place
+        if (found := _complete(candidate)) is not None:
+            return found
     what = "an empty or unfinished run" if path.is_dir() else "nothing there"
     raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got {what}")
+
+
+def holds_run(path: str | Path) -> bool:
+    """Whether `path` is a checkpoint or the directory of a run."""
+    return any(_complete(candidate) for candidate in (Path(path), Path(path) / "best", Path(path) / "last"))
+
+
+def _complete(path: Path) -> Path | None:
+    """`path` if a checkpoint is there, else the old one that a crash between two renames left beside it, else None."""
+    return next((place for place in (path, _old(path)) if (place / "config.json").is_file()), None)
 
 
 def load_weights(model: CharModel, path: Path) -> None:
@@ -163,7 +172,7 @@ def _old(path: Path) -> Path:
 
 
 def _replace(path: Path, new: Path) -> None:
-    """Put directory `new` in the place of `path`. No system can swap full directories portably, hence the step between."""
+    """Put directory `new` in the place of `path`: in two renames, for full directories cannot be swapped portably."""
     if path.exists():
         shutil.rmtree(_old(path), ignore_errors=True)
         path.rename(_old(path))

@@ -1,6 +1,7 @@
 """`charrnn`: thin commands over the library. Flags and their help come from the config models; errors are one line."""
 
 import argparse
+import difflib
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from rich.text import Text
 import charrnn
 from charrnn.api import Run, evaluate, get_model_info, new_run_directory
 from charrnn.checkpoint import load_checkpoint
-from charrnn.config import ConfigError, RunConfig, config_fields, dump_config, load_config
+from charrnn.config import BUDGETS, ConfigError, RunConfig, config_fields, dump_config, load_config
 from charrnn.corpus import catalogue, commonest, entropy, load_corpus
 from charrnn.device import describe_devices, select_device
 from charrnn.models import count_parameters
@@ -32,11 +33,12 @@ MISUSE, FAILURE, INTERRUPTED = 2, 1, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 is success, 1 a failure, 2 a misuse, 130 Ctrl-C."""
-    warnings.showwarning = lambda message, *_: print(f"charrnn: warning: {message}", file=sys.stderr)
     sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a character is no reason to stop
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
-        code = arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: _say(f"charrnn: warning: {message}")
+            code = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
@@ -104,15 +106,14 @@ def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
 
 
 def _about(run: Run) -> dict[str, Any]:
-    dataset, config = run.trainer.dataset, run.config
-    model = run.generator.model
-    splits = run.corpus.split(config.data.train_frac, config.data.val_frac)
-    budgets = {name: getattr(config.training, name) for name in ("max_epochs", "max_steps", "max_seconds")}
+    corpus, dataset, config = run.corpus, run.trainer.dataset, run.config
+    splits = corpus.split(config.data.train_frac, config.data.val_frac)
+    budgets = {name: getattr(config.training, name) for name in BUDGETS}
     return {
-        "text": f"{run.corpus.name}: {len(run.corpus.tokens):,} characters, {run.corpus.tokenizer.vocab_size} different",
+        "text": f"{corpus.name}: {len(corpus.tokens):,} characters, {corpus.tokenizer.vocab_size} different",
         "splits": ", ".join(f"{name} {len(tokens):,}" for name, tokens in splits._asdict().items()),
         "model": f"{config.model.num_layers}x{config.model.hidden_size} {config.model.type}, "
-        f"{count_parameters(model):,} parameters",
+        f"{count_parameters(run.generator.model):,} parameters",
         "step": f"{dataset.batch_size} streams of {dataset.seq_length}, {len(dataset.borders(0)):,} steps an epoch",
         "budget": ", ".join(f"{name} {value:g}" for name, value in budgets.items() if value is not None),
         "device": f"{run.trainer.device}, precision {run.trainer.progress.precision or config.device.precision}",
@@ -238,7 +239,9 @@ def _number(value: float | None, unit: str) -> str:
 def data(arguments: argparse.Namespace) -> int:
     """List the corpora, or describe a text."""
     if arguments.name is None:
-        rows = [{"name": name, **{k: entry[k] for k in ("description", "license")}} for name, entry in catalogue().items()]
+        rows = [
+            {"name": name, **{k: entry[k] for k in ("description", "license")}} for name, entry in catalogue().items()
+        ]
         _show_rows("corpora", rows)
         return 0
     config = RunConfig().override(_settings(arguments) | {"data": arguments.name}).data
@@ -253,8 +256,10 @@ def data(arguments: argparse.Namespace) -> int:
     if arguments.stats:
         rows["entropy"] = f"{entropy(corpus.tokens):.4f} bits per character, each taken alone"
         total = len(corpus.tokens)
-        rows |= {f"common {rank}": f"{text!r}  {count:,}  ({count / total:.1%})"
-                 for rank, (text, count) in enumerate(commonest(corpus), 1)}
+        rows |= {
+            f"common {rank}": f"{text!r}  {count:,}  ({count / total:.1%})"
+            for rank, (text, count) in enumerate(commonest(corpus), 1)
+        }
     _show(corpus.name, rows)
     return 0
 
@@ -296,7 +301,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_checkpoint(command)
     _add_settings(command, "generation")
     command.add_argument("--argmax", action="store_true", help="always the likeliest character: temperature 0")
-    command.add_argument("--seed", type=_whole(0), help="the same seed gives the same text (default: another each time)")
+    command.add_argument(
+        "--seed", type=_whole(0), help="the same seed gives the same text (default: another each time)"
+    )
     command.add_argument("--num", type=_whole(1), default=1, help="number of texts (default: 1)")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the text to FILE")
     command.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
@@ -311,12 +318,24 @@ def _parser() -> argparse.ArgumentParser:
     _add_checkpoint(_command(commands, "inspect", inspect))
 
     command = _command(commands, "data", data)
-    command.add_argument("name", nargs="?", metavar="NAME|PATH", help="a corpus, a file, a folder, or - (default: a list)")
+    command.add_argument(
+        "name", nargs="?", metavar="NAME|PATH", help="a corpus, a file, a folder, or - (default: a list)"
+    )
     command.add_argument("--stats", action="store_true", help="entropy and the commonest characters, too")
     _add_settings(command, "data", without=("data",))
 
     _command(commands, "devices", devices)
     return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [f"--{name.replace('_', '-')}" for _, _, name, _ in config_fields()]
+        near = difflib.get_close_matches(unknown[0], flags, n=1)
+        parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+    return arguments
 
 
 def _command(commands: Any, name: str, run: Any) -> argparse.ArgumentParser:
@@ -333,7 +352,7 @@ def _add_settings(
     command: argparse.ArgumentParser, *sections: str, default: str = "", without: tuple[str, ...] = ()
 ) -> None:
     """A flag for every field of the config's sections; those not given stay out of the namespace."""
-    for section, key, name, field in config_fields(*sections):
+    for _section, key, name, field in config_fields(*sections):
         if name in without:
             continue
         value = "none" if field.default is None else repr(field.default) if field.default == "" else field.default
@@ -348,7 +367,9 @@ def _add_settings(
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    given = {key.removeprefix("setting:"): value for key, value in vars(arguments).items() if key.startswith("setting:")}
+    given = {
+        key.removeprefix("setting:"): value for key, value in vars(arguments).items() if key.startswith("setting:")
+    }
     return {name: None if value == "none" and name != "prompt" else value for name, value in given.items()}
 
 

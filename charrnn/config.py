@@ -1,7 +1,7 @@
 """What a run is: typed, frozen, validated; YAML in and out.
 
-A `RunConfig` has six sections. Each field says once what it is, what it may be and what it starts as; the command line's
-flags and help, the errors and `config/default.yaml` all follow from here.
+A `RunConfig` has six sections. Each field says once what it is, what it may be and what it starts as; the command
+line's flags and help, the errors and `config/default.yaml` all follow from here.
 """
 
 import difflib
@@ -26,7 +26,9 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """The network: how many units of which kind."""
 
-    type: Literal["lstm", "gru", "rnn"] = Field("lstm", description="kind of cell", json_schema_extra={"flag": "model-type"})
+    type: Literal["lstm", "gru", "rnn"] = Field(
+        "lstm", description="kind of cell", json_schema_extra={"flag": "model-type"}
+    )
     hidden_size: int = Field(128, ge=1, description="units in each layer")
     num_layers: int = Field(2, ge=1, description="layers, one above the other")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped between layers while training")
@@ -45,7 +47,9 @@ class TrainingConfig(_Section):
     weight_decay: float = Field(1e-5, ge=0, description="AdamW's decoupled weight decay")
     grad_clip: float = Field(5.0, gt=0, description="largest norm of the whole gradient; longer ones are scaled down")
     warmup_frac: float = Field(0.02, ge=0, le=1, description="share of the budget in which the learning rate climbs")
-    hold_frac: float = Field(0.0, ge=0, le=1, description="share of the budget at the peak before the cosine falls to 0")
+    hold_frac: float = Field(
+        0.0, ge=0, le=1, description="share of the budget at the peak before the cosine falls to 0"
+    )
     max_epochs: float | None = Field(50, gt=0, description="budget: passes over the training text")
     max_steps: int | None = Field(None, ge=1, description="budget: updates")
     max_seconds: float | None = Field(None, gt=0, description="budget: seconds of training, evaluations included")
@@ -64,7 +68,9 @@ class TrainingConfig(_Section):
         if all(getattr(self, budget) is None for budget in BUDGETS):
             raise ValueError(f"expected a budget, got none: set one of {', '.join(BUDGETS)}")
         if self.warmup_frac + self.hold_frac > 1:
-            raise ValueError(f"expected warmup_frac + hold_frac of at most 1, got {self.warmup_frac + self.hold_frac:g}")
+            raise ValueError(
+                f"expected warmup_frac + hold_frac of at most 1, got {self.warmup_frac + self.hold_frac:g}"
+            )
         return self
 
 
@@ -93,9 +99,13 @@ class DataConfig(_Section):
 class GenerationConfig(_Section):
     """How text is sampled."""
 
-    temperature: float = Field(1.0, ge=0, description="divides the logits: below 1 safer, above 1 wilder, 0 the likeliest")
+    temperature: float = Field(
+        1.0, ge=0, description="divides the logits: below 1 safer, above 1 wilder, 0 the likeliest"
+    )
     top_k: int | None = Field(None, ge=1, description="sample among the k likeliest tokens only")
-    top_p: float | None = Field(0.9, gt=0, le=1, description="sample among the likeliest tokens that hold this probability")
+    top_p: float | None = Field(
+        0.9, gt=0, le=1, description="sample among the likeliest tokens that hold this probability"
+    )
     length: int = Field(1000, ge=0, description="characters to generate")
     prompt: str = Field("", description="text to go on from")
 
@@ -138,7 +148,7 @@ class RunConfig(_Section):
     device: DeviceConfig = DeviceConfig()
 
     def override(self, values: Mapping[str, Any]) -> Self:
-        """A copy with the fields in `values`, named as the command line names them (`hidden_size`, `model_type`, `data`).
+        """A copy with the fields in `values`, named as on the command line (`hidden_size`, `model_type`, `data`).
 
         A budget given here replaces the budgets that were there.
 

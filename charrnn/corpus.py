@@ -1,8 +1,8 @@
 """Named corpora and your own files -> token ids -> splits -> streams -> (B, T) windows.
 
-The streams are those of truncated backpropagation through time (Williams & Peng, 1990; Mikolov et al., 2010): the text is
-cut into B contiguous pieces that are read side by side, T tokens at a time, so that a state carried from one window to the
-next belongs to the text that went before.
+The streams are those of truncated backpropagation through time (Williams & Peng, 1990; Mikolov et al., 2010): the text
+is cut into B contiguous pieces that are read side by side, T tokens at a time, so that a state carried from one window
+to the next belongs to the text that went before.
 """
 
 import hashlib
@@ -134,7 +134,9 @@ def read_text(name: str, data_dir: Path | None = None) -> str:
             raise CorpusError(f"{name}: expected .txt files in this folder, got none")
         return "\n".join(_decode(part.read_bytes(), str(part)) for part in parts)
     if not path.exists():
-        raise CorpusError(f"expected a path or one of the corpora {', '.join(corpus_names())}, got {name!r}: no such file")
+        raise CorpusError(
+            f"expected a path or one of the corpora {', '.join(corpus_names())}, got {name!r}: no such file"
+        )
     return _decode(path.read_bytes(), name)
 
 
@@ -318,7 +320,9 @@ class CharDataset:
 
     def __init__(self, tokens: Tokens, batch_size: int, seq_length: int, seed: int = 0, name: str = "this split"):
         if len(tokens) < 2:
-            raise CorpusError(f"{name}: expected at least 2 tokens, got {len(tokens)}; use a longer text or a larger share")
+            raise CorpusError(
+                f"{name}: expected at least 2 tokens, got {len(tokens)}; use a longer text or a larger share"
+            )
         pairs = len(tokens) - 1  # each token but the last has one that follows
         self.batch_size = min(batch_size, max(1, pairs // seq_length))
         if self.batch_size < batch_size:

@@ -6,9 +6,9 @@
     T  tokens in a window                 H  hidden_size
     V  vocab_size
 
-The network is the one of Karpathy's char-rnn (2015, "The Unreasonable Effectiveness of Recurrent Neural Networks") after
-Graves (2013, arXiv:1308.0850): embed each token, run it through stacked recurrent layers, read the next token's logits
-off the top.
+The network is the one of Karpathy's char-rnn (2015, "The Unreasonable Effectiveness of Recurrent Neural Networks")
+after Graves (2013, arXiv:1308.0850): embed each token, run it through stacked recurrent layers, read the next token's
+logits off the top.
 """
 
 from collections.abc import Callable, Mapping
@@ -113,7 +113,7 @@ class CharRNN(CharModel):
 
 
 class CharGRU(CharModel):
-    """Gated recurrent unit of Cho et al. (2014, arXiv:1406.1078), with the reset gate after the product, as in cuDNN."""
+    """Gated recurrent unit of Cho et al. (2014, arXiv:1406.1078), with reset after the product, as in cuDNN."""
 
     kind = "gru"
     layer = nn.GRU

@@ -1,9 +1,9 @@
 """Logits -> logits transforms, and text out of a model: one, many, streamed.
 
-Temperature, then top-k, then top-p (the nucleus of Holtzman et al., 2020, arXiv:1904.09751) reshape the distribution of
-the next token; a token is then drawn by inverting its cumulative distribution at one uniform number from a CPU
-`torch.Generator`. A text depends on its prompt, its settings and its seed: not on how it is asked for, streamed or whole,
-alone or in a batch.
+Temperature, then top-k, then top-p (the nucleus of Holtzman et al., 2020, arXiv:1904.09751) reshape the distribution
+of the next token; a token is then drawn by inverting its cumulative distribution at one uniform number from a CPU
+`torch.Generator`. A text depends on its prompt, its settings and its seed: not on how it is asked for, streamed or
+whole, alone or in a batch.
 """
 
 import math
@@ -22,7 +22,7 @@ Transform = Callable[[Tensor], Tensor]
 
 
 def temperature(value: float) -> Transform:
-    """logits / value. Below 1 sharpens, above 1 flattens; 0 leaves only the likeliest token, the first of equals.
+    """Logits / value. Below 1 sharpens, above 1 flattens; 0 leaves only the likeliest token, the first of equals.
 
     Raises:
         ValueError: negative, NaN or infinite.
@@ -153,7 +153,9 @@ class TextGenerator:
     ) -> Iterator[str]:
         """The text of `generate`, piece by piece as it comes, the prompt first."""
         # wrong settings are reported here and now, not when the first piece is asked for
-        tokens = self._tokens([prompt], length, build_transforms(temperature=temperature, top_k=top_k, top_p=top_p), seed)
+        tokens = self._tokens(
+            [prompt], length, build_transforms(temperature=temperature, top_k=top_k, top_p=top_p), seed
+        )
         return self._pieces(prompt, tokens)
 
     def generate_batch(
@@ -166,7 +168,9 @@ class TextGenerator:
         seed: int | None = None,
     ) -> list[str]:
         """One text for each prompt, side by side: text i is `generate(prompts[i], …, seed=seed + i)`."""
-        steps = list(self._tokens(prompts, length, build_transforms(temperature=temperature, top_k=top_k, top_p=top_p), seed))
+        steps = list(
+            self._tokens(prompts, length, build_transforms(temperature=temperature, top_k=top_k, top_p=top_p), seed)
+        )
         texts = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
         return [prompt + self.tokenizer.decode(text) for prompt, text in zip(prompts, texts, strict=True)]
 
@@ -193,13 +197,13 @@ class TextGenerator:
         if length == 0:
             return
         logits, state = self._read(prompts)
-        for i in range(length):
-            if i > 0:
-                logits, state = self._step(tokens.unsqueeze(1), state)
+        for step in range(1, length + 1):
             for transform in transforms:
                 logits = transform(logits)
             tokens = sample(logits, uniform.draw())  # (B,)
             yield tokens
+            if step < length:
+                logits, state = self._step(tokens.unsqueeze(1), state)
 
     def _encode(self, prompt: str) -> Tensor:
         if prompt:
@@ -225,13 +229,16 @@ class TextGenerator:
     def _step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits `(B, V)` after the last of `tokens` `(B, T)`, on the CPU; the model's mode is left as it was."""
         was_training = self.model.training
-        device = next(self.model.parameters()).device
+        if was_training:  # to set the mode of every layer is not free, and this runs for each character
+            self.model.eval()
         try:
             with torch.inference_mode():
-                logits, state = self.model.eval()(tokens.to(device), state)
+                device = next(self.model.parameters()).device
+                logits, state = self.model(tokens.to(device), state)
                 return logits[:, -1].float().cpu(), state
         finally:
-            self.model.train(was_training)
+            if was_training:
+                self.model.train()
 
 
 class _Uniform:

@@ -337,19 +337,21 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Asked when something is told, not at every step: to read a number is to wait for the GPU."""
-        for what, total in (("loss", self._loss_sum.item()), ("gradient", self._norm_sum.item())):
-            if not math.isfinite(total):
+        weights = torch.stack([parameter.detach().sum() for parameter in self.model.parameters()]).sum()
+        for what, total in (("loss", self._loss_sum), ("gradient", self._norm_sum), ("weights", weights)):
+            if not math.isfinite(total.item()):
                 raise DivergedError(
-                    f"expected a finite {what}, got {total} by step {self.progress.step}: the run has diverged; lower "
-                    f"learning_rate (now {self.config.learning_rate:g}) or grad_clip (now {self.config.grad_clip:g})"
+                    f"expected finite numbers, got {total.item()} in the {what} by step {self.progress.step}: the run "
+                    f"has diverged; lower learning_rate (now {self.config.learning_rate:g}) or grad_clip "
+                    f"(now {self.config.grad_clip:g}); the last good checkpoint, if one was written, is kept"
                 )
 
 
 def scheduled(share: float, warmup_frac: float, hold_frac: float) -> float:
     """Learning rate as a share of its peak, when `share` of the budget is used up.
 
-    It climbs linearly from a tenth to the peak, stays there, and falls to 0 as half a cosine (Loshchilov & Hutter, 2017,
-    arXiv:1608.03983).
+    It climbs linearly from a tenth to the peak, stays there, and falls to 0 as half a cosine (Loshchilov & Hutter,
+    2017, arXiv:1608.03983).
     """
     if share < warmup_frac:
         return 0.1 + 0.9 * share / warmup_frac
@@ -367,8 +369,8 @@ def evaluate(model: CharModel, tokens: Tokens, streams: int | None = None, warmu
     """Mean loss in nats per token over all of `tokens`, dropout off, in fp32, state carried.
 
     The split is read as contiguous streams side by side. Each but the first starts with the state left by the `warmup`
-    tokens before it, so that the result is, to about 1e-3, that of one pass from beginning to end. How many streams there
-    are depends on the split alone: training settings do not change the number.
+    tokens before it, so that the result is, to about 1e-3, that of one pass from beginning to end. How many streams
+    there are depends on the split alone: training settings do not change the number.
 
     Args:
         model: on any device; its mode is restored whatever happens.

@@ -54,7 +54,9 @@ def new_figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, Any]:
 
 def visible(character: str) -> str:
     """A character as it can be seen on an axis."""
-    return {"\n": "newline", " ": "space"}.get(character, character if character.isprintable() else repr(character)[1:-1])
+    return {"\n": "newline", " ": "space"}.get(
+        character, character if character.isprintable() else repr(character)[1:-1]
+    )
 
 
 def next_character_probabilities(generator: TextGenerator, prompt: str, count: int = 10) -> list[tuple[str, float]]:
@@ -63,7 +65,10 @@ def next_character_probabilities(generator: TextGenerator, prompt: str, count: i
     with torch.inference_mode():
         logits, _ = generator.model(tokens.unsqueeze(0))  # (1, T, V)
     probabilities, order = logits[0, -1].softmax(-1).sort(descending=True)
-    return [(generator.tokenizer.decode([t]), p) for t, p in zip(order[:count].tolist(), probabilities.tolist(), strict=False)]
+    return [
+        (generator.tokenizer.decode([t]), p)
+        for t, p in zip(order[:count].tolist(), probabilities.tolist(), strict=False)
+    ]
 
 
 def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) -> Picture:
@@ -93,8 +98,16 @@ def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str =
     figure, axes = new_figure()
     uniform = math.log(vocab_size)
     axes.axhline(uniform, color=GREY, linestyle=":", linewidth=1.5)
-    axes.annotate(f"knowing nothing: ln {vocab_size} = {uniform:.2f}", (0.99, uniform), (0, -4), ha="right", va="top",
-                  xycoords=("axes fraction", "data"), textcoords="offset points", color=GREY)
+    axes.annotate(
+        f"knowing nothing: ln {vocab_size} = {uniform:.2f}",
+        (0.99, uniform),
+        (0, -4),
+        ha="right",
+        va="top",
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        color=GREY,
+    )
     said = []
     for event, label, style in (("logged", "training", "-"), ("evaluated", "validation", "o--")):
         points = [(record["step"], record["loss"]) for record in records if record["event"] == event]
@@ -102,9 +115,26 @@ def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str =
             color = BLUE if event == "logged" else ORANGE
             axes.plot(*zip(*points, strict=True), style, color=color, markersize=5, label=label)
             said.append(f"{label} loss falls from {points[0][1]:.2f} to {points[-1][1]:.2f}")
-    axes.set(xlabel="step", ylabel="nats per character", title=title, xlim=(0, None), ylim=(1, uniform * 1.05))
+    axes.set(xlabel="step", ylabel="nats per character", title=title, xlim=(0, None), ylim=(0, uniform * 1.05))
     if said:
         axes.legend(frameon=False, loc="center right")
     last = max((record["step"] for record in records), default=0)
-    alt = f"Line chart over {last} steps: {' and '.join(said) or 'nothing learned yet'}; knowing nothing costs {uniform:.2f}."
+    story = " and ".join(said) or "nothing learned yet"
+    alt = f"Line chart over {last} steps: {story}; knowing nothing costs {uniform:.2f}."
+    return Picture(figure, alt)
+
+
+def plot_real_words(temperatures: Sequence[float], shares: Sequence[float]) -> Picture:
+    """Share of a network's words that are words of its corpus, over the temperature it wrote at."""
+    figure, axes = new_figure()
+    axes.plot(temperatures, shares, "o-", color=BLUE)
+    for temperature, share in zip(temperatures, shares, strict=True):
+        axes.annotate(f"{share:.0%}", (temperature, share), (0, 7), textcoords="offset points", ha="center")
+    axes.set(
+        xlabel="temperature", ylabel="share of real words", ylim=(0, 1.12), title="How many of its words are real?"
+    )
+    alt = (
+        f"Line chart: {shares[0]:.0%} of the words are Shakespeare's at temperature {temperatures[0]}, "
+        f"{shares[-1]:.0%} at {temperatures[-1]}."
+    )
     return Picture(figure, alt)

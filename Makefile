@@ -1,0 +1,56 @@
+# `make lab` and `make test` need only Python 3.11+ and make; each builds .venv from requirements.txt the first time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+# the run you trained last, else the model that ships
+CHECKPOINT ?= $(firstword $(patsubst %/,%,$(shell ls -td checkpoints/*/ 2>/dev/null)))
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# what is taken out of a notebook before it is committed: widgets, which mean nothing without their kernel, and timings
+STRIP := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=widget \
+	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
+	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
+
+.PHONY: help lab train sample test unit nbval lint format notebooks clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+lab: $(READY) ## open the course in JupyterLab at notebook 00
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+
+train: $(READY) ## train a model on all of Shakespeare, in less than three minutes
+	$(BIN)/charrnn train config/laptop.yaml
+
+sample: $(READY) ## write text with the model you trained last, else with the one that ships
+	$(BIN)/charrnn sample $(CHECKPOINT)
+
+test: unit nbval ## run every test and every notebook
+
+unit: $(READY) ## run the unit tests alone
+	$(BIN)/pytest
+
+nbval: $(READY) ## run the notebooks alone, each cell's output compared with the committed one
+	CHARRNN_PROFILE=ci $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+
+lint: $(READY) ## check style and format, notebooks too
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY) ## put style and format right
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+notebooks: $(READY) ## execute the notebooks in place, for their outputs to be committed
+	CHARRNN_PROFILE=laptop $(BIN)/jupyter execute --inplace $(NOTEBOOKS)
+	$(BIN)/jupyter nbconvert --to notebook --inplace $(STRIP) $(NOTEBOOKS)
+
+clean: ## remove the environment and all caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/.cache
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "charrnn needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; run: make PYTHON=/path/to/python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $(READY)

@@ -1,0 +1,237 @@
+import json
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+import charrnn
+from charrnn.api import Run
+from charrnn.checkpoint import CheckpointError, load_checkpoint
+from charrnn.config import ConfigError
+from charrnn.monitors import read_metrics
+from charrnn.training import DivergedError, Stepped
+
+from .conftest import TINY
+
+
+def weights(generator):
+    return torch.cat([parameter.detach().flatten() for parameter in generator.model.parameters()])
+
+
+def test_create_model():
+    generator = charrnn.create_model(charrnn.CharTokenizer("abc"), type="gru", hidden_size=5, num_layers=1)
+    assert isinstance(generator.model, charrnn.CharGRU)
+    assert generator.model.vocab_size == 3
+    with pytest.raises(ConfigError, match="unknown model option 'learning_rate'"):
+        charrnn.create_model(charrnn.CharTokenizer("abc"), learning_rate=3)
+
+
+def test_train_save_load_generate(text_file, tmp_path):
+    generator = charrnn.train(text_file, **TINY)
+    charrnn.save_model(generator, tmp_path / "model")
+    loaded = charrnn.load_model(tmp_path / "model")
+    assert loaded.generate("a", 50, seed=1) == generator.generate("a", 50, seed=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model", "words.txt"]
+
+
+def test_train_gives_the_best_of_a_run_that_is_written(text_file, tmp_path):
+    generator = charrnn.train(text_file, out=tmp_path / "run", **TINY | {"max_steps": 60, "learning_rate": 0.3})
+    best, last = (load_checkpoint(tmp_path / "run" / name) for name in ("best", "last"))
+    assert torch.equal(weights(generator), weights(best))
+    assert best.training_state["step"] < last.training_state["step"]
+    result = charrnn.evaluate(generator, text_file)
+    assert result.loss == pytest.approx(best.training_state["val_loss"], rel=1e-6)
+    assert result.bpc == pytest.approx(best.training_state["val_bpc"], rel=1e-6)
+    assert result.perplexity == pytest.approx(math.exp(result.loss))
+
+
+def test_a_config_file_and_overrides(text_file, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {hidden_size: 99}\ntraining: {max_epochs: 9}")
+    generator = charrnn.train(text_file, path, **TINY)
+    assert generator.model.config.hidden_size == TINY["hidden_size"]
+
+
+def test_get_model_info(text_file, tmp_path):
+    charrnn.train(text_file, out=tmp_path / "run", **TINY)
+    info = charrnn.get_model_info(tmp_path / "run")
+    assert info["num_parameters"] == sum(math.prod(shape) for shape in info["parameters"].values())
+    assert info["model"]["hidden_size"] == 8
+    assert info["training"]["corpus"] == str(text_file)
+    assert info["bytes"] > 4 * info["num_parameters"]
+
+
+def test_evaluate_knows_the_splits(text_file):
+    generator = charrnn.create_model(charrnn.load_corpus(str(text_file)).tokenizer)
+    sizes = {
+        split: charrnn.evaluate(generator, text_file, split).characters for split in ("train", "val", "test", "all")
+    }
+    assert sizes == {"train": 2699, "val": 149, "test": 149, "all": 2999}
+    with pytest.raises(ConfigError, match="split: expected one of train, val, test, all, got 'dev'"):
+        charrnn.evaluate(generator, text_file, "dev")
+    with pytest.raises(charrnn.CorpusError, match="at least 2 tokens in the test split, got 0"):
+        charrnn.evaluate(generator, text_file, "test", train_frac=0.9, val_frac=0.1)
+
+
+def test_an_untrained_model_knows_nothing(text_file):
+    generator = charrnn.create_model(charrnn.load_corpus(str(text_file)).tokenizer)
+    assert charrnn.evaluate(generator, text_file).perplexity == pytest.approx(generator.model.vocab_size, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_resumed_run_ends_with_the_same_weights(tiny, tmp_path, kind):
+    config = tiny.override({"max_steps": 30, "model_type": kind})
+    whole = Run.start(config, tmp_path / "whole")
+    whole.fit()
+    run = Run.start(config, tmp_path / "parts")
+    run.fit(lambda event: run.trainer.stop() if isinstance(event, Stepped) and event.step == 13 else None)
+    resumed = Run.resume(tmp_path / "parts")
+    assert resumed.trainer.progress.step == 13
+    resumed.fit()
+    last = [load_checkpoint(tmp_path / name / "last") for name in ("whole", "parts")]
+    assert torch.equal(weights(last[0]), weights(last[1]))
+    bests = [(tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert bests[0] == bests[1]
+    steps = [
+        [r["step"] for r in read_metrics(tmp_path / name) if r["event"] == "evaluated"] for name in ("whole", "parts")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_a_finished_run_is_resumed_to_do_nothing_or_more(tiny, tmp_path):
+    Run.start(tiny, tmp_path / "run").fit()
+    again = Run.resume(tmp_path / "run")
+    again.fit()
+    assert again.trainer.progress.step == 12
+    more = Run.resume(tmp_path / "run", {"max_steps": 15})
+    more.fit()
+    assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 15
+
+
+def test_resuming_with_another_architecture_is_refused(tiny, tmp_path):
+    Run.start(tiny, tmp_path / "run").fit()
+    with pytest.raises(CheckpointError, match="expected its own architecture to go on with, hidden_size 8, got 9"):
+        Run.resume(tmp_path / "run", {"hidden_size": 9})
+    with pytest.raises(CheckpointError, match="type lstm, got gru"):
+        Run.resume(tmp_path / "run", {"model_type": "gru"})
+    Run.resume(tmp_path / "run", {"hidden_size": 8})
+
+
+def test_resuming_on_another_text_is_refused(tiny, tmp_path, text_file):
+    Run.start(tiny, tmp_path / "run").fit()
+    text_file.write_text(text_file.read_text()[::-1])
+    with pytest.raises(CheckpointError, match="expected the text it was trained on, got another one"):
+        Run.resume(tmp_path / "run")
+
+
+def test_resuming_a_checkpoint_that_cannot_go_on(tiny, tmp_path):
+    Run.start(tiny, tmp_path / "run").fit()
+    with pytest.raises(CheckpointError, match="without optimizer.safetensors; start a new run from its weights"):
+        Run.resume(tmp_path / "run" / "best")
+    with pytest.raises(CheckpointError, match="nothing there"):
+        Run.resume(tmp_path / "nowhere")
+
+
+def test_a_damaged_memory_is_named(tiny, tmp_path):
+    Run.start(tiny, tmp_path / "run").fit()
+    path = tmp_path / "run" / "last" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"optimizer.safetensors: expected a whole safetensors file"):
+        Run.resume(tmp_path / "run")
+
+
+def test_a_run_is_never_written_over(tiny, tmp_path):
+    Run.start(tiny, tmp_path / "run").fit()
+    before = (tmp_path / "run" / "last" / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="holds a run; go on with it by --resume"):
+        Run.start(tiny, tmp_path / "run")
+    assert (tmp_path / "run" / "last" / "model.safetensors").read_bytes() == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="got a file"):
+        Run.start(tiny, tmp_path / "file")
+
+
+def test_starting_from_other_weights(tiny, tmp_path):
+    first = Run.start(tiny, tmp_path / "first").fit()
+    config = tiny.override({"hidden_size": 99, "max_steps": 1, "learning_rate": 1e-9})
+    second = Run.start(config, tmp_path / "second", init_from=tmp_path / "first")
+    assert second.config.model == first.model.config
+    assert second.trainer.progress.step == 0
+    torch.testing.assert_close(weights(second.fit()), weights(first), rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_ctrl_c_saves_at_the_end_of_the_step(tiny, tmp_path):
+    run = Run.start(tiny.override({"max_steps": 10_000}), tmp_path / "run")
+
+    def interrupt(event):
+        if isinstance(event, Stepped) and event.step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    run.fit(interrupt)
+    assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 7
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_interrupts_at_once(tiny, tmp_path):
+    run = Run.start(tiny, tmp_path / "run")
+
+    def interrupt(event):
+        if isinstance(event, Stepped) and event.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run.fit(interrupt)
+
+
+def test_training_works_outside_the_main_thread(text_file):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(charrnn.train(text_file, **TINY)))
+    thread.start()
+    thread.join()
+    assert done
+
+
+def test_a_crash_saves_nothing(tiny, tmp_path):
+    run = Run.start(tiny.override({"save_interval": 1000}), tmp_path / "run")
+
+    def crash(event):
+        if isinstance(event, Stepped) and event.step == 3:
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run.fit(crash)
+    assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 0
+
+
+def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tiny, tmp_path):
+    run = Run.start(tiny.override({"learning_rate": 1e38, "max_steps": 50, "warmup_frac": 0.5}), tmp_path / "run")
+    with pytest.raises(DivergedError):
+        run.fit()
+    last = load_checkpoint(tmp_path / "run" / "last")
+    assert weights(last).isfinite().all()
+    assert json.loads((last.path / "training_state.json").read_text())["step"] % 4 == 0
+
+
+def test_no_validation_split_is_said(tiny, tmp_path, text_file):
+    with pytest.warns(UserWarning, match="its validation split has 1 characters, so nothing is evaluated"):
+        Run.start(tiny.override({"train_frac": 0.999, "val_frac": 0.0005}))
+
+
+def test_a_text_too_short_names_file_size_and_need(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("x")
+    with pytest.raises(
+        charrnn.CorpusError, match=r"one.txt \(1 characters\): the training split: expected at least 2 tokens, got 0"
+    ):
+        charrnn.train(path, max_steps=1)

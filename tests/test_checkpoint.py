@@ -1,0 +1,176 @@
+import itertools
+import json
+import os
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+import charrnn.checkpoint
+from charrnn.checkpoint import CheckpointError, find_checkpoint, holds_run, load_checkpoint, save_checkpoint
+from charrnn.config import RunConfig
+from charrnn.models import CharGRU, CharLSTM
+from charrnn.tokenizer import CharTokenizer
+
+TOKENIZER = CharTokenizer("\nabcé😀")
+FILES = {"model.safetensors", "config.json", "tokenizer.json", "training_state.json"}
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    return CharLSTM(6, 4, 2, dropout=0.25, embedding_dim=3)
+
+
+def save(path, model=None, **options):
+    save_checkpoint(path, model or make_model(), TOKENIZER, RunConfig(), {"step": 3, "val_loss": 1.5}, **options)
+    return path
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_round_trip(tmp_path):
+    save(tmp_path / "deep" / "model")
+    loaded = load_checkpoint(tmp_path / "deep" / "model")
+    assert same(loaded.model, make_model())
+    assert loaded.tokenizer == TOKENIZER
+    assert loaded.config.model == make_model().config
+    assert loaded.training_state == {"step": 3, "val_loss": 1.5}
+    assert not loaded.model.training
+
+
+def test_it_is_a_directory_of_safetensors_and_json_alone(tmp_path):
+    save(tmp_path / "m")
+    assert {path.name for path in (tmp_path / "m").iterdir()} == FILES
+    save(tmp_path / "m", tensors={"optimizer.x": torch.ones(2)})
+    assert {path.name for path in (tmp_path / "m").iterdir()} == FILES | {"optimizer.safetensors"}
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]  # nothing is left beside it
+    json.loads((tmp_path / "m" / "config.json").read_text())
+
+
+def test_half_precision_on_disk_is_read_as_fp32(tmp_path):
+    save(tmp_path / "half", dtype=torch.float16)
+    save(tmp_path / "full")
+    loaded = load_checkpoint(tmp_path / "half").model
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded.state_dict(), make_model().state_dict(), rtol=1e-3, atol=1e-4)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full")]
+    assert sizes[0] < 0.8 * sizes[1]
+
+
+def test_a_runs_directory_means_its_best(tmp_path):
+    save(tmp_path / "run" / "last", make_model(1))
+    assert find_checkpoint(tmp_path / "run") == tmp_path / "run" / "last"
+    save(tmp_path / "run" / "best", make_model(2))
+    assert same(load_checkpoint(tmp_path / "run").model, make_model(2))
+    assert find_checkpoint(tmp_path / "run", prefer="last") == tmp_path / "run" / "last"
+    assert holds_run(tmp_path / "run")
+    assert not holds_run(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the crash is played in a forked process")
+def test_a_kill_at_any_touch_of_the_disk_leaves_the_old_or_the_new_one(tmp_path):
+    path = save(tmp_path / "m", make_model(1))
+    ended = []
+    for touch in range(1, 100):
+        child = os.fork()
+        if child == 0:
+            touches = itertools.count(1)
+            sys.addaudithook(
+                lambda event, _: event.startswith(("open", "os.")) and next(touches) == touch and os._exit(9)  # noqa: B023
+            )
+            save(path, make_model(2))
+            os._exit(0)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        loaded = load_checkpoint(path).model
+        assert same(loaded, make_model(1)) or same(loaded, make_model(2))
+        if ended[-1] == 0:
+            break
+        if same(loaded, make_model(2)):
+            save(path, make_model(1))  # what the crash left behind is no hindrance
+    assert ended[-1] == 0
+    assert len(ended) > 10
+    assert same(load_checkpoint(path).model, make_model(2))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_crash_between_the_renames_is_mended(tmp_path):
+    path = save(tmp_path / "run" / "last", make_model(1))
+    os.rename(path, path.with_name(".last.old"))
+    assert same(load_checkpoint(tmp_path / "run").model, make_model(1))
+    assert same(load_checkpoint(path).model, make_model(1))
+    assert find_checkpoint(tmp_path / "run", prefer="last").name == ".last.old"
+    save(path, make_model(2))
+    assert same(load_checkpoint(path).model, make_model(2))
+    assert not path.with_name(".last.old").exists()
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = save(tmp_path / "m", make_model(1))
+
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(charrnn.checkpoint, "_write", full)
+        with pytest.raises(OSError, match="No space left"):
+            save(path, make_model(2))
+    assert same(load_checkpoint(path).model, make_model(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+@pytest.mark.parametrize("damage", ["cut", "gone", "noise", "empty"])
+def test_damage_is_named(tmp_path, file, damage):
+    path = save(tmp_path / "m") / file
+    content = path.read_bytes()
+    match damage:
+        case "cut":
+            path.write_bytes(content[: len(content) // 2])
+        case "gone":
+            path.unlink()
+        case "noise":
+            path.write_bytes(b"\x80\xff" * 40)
+        case "empty":
+            path.write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path / "m")
+    assert (file if damage != "gone" or file != "config.json" else str(tmp_path / "m")) in str(caught.value)
+
+
+def test_another_architectures_weights_are_named(tmp_path):
+    save(tmp_path / "m")
+    weights = CharGRU(6, 4, 2, embedding_dim=3).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected layers.0.weight_ih_l0 of shape \(16, 3\), got \(12, 3\)"):
+        load_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "expected format 1, got 99"),
+        ({"config": {"model": {"hidden_size": 0}}}, "model.hidden_size .* got 0"),
+        ({"config": {"model": {"hiden_size": 3}}}, "unknown key 'model.hiden_size'"),
+    ],
+)
+def test_a_config_that_is_wrong_is_named(tmp_path, change, message):
+    path = save(tmp_path / "m") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "m")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(CheckpointError, match="expected a checkpoint or the directory of a run, got nothing there"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="got an empty or unfinished run"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_a_checkpoint_from_a_gpu_opens_on_a_cpu(tmp_path):
+    save(tmp_path / "m", make_model().cuda())
+    assert same(load_checkpoint(tmp_path / "m").model, make_model())

@@ -1,0 +1,378 @@
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from charrnn.checkpoint import load_checkpoint
+from charrnn.cli import main
+from charrnn.config import config_fields
+
+from .conftest import TINY
+
+FLAGS = [part for name, value in TINY.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture
+def run(text_file, tmp_path, capfd):
+    """A trained run's directory."""
+    assert main(["train", "--data", str(text_file), "--out", str(tmp_path / "run"), "--quiet", *FLAGS]) == 0
+    capfd.readouterr()
+    return tmp_path / "run"
+
+
+def fail(capfd, *arguments) -> tuple[int, str]:
+    """Exit code and the one line of error of a command that must fail and say nothing else."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        code = error.code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert "error: " in err
+    return code, err
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+
+
+def test_train_tells_what_it_does_and_shows_a_sample(text_file, tmp_path, capfd):
+    assert main(["train", "--data", str(text_file), "--out", str(tmp_path / "run"), *FLAGS]) == 0
+    out, err = capfd.readouterr()
+    assert "2x8 lstm" in out
+    assert re.search(r"[abcde \n]{400}", out)
+    assert "best validation loss" in err
+    assert "100%" in err
+    assert load_checkpoint(tmp_path / "run").training_state["step"] == 12
+
+
+def test_train_quiet_prints_the_directory_alone(text_file, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--data", str(text_file), "--quiet", *FLAGS]) == 0
+    out, err = capfd.readouterr()
+    assert re.fullmatch(r"checkpoints.words-lstm-\d{8}-\d{6}\n", out)
+    assert err == ""
+    assert load_checkpoint(out.strip()).model.config.hidden_size == 8
+
+
+def test_dry_run_shows_the_settings_and_writes_nothing(text_file, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert main(["train", "--data", str(text_file), "--dry-run", *FLAGS]) == 0
+    out, _ = capfd.readouterr()
+    assert "hidden_size: 8" in out
+    assert "steps an epoch" in out
+    assert set(tmp_path.iterdir()) - set(before) <= {tmp_path / "data"}
+
+
+def test_flags_win_over_the_file(text_file, tmp_path, capfd):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {dropout: 0.5, hidden_size: 9}\nlogging: {tensorboard: true}")
+    flags = ["--dropout", "0", "--no-tensorboard", "--data", str(text_file), "--dry-run"]
+    assert main(["train", str(path), *flags]) == 0
+    out, _ = capfd.readouterr()
+    assert "dropout: 0.0" in out
+    assert "hidden_size: 9" in out
+    assert "tensorboard: false" in out
+
+
+def test_resume(run, capfd):
+    assert main(["train", "--resume", str(run), "--max-steps", "20", "--quiet"]) == 0
+    assert load_checkpoint(run / "last").training_state["step"] == 20
+
+
+def test_init_from(run, text_file, tmp_path):
+    command = ["train", "--init-from", str(run), "--data", str(text_file), "--out", str(tmp_path / "new"), "--quiet"]
+    assert main([*command, "--max-steps", "3"]) == 0
+    assert load_checkpoint(tmp_path / "new" / "last").model.config.hidden_size == 8
+
+
+def test_every_setting_is_a_flag_with_help(capfd):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--help"])
+    assert caught.value.code == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    for _, _, name, field in config_fields():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert field.description.split(";")[0].split()[0] in shown
+
+
+# -------------------------------------------------------------------------------------------------------------- sample
+
+
+def test_sample_prints_the_text_alone_when_quiet(run, capfd):
+    assert main(["sample", str(run), "--quiet", "--prompt", "ab", "--length", "40", "--seed", "1"]) == 0
+    out, err = capfd.readouterr()
+    assert re.fullmatch(r"ab[abcde \n]{40}\n", out)
+    assert err == ""
+
+
+def test_sample_says_its_settings_beside_the_text(run, capfd):
+    assert main(["sample", str(run), "--length", "5", "--seed", "7"]) == 0
+    out, err = capfd.readouterr()
+    assert len(out) == 6
+    assert "seed 7" in err
+    assert "top_p 0.9" in err
+
+
+def test_markup_in_a_text_is_not_interpreted(tmp_path, capfd):
+    path = tmp_path / "markup.txt"
+    path.write_text("[bold]x[/bold] :smile: " * 200)
+    assert main(["train", "--data", str(path), "--out", str(tmp_path / "m"), "--quiet", *FLAGS]) == 0
+    assert main(["sample", str(tmp_path / "m"), "--quiet", "--prompt", "[bold]x[/bold] :smile:", "--length", "0"]) == 0
+    assert capfd.readouterr().out.endswith("\n[bold]x[/bold] :smile:\n")
+
+
+def test_sample_many_to_a_file(run, tmp_path, capfd):
+    flags = ["--num", "3", "--length", "10", "--seed", "4", "--output", str(tmp_path / "out.txt")]
+    assert main(["sample", str(run), *flags]) == 0
+    text = (tmp_path / "out.txt").read_text()
+    assert [line for line in text.splitlines() if line.startswith("-----")] == [
+        f"----- seed {s} -----" for s in (4, 5, 6)
+    ]
+    assert capfd.readouterr().out == ""
+    single = ["sample", str(run), "--quiet", "--length", "10", "--seed", "5"]
+    assert main(single) == 0
+    assert f"----- seed 5 -----\n{capfd.readouterr().out}" in text
+
+
+def test_argmax_and_none(run, capfd):
+    texts = []
+    for flags in (["--argmax"], ["--temperature", "0"], ["--argmax", "--top-p", "none", "--top-k", "none"]):
+        assert main(["sample", str(run), "--quiet", "--length", "20", *flags]) == 0
+        texts.append(capfd.readouterr().out)
+    assert len(set(texts)) == 1
+
+
+def test_interactive_reads_prompts_until_the_end(run, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\nZ\nc\n"))
+    assert main(["sample", str(run), "--interactive", "--length", "5", "--seed", "1"]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("ab")
+    assert "\nc" in out
+    assert "got 'Z' (U+005A) at position 0" in err
+
+
+# ------------------------------------------------------------------------------------------------- eval, inspect, data
+
+
+def test_eval(run, capfd, text_file):
+    assert main(["eval", str(run), "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result["loss"] == pytest.approx(load_checkpoint(run).training_state["val_loss"])
+    assert result["characters"] == 149
+    assert main(["eval", str(run), "--split", "all"]) == 0
+    out, _ = capfd.readouterr()
+    assert "bits per character" in out
+    assert "2,999" in out
+
+
+def test_inspect(run, capfd):
+    assert main(["inspect", str(run)]) == 0
+    out, _ = capfd.readouterr()
+    for expected in ("lstm", "layers.1.weight_hh_l0", "32 x 8", "validation bpc", "bytes", "7 tokens"):
+        assert expected in out
+
+
+def test_data(text_file, capfd):
+    assert main(["data"]) == 0
+    assert "tinyshakespeare" in capfd.readouterr().out
+    assert main(["data", str(text_file), "--stats", "--val-frac", "0.1"]) == 0
+    out, _ = capfd.readouterr()
+    for expected in ("3,000", "7 different characters", "2,700", "300", "' '", "bits per character"):
+        assert expected in out
+
+
+def test_devices(capfd):
+    assert main(["devices"]) == 0
+    assert "cpu" in capfd.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected text, got none: the file is empty"),
+        (b"x", "expected at least 2 tokens, got 0; use a longer text"),
+        (bytes(range(256)), "expected text in UTF-8, got byte 0x80 at offset 128"),
+    ],
+)
+def test_a_file_that_cannot_be_learned_from(tmp_path, capfd, content, message):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    code, err = fail(capfd, "train", "--data", path, "--out", tmp_path / "run")
+    assert code == 1
+    assert message in err
+    assert "bad.txt" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_path(tmp_path, capfd):
+    assert fail(capfd, "train", "--data", tmp_path / "no.txt")[0] == 1
+    code, err = fail(capfd, "train", tmp_path / "no.yaml")
+    assert code == 1
+    assert "no.yaml: No such file or directory" in err
+
+
+def test_an_unknown_key(tmp_path, capfd):
+    path = tmp_path / "run.yaml"
+    path.write_text("training: {bath_size: 3}")
+    code, err = fail(capfd, "train", path)
+    assert code == 2
+    assert "run.yaml: unknown key 'training.bath_size'; did you mean 'batch_size'?" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["train", "--hidden-size", "0"], "--hidden-size): expected a value greater than or equal to 1, got '0'"),
+        (["train", "--hiden-size", "3"], "unrecognized argument --hiden-size; did you mean --hidden-size?"),
+        (["train", "--zzz"], "unrecognized argument --zzz"),
+        (["train", "--max-steps", "x"], "--max-steps): expected a valid integer"),
+        (["train", "--device", "tpu"], "--device): expected auto, cpu"),
+        (["train", "--resume", "a", "--init-from", "b"], "--init-from: not allowed with argument --resume"),
+        (["sample"], "required: CHECKPOINT"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_misuse_is_one_line_that_names_the_flag(capfd, flags, message):
+    code, err = fail(capfd, *flags)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", "aZ"], "--prompt: expected only characters of the vocabulary, got 'Z' (U+005A) at position 1"),
+        (["--temperature", "-1"], "--temperature): expected a value greater than or equal to 0"),
+        (["--temperature", "nan"], "--temperature): expected a finite number"),
+        (["--top-p", "0"], "--top-p): expected a value greater than 0"),
+        (["--top-k", "0"], "--top-k): expected a value greater than or equal to 1"),
+        (["--length", "-1"], "--length): expected a value greater than or equal to 0"),
+        (["--num", "0"], "argument --num: invalid whole number of at least 1 value: '0'"),
+    ],
+)
+def test_wrong_sampling_flags(run, capfd, flags, message):
+    code, err = fail(capfd, "sample", run, "--quiet", *flags)
+    assert code == 2
+    assert message in err
+
+
+def test_a_truncated_checkpoint(run, capfd):
+    path = run / "best" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    code, err = fail(capfd, "sample", run)
+    assert code == 1
+    assert "model.safetensors: expected a whole safetensors file, got a damaged one" in err
+
+
+def test_another_architecture_to_resume(run, capfd):
+    before = (run / "last" / "model.safetensors").read_bytes()
+    code, err = fail(capfd, "train", "--resume", run, "--hidden-size", "16")
+    assert code == 1
+    assert "expected its own architecture to go on with, hidden_size 8, got 16" in err
+    assert (run / "last" / "model.safetensors").read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written(run, text_file, tmp_path, capfd):
+    (tmp_path / "file").write_text("in the way")
+    code, err = fail(capfd, "train", "--data", text_file, "--out", tmp_path / "file" / "run", "--quiet", *FLAGS)
+    assert code == 1
+    assert "file" in err
+    assert "Not a directory" in err
+    code, err = fail(capfd, "sample", run, "--quiet", "--output", tmp_path / "nowhere" / "text")
+    assert code == 1
+    assert "nowhere" in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_keeps_the_last_good_checkpoint(run, capfd, monkeypatch):
+    import charrnn.checkpoint
+
+    before = load_checkpoint(run / "last").training_state["step"]
+
+    def full(path, data):
+        with open("/dev/full", "wb") as file:
+            file.write(data)
+
+    monkeypatch.setattr(charrnn.checkpoint, "_write", full)
+    code, err = fail(capfd, "train", "--resume", run, "--max-steps", "40", "--quiet")
+    assert code == 1
+    assert "No space left on device" in err
+    monkeypatch.undo()
+    assert load_checkpoint(run / "last").training_state["step"] == before
+
+
+# ---------------------------------------------------------------------------------------- in a process of its own
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "charrnn", *map(str, arguments)]
+
+
+def test_a_pipe_that_closes_early_is_no_traceback(run):
+    arguments = command("sample", run, "--quiet", "--length", "100000")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert len(process.stdout.read(100)) == 100
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_ctrl_c_saves_and_says_how_to_go_on(text_file, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", "--data", text_file, "--out", out, *FLAGS, "--max-steps", "1000000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = load_checkpoint(out / "last").training_state["step"]
+    assert f"stopped at step {step:,}; go on with: charrnn train --resume {out}" in err
+    assert "Traceback" not in err
+
+
+def test_kill_9_at_random_moments(text_file, tmp_path):
+    """CHARRNN_KILLS=20 for the long way; a run that is killed and resumed ends with the weights of one that was not."""
+    kills = int(os.environ.get("CHARRNN_KILLS", "2"))
+    flags = [*FLAGS, "--max-steps", str(200 * (kills + 1)), "--data", str(text_file), "--quiet", "--save-interval", "7"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command("train", *flags, "--out", whole), check=True, capture_output=True)
+    start = command("train", *flags, "--out", killed)
+    for kill in range(kills):
+        process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        resumed_at = _last_step(killed)
+        while process.poll() is None and _last_step(killed) <= resumed_at:
+            time.sleep(0.01)
+        time.sleep((kill * 0.37) % 0.5)  # anywhere between two checkpoints, or while one is written
+        process.kill()
+        process.communicate()
+        start = command("train", "--resume", killed, "--quiet")
+    subprocess.run(start, check=True, capture_output=True)
+    weights = [(folder / "last" / "model.safetensors").read_bytes() for folder in (whole, killed)]
+    assert weights[0] == weights[1]
+    best = [(folder / "best" / "model.safetensors").read_bytes() for folder in (whole, killed)]
+    assert best[0] == best[1]
+
+
+def _last_step(folder) -> int:
+    """-1 before the first checkpoint."""
+    try:
+        return json.loads((folder / "last" / "training_state.json").read_text())["step"]
+    except (OSError, ValueError):
+        return -1

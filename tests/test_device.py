@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+import charrnn.device
+from charrnn.config import ConfigError, DeviceConfig
+from charrnn.device import autocast, candidate_precisions, describe_devices, seed_step, select_device, select_precision
+
+CPU = torch.device("cpu")
+
+
+def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert select_device("auto") == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device("auto").type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert select_device("auto").type == "cuda"
+
+
+def test_a_device_that_is_not_here_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"--device\): expected a device of this machine \(.*cpu\), got 'cuda:1'"):
+        select_device("cuda:1")
+
+
+def test_precision_that_is_asked_for_is_not_measured():
+    assert select_precision(DeviceConfig(precision="bf16"), CPU, run_once=None) == "bf16"
+
+
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_auto_precision_on_a_cpu_is_the_one_measured_faster(monkeypatch, faster):
+    monkeypatch.setattr(charrnn.device, "candidate_precisions", lambda device: ["fp32", "bf16"])
+    clock = [0.0]
+    monkeypatch.setattr(charrnn.device.time, "perf_counter", lambda: clock[0])
+
+    def run_once(precision):
+        clock[0] += 1.0 if precision == faster else 2.0
+
+    assert select_precision(DeviceConfig(), CPU, run_once) == faster
+
+
+def test_a_cpu_without_bf16_stays_at_fp32(monkeypatch):
+    monkeypatch.setattr(charrnn.device, "candidate_precisions", lambda device: ["fp32"])
+    assert select_precision(DeviceConfig(), CPU, run_once=None) == "fp32"
+
+
+def test_mps_stays_at_fp32():
+    assert candidate_precisions(torch.device("mps")) == ["fp32"]
+
+
+def test_autocast():
+    a = torch.ones(4, 4)
+    with autocast(CPU, "bf16"):
+        assert (a @ a).dtype == torch.bfloat16
+    with autocast(CPU, "fp32"):
+        assert (a @ a).dtype == torch.float32
+
+
+def test_a_steps_random_numbers_depend_on_seed_and_step_alone():
+    drawn = {}
+    for seed, step in [(1, 1), (1, 2), (2, 1), (1, 1)]:
+        torch.rand(3)
+        seed_step(CPU, seed, step)
+        values = tuple(torch.rand(4).tolist())
+        assert drawn.setdefault((seed, step), values) == values
+    assert len(set(drawn.values())) == 3
+
+
+def test_the_cpu_is_described():
+    assert describe_devices()[-1]["device"] == "cpu"
+    assert "fp32" in describe_devices()[-1]["precisions"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_cuda_has_a_half_precision():
+    assert candidate_precisions(torch.device("cuda"))[-1] in ("bf16", "fp16")

@@ -1,0 +1,92 @@
+"""Who may import whom: the table of the design, read from the code."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import charrnn
+
+PACKAGE = Path(charrnn.__file__).parent
+ANNEXES = {"lab", "serve", "bench"}
+BELOW_API = {
+    "config",
+    "tokenizer",
+    "cells",
+    "device",
+    "corpus",
+    "kernels",
+    "models",
+    "sampling",
+    "training",
+    "checkpoint",
+}
+MAY_IMPORT = {
+    "config": set(),
+    "tokenizer": set(),
+    "cells": set(),
+    "device": {"config"},
+    "corpus": {"config", "tokenizer"},
+    "kernels": {"cells"},
+    "models": {"config", "cells", "kernels"},
+    "sampling": {"tokenizer", "models"},
+    "training": {"config", "device", "corpus", "models"},
+    "checkpoint": {"config", "tokenizer", "models"},
+    "monitors": {"training", "checkpoint", "sampling"},
+    "api": BELOW_API | {"monitors"},
+    **{annex: BELOW_API | {"monitors", "api", annex} for annex in ANNEXES},
+    "cli": BELOW_API | {"monitors", "api", "charrnn"},
+    "__main__": {"cli"},
+    "__init__": BELOW_API | {"monitors", "api"},
+}
+
+
+def imported_rooms(tree: ast.AST) -> set[str]:
+    """The modules of this package that code imports, by the name of their room."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names += [node.module] if node.module != "charrnn" else [f"charrnn.{alias.name}" for alias in node.names]
+    parts = [name.split(".") for name in names]
+    return {part[1] if len(part) > 1 else "charrnn" for part in parts if part[0] == "charrnn"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_the_table_allows(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if room == "cli":  # inside a command it may import anything
+        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+    assert imported_rooms(tree) <= MAY_IMPORT[room]
+
+
+def test_the_reader_of_imports_sees_every_form():
+    code = "import charrnn.lab.figures\nfrom charrnn.config import x\nfrom charrnn import api\nimport charrnn\nimport torch"
+    assert imported_rooms(ast.parse(code)) == {"lab", "config", "api", "charrnn"}
+
+
+def test_the_library_never_prints():
+    speaking = {path for path in modules() if path.relative_to(PACKAGE).parts[0] in {"cli.py", "lab", "bench"}}
+    for path in set(modules()) - speaking:
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert "print" not in [call.id for call in calls if isinstance(call, ast.Name)], path
+
+
+def test_import_charrnn_is_light():
+    code = "import charrnn, sys; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
+    heavy = ["matplotlib", "ipywidgets", "IPython", "tensorboard", "fastapi"]
+    result = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_public_names_exist():
+    assert all(hasattr(charrnn, name) for name in charrnn.__all__)

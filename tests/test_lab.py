@@ -1,0 +1,163 @@
+import math
+
+import ipywidgets
+import pytest
+import torch
+
+from charrnn import lab
+from charrnn.config import ConfigError
+from charrnn.lab.figures import next_character_probabilities, visible
+from charrnn.lab.widgets import SHOWN, text_to_html
+from charrnn.models import CharLSTM
+from charrnn.sampling import TextGenerator
+from charrnn.tokenizer import CharTokenizer
+from charrnn.training import Evaluated, Finished, Logged, Stepped
+
+RECORDS = [
+    {"event": "logged", "step": 10, "loss": 2.5},
+    {"event": "evaluated", "step": 10, "loss": 2.25},
+    {"event": "logged", "step": 20, "loss": 1.5},
+]
+
+
+@pytest.fixture
+def generator():
+    torch.manual_seed(0)
+    return TextGenerator(CharLSTM(12, 8), CharTokenizer("\n abcdefg<&>"))
+
+
+# ------------------------------------------------------------------------------------------------------- setting
+
+
+def test_profiles(monkeypatch):
+    monkeypatch.delenv("CHARRNN_PROFILE", raising=False)
+    assert lab.profile().name == "laptop"
+    monkeypatch.setenv("CHARRNN_PROFILE", "ci")
+    assert lab.profile().train_seconds < 20
+    monkeypatch.setenv("CHARRNN_PROFILE", "moon")
+    with pytest.raises(ConfigError, match="CHARRNN_PROFILE: expected one of ci, laptop, gpu, got 'moon'"):
+        lab.profile()
+
+
+def test_check_machine():
+    assert lab.check_machine().row_count >= 7
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+
+def test_the_bars_are_the_models_probabilities(generator):
+    likeliest = next_character_probabilities(generator, "abc", 12)
+    assert sum(probability for _, probability in likeliest) == pytest.approx(1, abs=1e-5)
+    assert [probability for _, probability in likeliest] == sorted((p for _, p in likeliest), reverse=True)
+    picture = lab.plot_next_character(generator, "abc", 4)
+    bars = picture.figure.axes[0].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx([p for _, p in likeliest[:4]])
+    assert f"{visible(likeliest[0][0])} has probability {likeliest[0][1]:.0%}" in picture.alt
+
+
+def test_the_loss_curve_shows_every_number():
+    picture = lab.plot_losses(RECORDS, vocab_size=12)
+    lines = {line.get_label(): line.get_xydata().tolist() for line in picture.figure.axes[0].lines}
+    assert lines["training"] == [[10, 2.5], [20, 1.5]]
+    assert lines["validation"] == [[10, 2.25]]
+    assert "training loss falls from 2.50 to 1.50" in picture.alt
+    assert f"{math.log(12):.2f}" in picture.alt
+
+
+def test_an_empty_loss_curve_is_a_picture_too():
+    picture = lab.plot_losses([], vocab_size=12)
+    assert picture.png().startswith(b"\x89PNG")
+    assert "nothing learned yet" in picture.alt
+
+
+def test_a_picture_is_shown_with_its_alt_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr("charrnn.lab.figures.display", lambda bundle, **options: shown.append((bundle, options)))
+    picture = lab.plot_losses(RECORDS, vocab_size=12)
+    picture._ipython_display_()
+    (image, options), (caption, _) = shown
+    assert image["image/png"].startswith(b"\x89PNG")
+    assert options["metadata"]["image/png"]["alt"] == picture.alt
+    assert picture.alt in caption["text/markdown"]
+
+
+@pytest.mark.parametrize(
+    ("character", "name"), [("\n", "newline"), (" ", "space"), ("a", "a"), ("\x00", "\\x00"), ("é", "é")]
+)
+def test_characters_can_be_seen(character, name):
+    assert visible(character) == name
+
+
+# ------------------------------------------------------------------------------------------------------- live plot
+
+
+def test_the_live_plot_draws_what_a_run_tells():
+    plot = lab.LivePlot(12, every=0)
+    first = plot._image.value
+    plot(Stepped(10, 0.5, 1.0, 0.5))
+    plot(Logged(10, 0.5, 1.0, loss=2.5, grad_norm=1.0, learning_rate=1.0, tokens_per_second=1.0))
+    plot(Evaluated(10, 0.5, 1.0, loss=2.25, best=True))
+    assert plot._bar.value == 0.5
+    assert plot._image.value != first
+    plot(Finished(20, 1.0, 2.0, best_loss=2.25, stopped=False))
+    assert plot._bar.value == 1
+    assert [(record["event"], record["loss"]) for record in plot.records] == [("logged", 2.5), ("evaluated", 2.25)]
+    assert isinstance(plot.view, ipywidgets.Widget)
+
+
+def test_the_live_plot_does_not_draw_too_often():
+    plot = lab.LivePlot(12, every=1000)
+    first = plot._image.value
+    plot(Logged(10, 0.5, 1.0, loss=2.5, grad_norm=1.0, learning_rate=1.0, tokens_per_second=1.0))
+    assert plot._image.value == first
+    plot(Finished(20, 1.0, 2.0, best_loss=None, stopped=False))
+    assert plot._image.value != first
+
+
+# ------------------------------------------------------------------------------------------------------- panel
+
+
+@pytest.mark.parametrize("temperature", [0, 0.5, 2])
+@pytest.mark.parametrize("top_k", [0, 1, 12])
+@pytest.mark.parametrize("top_p", [0.05, 1])
+@pytest.mark.parametrize("length", [0, 100])
+def test_the_panel_writes_what_the_library_does(generator, temperature, top_k, top_p, length):
+    panel = lab.GenerationPanel(generator)
+    values = {"prompt": "ab", "temperature": temperature, "top_k": top_k, "top_p": top_p, "length": length, "seed": 5}
+    for name, value in values.items():
+        panel.controls[name].value = value
+    panel.button.click()
+    assert panel.text == generator.generate("ab", length, temperature, top_k or None, top_p, seed=5)
+    assert panel.output.value == text_to_html(panel.text)
+
+
+def test_the_panel_shows_markup_as_text(generator):
+    panel = lab.GenerationPanel(generator)
+    panel.controls["prompt"].value = "<b>&"
+    panel.controls["length"].value = 0
+    panel.generate()
+    assert "&lt;b&gt;&amp;" in panel.output.value
+
+
+def test_a_wrong_prompt_is_a_sentence_in_the_panel(generator):
+    panel = lab.GenerationPanel(generator)
+    panel.controls["prompt"].value = "Z"
+    panel.generate()
+    assert 'role="alert"' in panel.output.value
+    assert "got &#x27;Z&#x27; (U+005A) at position 0" in panel.output.value
+    panel.controls["prompt"].value = "a"
+    panel.generate()
+    assert "alert" not in panel.output.value
+
+
+def test_of_a_long_text_the_end_is_shown():
+    assert text_to_html("a" * SHOWN + "b").count("a") < SHOWN + 50
+    assert "…" in text_to_html("a" * (SHOWN + 1))
+    assert "…" not in text_to_html("a" * SHOWN)
+
+
+def test_every_control_has_a_class_and_a_label(generator):
+    for name, control in lab.GenerationPanel(generator).controls.items():
+        assert f"t-{name}" in control._dom_classes
+        assert control.description

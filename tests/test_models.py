@@ -1,0 +1,187 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from charrnn.config import ModelConfig
+from charrnn.models import (
+    MODELS,
+    CharGRU,
+    CharLSTM,
+    CharRNN,
+    build_model,
+    count_parameters,
+    detach_state,
+    flatten_state,
+    map_state,
+    unflatten_state,
+)
+
+KINDS = list(MODELS)
+
+
+def make(kind, **options):
+    options = {"vocab_size": 7, "hidden_size": 5, "num_layers": 2} | options
+    torch.manual_seed(0)
+    return MODELS[kind](**options).double().eval()
+
+
+def test_parameters_of_the_default_network():
+    assert count_parameters(CharLSTM(65, 128, 2)) == 244_546
+
+
+@pytest.mark.parametrize(("model", "gates"), [(CharRNN, 1), (CharGRU, 3), (CharLSTM, 4)])
+def test_parameters_by_formula(model, gates):
+    V, H, E = 11, 6, 4  # noqa: N806
+    layers = gates * (H * E + H * H + 2 * H) + gates * (H * H + H * H + 2 * H)
+    assert count_parameters(model(V, H, 2, embedding_dim=E)) == V * E + layers + H * V + V
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(cuts=st.lists(st.integers(1, 11), max_size=4), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_chunks_with_carried_state_equal_the_whole(kind, cuts, seed):
+    model = make(kind)
+    tokens = torch.randint(7, (3, 12), generator=torch.Generator().manual_seed(seed))
+    whole, last = model(tokens)
+    borders = [0, *sorted(set(cuts)), 12]
+    parts, state = [], None
+    for start, end in itertools.pairwise(borders):
+        logits, state = model(tokens[:, start:end], state)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(flatten_state(state), flatten_state(last), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streams_do_not_see_each_other(kind):
+    model = make(kind)
+    tokens = torch.randint(7, (3, 9))
+    together, _ = model(tokens)
+    for b in range(3):
+        torch.testing.assert_close(model(tokens[b : b + 1])[0], together[b : b + 1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_logit_sees_a_later_token(kind):
+    model = make(kind)
+    tokens = torch.randint(7, (1, 9))
+    other = tokens.clone()
+    other[0, 5] = (tokens[0, 5] + 1) % 7
+    first, second = model(tokens)[0], model(other)[0]
+    assert torch.equal(first[:, :5], second[:, :5])
+    assert not torch.equal(first[:, 5:], second[:, 5:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_has_the_streams_first(kind):
+    _, state = make(kind)(torch.zeros(3, 2, dtype=torch.int64))
+    assert len(state) == 2
+    assert all(tensor.shape == (3, 5) for tensor in flatten_state(state).values())
+
+
+def test_the_embedding_starts_as_one_hot():
+    assert torch.equal(CharLSTM(7, 5).embedding.weight, torch.eye(7))
+    assert CharLSTM(7, 5, embedding_dim=3).embedding.weight.shape == (7, 3)
+
+
+@pytest.mark.parametrize("forget_bias", [1.0, 0.0, 2.5])
+def test_forget_gates_start_at_the_bias_in_total(forget_bias):
+    for layer in CharLSTM(7, 5, 2, forget_bias=forget_bias).layers:
+        total = layer.bias_ih_l0 + layer.bias_hh_l0
+        assert torch.equal(total[5:10], torch.full((5,), forget_bias))
+        assert (total[:5].abs() <= 2 / math.sqrt(5)).all()
+
+
+def test_forget_gates_start_at_one_by_default():
+    layer = CharLSTM(7, 5).layers[0]
+    assert torch.equal((layer.bias_ih_l0 + layer.bias_hh_l0)[5:10], torch.ones(5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_those_of_torch(kind):
+    """Stacked one by one they compute what torch's stack of layers does."""
+    model = make(kind, num_layers=3)
+    stack = MODELS[kind].layer(7, 5, num_layers=3, batch_first=True).double()
+    stack.load_state_dict(
+        {
+            name.replace("l0", f"l{i}"): p
+            for i, layer in enumerate(model.layers)
+            for name, p in layer.state_dict().items()
+        }
+    )
+    tokens = torch.randint(7, (2, 6))
+    expected = model.head(stack(model.embedding(tokens))[0])
+    torch.testing.assert_close(model(tokens)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_dropout_works_between_layers_while_training_only():
+    tokens = torch.randint(7, (2, 6))
+    model = make("lstm", dropout=0.5)
+    assert torch.equal(model(tokens)[0], model(tokens)[0])
+    model.train()
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+    one_layer = make("lstm", dropout=0.5, num_layers=1).train()
+    assert torch.equal(one_layer(tokens)[0], one_layer(tokens)[0])
+
+
+def test_detached_state_stops_gradients():
+    model = make("lstm").train()
+    _, state = model(torch.zeros(1, 3, dtype=torch.int64))
+    detached = detach_state(state)
+    assert not any(tensor.requires_grad for tensor in flatten_state(detached).values())
+    torch.testing.assert_close(flatten_state(detached), flatten_state(map_state(torch.clone, state)))
+
+
+tensors = st.builds(torch.zeros, st.just(1))
+states = st.one_of(
+    st.none(), st.lists(st.one_of(tensors, st.tuples(tensors, tensors)), min_size=1, max_size=12).map(tuple)
+)
+
+
+@given(states)
+def test_flatten_state_round_trip(state):
+    back = unflatten_state(flatten_state(state))
+    assert repr(back) == repr(state)
+
+
+def test_build_model_is_seeded_and_leaves_the_random_state():
+    config = ModelConfig(hidden_size=4)
+    before = torch.get_rng_state()
+    first, second, other = (build_model(config, 7, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not torch.equal(first.head.weight, other.head.weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_knows_its_config(kind):
+    config = ModelConfig(type=kind, hidden_size=4, num_layers=3, dropout=0.1, embedding_dim=6)
+    assert build_model(config, 7).config == config
+
+
+def test_sizes_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="hidden_size"):
+        CharLSTM(7, 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_cuda_computes_what_the_cpu_does():
+    model, tokens = make("lstm").float(), torch.randint(7, (3, 9))
+    expected = model(tokens)[0]
+    torch.testing.assert_close(model.cuda()(tokens.cuda())[0].cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no MPS device on this machine")
+def test_mps_computes_what_the_cpu_does():
+    model, tokens = make("lstm").float(), torch.randint(7, (3, 9))
+    expected = model(tokens)[0]
+    torch.testing.assert_close(model.to("mps")(tokens.to("mps"))[0].cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_kinds():
+    assert {kind: model.layer for kind, model in MODELS.items()} == {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}

@@ -1,0 +1,112 @@
+"""The files around the code: pins, README, the shipped checkpoint, notebooks."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import charrnn
+from charrnn.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "checkpoints" / "shakespeare-lstm"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def ranges() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return [Requirement(text) for group in groups for text in group]
+
+
+def test_every_dependency_is_pinned_within_its_range_and_nothing_else_is():
+    assert {requirement.name for requirement in ranges()} == set(pins())
+    for requirement in ranges():
+        assert requirement.specifier.contains(pins()[requirement.name]), requirement
+
+
+def test_torch_is_pinned_here_and_open_there():
+    assert pins()["torch"] == "2.13.0"
+    assert str(next(r.specifier for r in ranges() if r.name == "torch")) == ">=2.9"
+
+
+def test_conda_has_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert [name.split("=")[0] for name in conda] == ["python", "pip"]
+    assert pip == {"pip": ["-r requirements.txt", "-e ."]}
+
+
+def readme_example() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    return blocks[0]
+
+
+def test_the_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
+    example = readme_example()
+    assert len(example.strip().splitlines()) <= 20
+    assert "max_seconds=60" in example
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.replace("max_seconds=60", "max_steps=2, eval_interval=2"), "README.md", "exec"), {})
+    assert "JULIET:" in capsys.readouterr().out
+
+
+def test_the_readme_names_only_what_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z]+)", text)) <= targets
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_shipped_checkpoint_is_small_and_does_what_it_says():
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 2_000_000
+    assert not (SHIPPED / "optimizer.safetensors").exists()
+    checkpoint = load_checkpoint(SHIPPED)
+    data = checkpoint.config.data
+    result = charrnn.evaluate(charrnn.load_model(SHIPPED), data.name, "val", data.train_frac, data.val_frac)
+    assert result.bpc == pytest.approx(checkpoint.training_state["val_bpc"], abs=1e-4)
+    assert result.loss == pytest.approx(checkpoint.training_state["val_loss"], abs=1e-4)
+
+
+def test_the_shipped_checkpoint_was_trained_by_the_config_that_says_so():
+    told = charrnn.load_config(ROOT / "config" / "shakespeare-lstm.yaml")
+    trained = load_checkpoint(SHIPPED).config
+    assert (trained.model, trained.training, trained.data) == (told.model, told.training, told.data)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_as_the_rules_say(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert path.stat().st_size <= 500_000
+    counts = enumerate((cell.execution_count for cell in code), 1)  # None where a widget's output was taken out
+    assert all(count in (None, place) for place, count in counts), "not executed top to bottom"
+    assert "widgets" not in notebook.metadata
+    assert "CHARRNN_PROFILE" in code[0].source or "profile()" in code[0].source
+    assert all(len(cell.source.splitlines()) <= 25 for cell in code)
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert WIDGET not in json.dumps(outputs)
+    for output in outputs:
+        if "image/png" in output.get("data", {}):
+            assert output.metadata["image/png"]["alt"]
+    prose = sum(len(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")
+    assert prose > sum(len(cell.source) for cell in code)
+
+
+def test_no_trace_of_a_pickle():
+    for path in (ROOT / "charrnn").rglob("*.py"):
+        assert not re.search(r"\b(import pickle|torch\.load|torch\.save)\b", path.read_text(encoding="utf-8")), path

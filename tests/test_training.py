@@ -1,0 +1,339 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from charrnn.config import RunConfig
+from charrnn.corpus import CharDataset, load_corpus
+from charrnn.models import MODELS, CharLSTM, build_model
+from charrnn.training import (
+    DivergedError,
+    Evaluated,
+    Finished,
+    Logged,
+    SaveDue,
+    Stepped,
+    Trainer,
+    evaluate,
+    scheduled,
+)
+
+
+def make_trainer(config: RunConfig, **overrides) -> Trainer:
+    config = config.override(overrides)
+    corpus = load_corpus(config.data.name)
+    splits = corpus.split(config.data.train_frac, config.data.val_frac)
+    model = build_model(config.model, corpus.tokenizer.vocab_size, config.device.seed)
+    return Trainer(model, splits.train, splits.val, config.training, config.device, config.logging.log_interval)
+
+
+def weights(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def events_of(trainer, kind):
+    return [event for event in trainer if isinstance(event, kind)]
+
+
+# ------------------------------------------------------------------------------------------------- stop and go on
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("left_at", [1, 30, 68, 95])
+def test_resuming_equals_never_having_stopped(tiny, kind, left_at):
+    """Weights, the best loss and the next batch, bit for bit, across epochs (68 steps each) and with dropout."""
+    settings = {"model_type": kind, "max_steps": 100, "save_interval": 1, "dropout": 0.3}
+    whole = make_trainer(tiny, **settings)
+    whole.fit()
+
+    first = make_trainer(tiny, **settings)
+    next(event for event in first if isinstance(event, SaveDue) and event.step == left_at)
+    torch.rand(7)  # what the caller draws in between changes nothing
+    second = make_trainer(tiny, **settings, seed=99)
+    second._device_config = first._device_config
+    second.dataset = first.dataset
+    second.model.load_state_dict(first.model.state_dict())
+    second.restore(vars(first.progress), first.tensors())
+    second.fit()
+
+    assert torch.equal(weights(second), weights(whole))
+    assert second.progress.best_loss == whole.progress.best_loss
+    assert (second.progress.step, second.progress.position) == (whole.progress.step, whole.progress.position)
+
+
+def test_breaking_out_and_iterating_again_equals_one_loop(tiny):
+    whole, parts = make_trainer(tiny), make_trainer(tiny)
+    whole.fit()
+    for stop_at in (3, 7):
+        for event in parts:
+            if isinstance(event, Stepped) and event.step == stop_at:
+                break
+    parts.fit()
+    assert torch.equal(weights(parts), weights(whole))
+
+
+def test_the_same_seed_trains_the_same_weights_whatever_the_random_state(tiny):
+    trained = []
+    for seed in (1, 1, 2):
+        torch.rand(3)
+        trainer = make_trainer(tiny, seed=seed)
+        trainer.fit()
+        trained.append(weights(trainer))
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], trained[2])
+
+
+def test_stop_saves_and_ends_without_evaluating(tiny):
+    trainer = make_trainer(tiny, save_interval=1000, eval_interval=1000)
+    events = []
+    for event in trainer:
+        events.append(event)
+        if isinstance(event, Stepped) and event.step == 5:
+            trainer.stop()
+    assert [type(event) for event in events[-3:]] == [Logged, SaveDue, Finished]
+    assert events[-1].stopped
+    assert events[-1].step == 5
+    trainer.fit()  # and goes on from there
+    assert trainer.progress.step == 12
+
+
+# ------------------------------------------------------------------------------------------------- events
+
+
+def test_events_come_when_they_are_due(tiny):
+    events = list(make_trainer(tiny))
+    steps = {
+        kind: [event.step for event in events if isinstance(event, kind)]
+        for kind in (Stepped, Logged, Evaluated, SaveDue)
+    }
+    assert steps[Stepped] == list(range(1, 13))
+    assert steps[Logged] == [3, 6, 9, 12]
+    assert steps[Evaluated] == [5, 10, 12]
+    assert steps[SaveDue] == [0, 4, 8, 12]
+    assert isinstance(events[-1], Finished)
+    assert not events[-1].stopped
+
+
+def test_events_are_plain_numbers(tiny):
+    for event in make_trainer(tiny):
+        assert all(type(value) in (int, float, bool) for value in vars(event).values()), event
+
+
+def test_progress_climbs_to_one(tiny):
+    shares = [event.progress for event in events_of(make_trainer(tiny), Stepped)]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [({"max_steps": 7}, 7), ({"max_epochs": 1}, 68), ({"max_epochs": 0.5}, 34), ({"max_seconds": 1e-9}, 1)],
+)
+def test_budgets(tiny, budget, steps):
+    trainer = make_trainer(tiny, **budget)
+    trainer.fit()
+    assert trainer.progress.step in (steps, steps + 1)
+
+
+def test_an_epoch_is_one_pass(tiny):
+    trainer = make_trainer(tiny, max_epochs=2, batch_size=3)
+    read = []
+    original = trainer._loss
+    trainer._loss = lambda inputs, *rest: read.append(inputs.numel()) or original(inputs, *rest)
+    trainer.fit()
+    dataset = trainer.dataset
+    assert sum(read) == 2 * dataset.batch_size * dataset.stream_length
+
+
+def test_state_is_carried_within_an_epoch_and_starts_anew_with_it(tiny):
+    trainer = make_trainer(tiny, max_epochs=2)
+    fresh = []
+    original = trainer._loss
+
+    def spy(inputs, targets, precision):
+        fresh.append(trainer._state is None)
+        return original(inputs, targets, precision)
+
+    trainer._loss = spy
+    trainer.fit()
+    per_epoch = len(trainer.dataset.borders(0))
+    assert [i for i, is_fresh in enumerate(fresh) if is_fresh] == [0, per_epoch]
+
+
+def test_a_run_without_validation_evaluates_nothing(tiny):
+    events = list(make_trainer(tiny, train_frac=1.0, val_frac=0.0))
+    assert not any(isinstance(event, Evaluated) for event in events)
+    assert events[-1].best_loss is None
+
+
+def test_best_is_the_best_ever(tiny):
+    evaluated = events_of(make_trainer(tiny, max_steps=60, learning_rate=0.3), Evaluated)
+    best = math.inf
+    for event in evaluated:
+        assert event.best == (event.loss < best)
+        best = min(best, event.loss)
+    assert any(not event.best for event in evaluated)  # else the test showed nothing
+
+
+def test_it_learns(tmp_path, tiny):
+    path = tmp_path / "abc.txt"
+    path.write_text("abcd" * 500)
+    trainer = make_trainer(tiny, data=str(path), max_steps=150, learning_rate=0.02, dropout=0, hidden_size=16)
+    assert events_of(trainer, Evaluated)[-1].loss < 0.05
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_run_that_diverges_stops_before_it_saves(tiny):
+    trainer = make_trainer(tiny, save_interval=1, log_interval=1000)
+    saved = []
+
+    def damage(event):
+        if isinstance(event, SaveDue):
+            saved.append(event.step)
+        elif event.step == 4:
+            nn.init.constant_(trainer.model.head.bias, math.nan)
+
+    with pytest.raises(DivergedError, match=r"got nan in the weights by step 4: .* lower learning_rate"):
+        trainer.fit(damage)
+    assert saved == [0, 1, 2, 3]
+
+
+def test_a_learning_rate_far_too_high_is_noticed(tiny):
+    with pytest.raises(DivergedError, match="learning_rate .now 1e.38"):
+        make_trainer(tiny, learning_rate=1e38, max_steps=50).fit()
+
+
+def test_an_infinite_gradient_is_noticed_before_the_weights_are_saved(tiny):
+    trainer = make_trainer(tiny, save_interval=1)
+    for parameter in trainer.model.parameters():
+        parameter.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(DivergedError, match="got (nan|inf) in the gradient"):
+        trainer.fit()
+    assert trainer.progress.step == 1
+
+
+# ------------------------------------------------------------------------------------------------- rates and weights
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_the_schedule_stays_between_zero_and_the_peak(share, warmup, hold):
+    hold = min(hold, 1 - warmup)
+    assert 0 <= scheduled(share, warmup, hold) <= 1
+
+
+def test_the_schedule_warms_up_holds_and_falls():
+    shares = [0, 0.05, 0.1, 0.3, 0.6, 0.8, 1.0]
+    assert [scheduled(share, 0.1, 0.5) for share in shares] == pytest.approx([0.1, 0.55, 1, 1, 1, 0.5, 0])
+    assert scheduled(0, 0, 0) == 1
+
+
+def test_each_token_weighs_the_same(tiny):
+    """The gradient of a window cut short is that of its summed loss over the size of a full window."""
+    trainer = make_trainer(tiny, grad_clip=1e9, max_steps=1)
+    gradients = {}
+    for name, parameter in trainer.model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p, name=name: gradients.update({name: p.grad.clone()}))
+    model = build_model(tiny.model, trainer.model.vocab_size, tiny.device.seed)
+    trainer.model.dropout.p = model.dropout.p = 0
+    window = next(trainer.dataset.windows(0))
+    assert window.inputs.shape[1] < tiny.training.seq_length
+    trainer.fit()
+    logits, _ = model(window.inputs)
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), window.targets.flatten(), reduction="sum")
+    (loss / (tiny.training.batch_size * tiny.training.seq_length)).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad)
+
+
+def test_gradients_are_clipped_by_their_whole_norm(tiny):
+    trainer = make_trainer(tiny, grad_clip=1e-3, max_steps=3, log_interval=1)
+    norms = []
+    original = trainer.optimizer.step
+
+    def spy(*args, **kwargs):
+        norms.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item())
+        return original(*args, **kwargs)
+
+    trainer.optimizer.step = spy
+    logged = events_of(trainer, Logged)
+    assert norms == pytest.approx([1e-3] * 3, rel=1e-3)
+    assert all(event.grad_norm > 1e-3 for event in logged)  # reported as it was before
+
+
+# ------------------------------------------------------------------------------------------------- evaluation
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return CharLSTM(5, 8, 2, dropout=0.5)
+
+
+def tokens_of(size):
+    return np.random.default_rng(0).integers(0, 5, size).astype(np.uint8)
+
+
+@given(st.integers(2, 700), st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_evaluation_is_that_of_one_pass(size, streams):
+    torch.manual_seed(0)
+    model, tokens = CharLSTM(5, 8, forget_bias=0.0), tokens_of(size)
+    with torch.no_grad():
+        logits, _ = model(torch.from_numpy(tokens[:-1].astype(np.int64)).unsqueeze(0))
+    targets = torch.from_numpy(tokens[1:].astype(np.int64))
+    expected = nn.functional.cross_entropy(logits[0], targets).item()
+    assert evaluate(model, tokens, streams=1) == pytest.approx(expected, rel=1e-5)
+    streams = min(streams, size - 1)
+    if (size - 1) / streams > 60:  # enough text before each stream to prime its state
+        assert evaluate(model, tokens, streams=streams) == pytest.approx(expected, rel=1e-4)
+
+
+def test_evaluation_covers_every_token(model):
+    """An improbable token raises the loss wherever it stands, the last place included."""
+    tokens = np.zeros(5001, dtype=np.uint8)
+    nn.init.zeros_(model.head.weight)
+    model.head.bias.data = torch.tensor([0.0, -10.0, -50.0, -50.0, -50.0])
+    base = evaluate(model, tokens)
+    for place in (1, 2499, 2500, 2501, 5000):
+        changed = tokens.copy()
+        changed[place] = 1
+        assert evaluate(model, changed) - base == pytest.approx(10 / 5000, rel=1e-3)
+
+
+def test_evaluation_does_not_depend_on_training_settings(tiny):
+    losses = []
+    for batch_size, seq_length in ((4, 10), (7, 3)):
+        trainer = make_trainer(tiny, batch_size=batch_size, seq_length=seq_length)
+        losses.append(evaluate(trainer.model, trainer._val))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_has_no_dropout_and_restores_the_mode(model, training):
+    model.train(training)
+    assert evaluate(model, tokens_of(300)) == evaluate(model, tokens_of(300))
+    assert model.training is training
+    with pytest.raises(IndexError):
+        evaluate(model, np.full(300, 200, dtype=np.uint8))
+    assert model.training is training
+
+
+def test_evaluation_needs_two_tokens(model):
+    with pytest.raises(ValueError, match="expected at least 2 tokens to evaluate on, got 1"):
+        evaluate(model, tokens_of(1))
+
+
+def test_a_dataset_of_one_window_trains(tiny, tmp_path):
+    path = tmp_path / "ab.txt"
+    path.write_text("ab" * 12)
+    with pytest.warns(UserWarning, match="too few"):
+        trainer = make_trainer(tiny, data=str(path))
+    trainer.fit()
+    assert trainer.progress.step == 12
+    assert isinstance(trainer.dataset, CharDataset)
