@@ -241,23 +241,24 @@ def _sha256(data: bytes) -> str:
 def _cached_tokens(folder: Path, text: str, sha256: str, tokenizer: Tokenizer | None) -> tuple[Tokens, Tokenizer]:
     """Tokens of `text` from the cache if they are there and whole, else made and cached.
 
-    `<key>.npy` holds the ids and `<key>.json`, written last, the tokenizer and the ids' hash.
+    `<key>.npy` holds the ids and `<key>.json`, written last, the tokenizer and the hash of both.
     """
     key = _sha256((sha256 + (tokenizer.to_json() if tokenizer else "char")).encode())[:32]
     tokens_path, manifest_path = folder / f"{key}.npy", folder / f"{key}.json"
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         with open(tokens_path, "rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == manifest["sha256"]
-        if whole:
+            digest = hashlib.file_digest(file, "sha256")
+        digest.update(manifest["tokenizer"].encode())
+        if digest.hexdigest() == manifest["sha256"]:
             return np.load(tokens_path, mmap_mode="r"), tokenizer or tokenizer_from_json(manifest["tokenizer"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # absent or damaged: make it again
     tokenizer = tokenizer or CharTokenizer.from_text(text)
     buffer = io.BytesIO()
     np.save(buffer, tokens := tokenizer.encode(text))
     data = buffer.getvalue()
-    manifest = {"tokenizer": tokenizer.to_json(), "sha256": _sha256(data)}
+    manifest = {"tokenizer": tokenizer.to_json(), "sha256": _sha256(data + tokenizer.to_json().encode())}
     if _write_if_possible(tokens_path, data) and _write_if_possible(manifest_path, json.dumps(manifest).encode()):
         tokens = np.load(tokens_path, mmap_mode="r")
     return tokens, tokenizer

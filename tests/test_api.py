@@ -166,7 +166,7 @@ def test_starting_from_other_weights(tiny, tmp_path):
     torch.testing.assert_close(weights(second.fit()), weights(first), rtol=0, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------- what goes wrong
+# ------------------------------------------------------------------------------------------------- what goes wrong
 
 
 def test_ctrl_c_saves_at_the_end_of_the_step(tiny, tmp_path):
@@ -231,7 +231,6 @@ def test_no_validation_split_is_said(tiny, tmp_path, text_file):
 def test_a_text_too_short_names_file_size_and_need(tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("x")
-    with pytest.raises(
-        charrnn.CorpusError, match=r"one.txt \(1 characters\): the training split: expected at least 2 tokens, got 0"
-    ):
+    message = r"one.txt \(1 characters\): the training split: expected at least 2 tokens, got 0"
+    with pytest.raises(charrnn.CorpusError, match=message):
         charrnn.train(path, max_steps=1)
