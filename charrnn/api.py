@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from charrnn.checkpoint import (
     save_checkpoint,
 )
 from charrnn.config import ConfigError, ModelConfig, RunConfig, load_config
-from charrnn.corpus import Corpus, CorpusError, load_corpus
+from charrnn.corpus import Corpus, CorpusError, corpus_names, load_corpus
 from charrnn.models import build_model, count_parameters
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import TextGenerator
@@ -113,8 +113,8 @@ class Evaluation:
 
     Attributes:
         loss: nats per token.
-        tokens: of the split.
-        characters: of the split.
+        tokens: that were predicted, all of the split but the first.
+        characters: in those tokens.
     """
 
     loss: float
@@ -138,8 +138,17 @@ def evaluate(
     split: str = "val",
     train_frac: float = 0.9,
     val_frac: float = 0.05,
+    progress: Callable[[range], Iterable[int]] = iter,
 ) -> Evaluation:
     """How well a model predicts the whole `train`, `val` or `test` split of a text, or `all` of it.
+
+    Args:
+        generator: a model and its tokenizer.
+        data: a corpus name, or the path of a text file or a folder of them.
+        split: which part of it.
+        train_frac: share of the text in the train split.
+        val_frac: share of it in the val split.
+        progress: wraps the loop, as `tqdm` does, to show how far it is.
 
     Raises:
         CorpusError: the text cannot be had, or the split is too short.
@@ -152,13 +161,8 @@ def evaluate(
     tokens = splits[split]
     if len(tokens) < 2:
         raise CorpusError(f"{data}: expected at least 2 tokens in the {split} split, got {len(tokens)}")
-    return evaluate_tokens(generator, tokens)
-
-
-def evaluate_tokens(generator: TextGenerator, tokens: Any) -> Evaluation:
-    """How well a model predicts `tokens` `(N,)`, N at least 2."""
-    characters = len(generator.tokenizer.decode(tokens[1:]))
-    return Evaluation(mean_loss(generator.model, tokens), len(tokens) - 1, characters)
+    loss = mean_loss(generator.model, tokens, progress=progress)
+    return Evaluation(loss, len(tokens) - 1, len(generator.tokenizer.decode(tokens[1:])))
 
 
 def get_model_info(path: str | Path) -> dict[str, Any]:
@@ -213,6 +217,7 @@ class Run:
         if directory is not None:
             _refuse_taken(directory)
         source = load_checkpoint(init_from) if init_from is not None else None
+        config = _with_absolute_path(config)
         corpus = load_corpus(config.data.name, source.tokenizer if source else None)
         if source:
             config = config.model_copy(update={"model": source.config.model})
@@ -314,6 +319,14 @@ def _refuse_taken(directory: Path) -> None:
             f"{directory}: expected a new directory, got one that holds a run; go on with it by --resume {directory}, "
             "or choose another with --out"
         )
+
+
+def _with_absolute_path(config: RunConfig) -> RunConfig:
+    """So that a run can be resumed from another folder."""
+    path = Path(config.data.name).expanduser()
+    if config.data.name in corpus_names() or not path.exists():
+        return config
+    return config.override({"data": str(path.resolve())})
 
 
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import functools
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 
 import charrnn
 from charrnn.api import Run, evaluate, get_model_info, new_run_directory
@@ -137,7 +139,8 @@ def sample(arguments: argparse.Namespace) -> int:
             _stream(generator, settings)
             return 0
         prompt = settings.pop("prompt")
-        texts = generator.generate_batch([prompt] * arguments.num, **settings)
+        bar = functools.partial(tqdm, desc="writing", total=settings["length"], unit="char", disable=None, leave=False)
+        texts = generator.generate_batch([prompt] * arguments.num, **settings, progress=bar)
     except UnknownCharacterError as error:
         raise ConfigError(f"--prompt: {error}") from error
     pieces = [f"{text}\n" for text in texts]
@@ -190,7 +193,8 @@ def eval_(arguments: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(arguments.checkpoint)
     data = checkpoint.config.override(_settings(arguments)).data
     generator = TextGenerator(checkpoint.model, checkpoint.tokenizer)
-    result = evaluate(generator, data.name, arguments.split, data.train_frac, data.val_frac)
+    bar = functools.partial(tqdm, desc="evaluating", disable=None, leave=False)
+    result = evaluate(generator, data.name, arguments.split, data.train_frac, data.val_frac, progress=bar)
     values = {
         "checkpoint": str(checkpoint.path),
         "data": data.name,

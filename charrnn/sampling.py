@@ -7,7 +7,7 @@ whole, alone or in a batch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -166,11 +166,14 @@ class TextGenerator:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
     ) -> list[str]:
-        """One text for each prompt, side by side: text i is `generate(prompts[i], …, seed=seed + i)`."""
-        steps = list(
-            self._tokens(prompts, length, build_transforms(temperature=temperature, top_k=top_k, top_p=top_p), seed)
-        )
+        """One text for each prompt, side by side: text i is `generate(prompts[i], …, seed=seed + i)`.
+
+        `progress` wraps the loop over the `length` characters, as `tqdm` does, to show how far it is.
+        """
+        transforms = build_transforms(temperature=temperature, top_k=top_k, top_p=top_p)
+        steps = list(progress(self._tokens(prompts, length, transforms, seed)))
         texts = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
         return [prompt + self.tokenizer.decode(text) for prompt, text in zip(prompts, texts, strict=True)]
 

@@ -9,7 +9,7 @@ the graph in between; it starts from zeros at the beginning of each epoch.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -365,7 +365,13 @@ def scheduled(share: float, warmup_frac: float, hold_frac: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: CharModel, tokens: Tokens, streams: int | None = None, warmup: int = 256) -> float:
+def evaluate(
+    model: CharModel,
+    tokens: Tokens,
+    streams: int | None = None,
+    warmup: int = 256,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> float:
     """Mean loss in nats per token over all of `tokens`, dropout off, in fp32, state carried.
 
     The split is read as contiguous streams side by side. Each but the first starts with the state left by the `warmup`
@@ -377,6 +383,7 @@ def evaluate(model: CharModel, tokens: Tokens, streams: int | None = None, warmu
         tokens: ids `(N,)`, N at least 2.
         streams: read that many side by side; None is one for each 2048 tokens, at most 64.
         warmup: tokens read before a stream to prime its state.
+        progress: wraps the loop, as `tqdm` does, to show how far it is.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -397,7 +404,7 @@ def evaluate(model: CharModel, tokens: Tokens, streams: int | None = None, warmu
             _, state = model(inputs[:-1, -warmup:].to(device))  # the end of each row comes before the row below
             state = map_state(lambda tensor: F.pad(tensor, (0, 0, 1, 0)), state)  # the first row starts from zeros
         total = 0.0
-        for start in range(0, length, chunk):
+        for start in progress(range(0, length, chunk)):
             window = slice(start, start + chunk)
             logits, state = model(inputs[:, window].to(device), state)  # (S, chunk, V)
             goal = targets[:, window].to(device).flatten()

@@ -234,3 +234,11 @@ def test_a_text_too_short_names_file_size_and_need(tmp_path):
     message = r"one.txt \(1 characters\): the training split: expected at least 2 tokens, got 0"
     with pytest.raises(charrnn.CorpusError, match=message):
         charrnn.train(path, max_steps=1)
+
+
+def test_a_run_on_a_relative_path_is_resumed_from_anywhere(tiny, tmp_path, text_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Run.start(tiny.override({"data": text_file.name}), tmp_path / "run").fit()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert Run.resume(tmp_path / "run").config.data.name == str(text_file)

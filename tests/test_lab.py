@@ -6,7 +6,7 @@ import torch
 
 from charrnn import lab
 from charrnn.config import ConfigError
-from charrnn.lab.figures import next_character_probabilities, visible
+from charrnn.lab.figures import next_character_probabilities, percent, visible
 from charrnn.lab.widgets import SHOWN, text_to_html
 from charrnn.models import CharLSTM
 from charrnn.sampling import TextGenerator
@@ -56,12 +56,19 @@ def test_the_bars_are_the_models_probabilities(generator):
     assert f"{visible(likeliest[0][0])} has probability {likeliest[0][1]:.0%}" in picture.alt
 
 
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0%"), (0.004, "<1%"), (0.014, "1%"), (0.5, "50%"), (0.995, ">99%"), (1, "100%")]
+)
+def test_percent_never_rounds_to_nothing_or_everything(share, text):
+    assert percent(share) == text
+
+
 def test_the_loss_curve_shows_every_number():
     picture = lab.plot_losses(RECORDS, vocab_size=12)
     lines = {line.get_label(): line.get_xydata().tolist() for line in picture.figure.axes[0].lines}
     assert lines["training"] == [[10, 2.5], [20, 1.5]]
     assert lines["validation"] == [[10, 2.25]]
-    assert "training loss falls from 2.50 to 1.50" in picture.alt
+    assert "training loss goes from 2.50 to 1.50 and validation loss 2.25;" in picture.alt
     assert f"{math.log(12):.2f}" in picture.alt
 
 

@@ -59,6 +59,11 @@ def visible(character: str) -> str:
     )
 
 
+def percent(share: float) -> str:
+    """A share as a percentage; what would round to nothing or to everything is not called that."""
+    return "<1%" if 0 < share < 0.01 else ">99%" if 0.99 < share < 1 else f"{share:.0%}"
+
+
 def next_character_probabilities(generator: TextGenerator, prompt: str, count: int = 10) -> list[tuple[str, float]]:
     """The `count` likeliest characters after `prompt` and their probabilities, the likeliest first."""
     tokens = torch.as_tensor(generator.tokenizer.encode(prompt).astype("int64"))
@@ -78,11 +83,11 @@ def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) 
     values = [probability for _, probability in likeliest]
     figure, axes = new_figure()
     bars = axes.bar(names, values, color=BLUE)
-    axes.bar_label(bars, [f"{value:.0%}" if value >= 0.005 else "<1%" for value in values], padding=2)
+    axes.bar_label(bars, [percent(value) for value in values], padding=2)
     axes.set(ylabel="probability", ylim=(0, max(values) * 1.15), title=f"What comes after {prompt!r}?")
     alt = (
-        f"Bar chart of the next character after {prompt!r}: {names[0]} has probability {values[0]:.0%}, "
-        f"then {names[1]} {values[1]:.0%}; the {len(names)} likeliest hold {sum(values):.0%} together."
+        f"Bar chart of the next character after {prompt!r}: {names[0]} has probability {percent(values[0])}, "
+        f"{names[1]} {percent(values[1])}; the {len(names)} likeliest hold {percent(sum(values))} together."
     )
     return Picture(figure, alt)
 
@@ -114,13 +119,16 @@ def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str =
         if points:
             color = BLUE if event == "logged" else ORANGE
             axes.plot(*zip(*points, strict=True), style, color=color, markersize=5, label=label)
-            said.append(f"{label} loss falls from {points[0][1]:.2f} to {points[-1][1]:.2f}")
+            first, last = points[0][1], points[-1][1]
+            said.append(
+                f"{label} loss goes from {first:.2f} to {last:.2f}" if len(points) > 1 else f"{label} loss {last:.2f}"
+            )
     axes.set(xlabel="step", ylabel="nats per character", title=title, xlim=(0, None), ylim=(0, uniform * 1.05))
     if said:
-        axes.legend(frameon=False, loc="center right")
-    last = max((record["step"] for record in records), default=0)
+        axes.legend(frameon=False, loc="lower left")
+    steps = max((record["step"] for record in records), default=0)
     story = " and ".join(said) or "nothing learned yet"
-    alt = f"Line chart over {last} steps: {story}; knowing nothing costs {uniform:.2f}."
+    alt = f"Line chart over {steps} steps: {story}; knowing nothing costs {uniform:.2f}."
     return Picture(figure, alt)
 
 
