@@ -6,6 +6,7 @@ charrnn.save_model(generator, "my-model")
 """
 
 import contextlib
+import itertools
 import math
 import signal
 import threading
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
+
+import torch
 
 from charrnn.checkpoint import (
     Checkpoint,
@@ -27,10 +30,11 @@ from charrnn.checkpoint import (
 )
 from charrnn.config import ConfigError, ModelConfig, RunConfig, load_config
 from charrnn.corpus import Corpus, CorpusError, corpus_names, load_corpus
+from charrnn.device import select_device
 from charrnn.models import build_model, count_parameters
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import TextGenerator
-from charrnn.tokenizer import Tokenizer
+from charrnn.tokenizer import Tokenizer, UnknownCharacterError
 from charrnn.training import Monitor, Trainer
 from charrnn.training import evaluate as mean_loss
 
@@ -47,8 +51,8 @@ def create_model(tokenizer: Tokenizer, type: str = "lstm", seed: int = 0, **opti
     Raises:
         ConfigError: an unknown option, or a value out of range.
     """
-    config = RunConfig().override({"model_type": type, **_only_model_options(options)}).model
-    return TextGenerator(build_model(config, tokenizer.vocab_size, seed), tokenizer)
+    config = RunConfig().override({"model_type": type, **_only_model_options(options)})
+    return TextGenerator(build_model(config.model, tokenizer.vocab_size, seed), tokenizer, config)
 
 
 def _only_model_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -58,23 +62,36 @@ def _only_model_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def load_model(path: str | Path) -> TextGenerator:
-    """The model in a checkpoint directory, or the best one of a run's directory, on the CPU.
+def load_model(path: str | Path, device: str = "cpu") -> TextGenerator:
+    """The model in a checkpoint directory, or the best one of a run's directory.
+
+    Args:
+        path: the directory.
+        device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`, wherever it was trained. Single texts come fastest from a CPU.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
+        ConfigError: `device` is not on this machine.
     """
     checkpoint = load_checkpoint(path)
-    return TextGenerator(checkpoint.model, checkpoint.tokenizer)
+    model = checkpoint.model.to(select_device(device))
+    return TextGenerator(model, checkpoint.tokenizer, checkpoint.config, checkpoint.training_state)
 
 
-def save_model(generator: TextGenerator, path: str | Path) -> None:
-    """Write a checkpoint directory that `load_model` reads, replacing the one at `path` if there is one.
+def save_model(generator: TextGenerator, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint directory that `load_model` reads, replacing the checkpoint at `path` if there is one.
+
+    Args:
+        generator: what to save, with the run it comes from.
+        path: the directory.
+        dtype: of the weights on disk; `torch.float16` halves the file, None keeps fp32.
 
     Raises:
+        CheckpointError: something else stands at `path`.
         OSError: it cannot be written; what was at `path` is untouched.
     """
-    save_checkpoint(path, generator.model, generator.tokenizer, RunConfig())
+    config = generator.config or RunConfig()
+    save_checkpoint(path, generator.model, generator.tokenizer, config, generator.training_state, dtype=dtype)
 
 
 def train(
@@ -219,12 +236,13 @@ class Run:
         source = load_checkpoint(init_from) if init_from is not None else None
         config = _with_absolute_path(config)
         corpus = load_corpus(config.data.name, source.tokenizer if source else None)
+        _check_prompt(config, corpus.tokenizer)
         if source:
             config = config.model_copy(update={"model": source.config.model})
             model = source.model
         else:
             model = build_model(config.model, corpus.tokenizer.vocab_size, config.device.seed)
-        return cls._assemble(config, corpus, TextGenerator(model, corpus.tokenizer), directory)
+        return cls._assemble(config, corpus, TextGenerator(model, corpus.tokenizer, config), directory)
 
     @classmethod
     def resume(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> Self:
@@ -238,6 +256,7 @@ class Run:
             CheckpointError: there is nothing to resume, or it does not fit the overrides or the text.
         """
         checkpoint = load_checkpoint(find_checkpoint(path, prefer="last"))
+        directory = _run_directory(checkpoint.path)
         tensors_path = checkpoint.path / "optimizer.safetensors"
         if not tensors_path.exists():
             raise CheckpointError(
@@ -245,15 +264,18 @@ class Run:
                 f"start a new run from its weights with --init-from {path}"
             )
         config = _resumed_config(checkpoint, overrides or {})
-        corpus = load_corpus(config.data.name, checkpoint.tokenizer)
-        if corpus.sha256 != checkpoint.training_state["corpus_sha256"]:
+        state = checkpoint.training_state
+        corpus = _same_corpus(config.data.name, checkpoint)
+        _check_prompt(config, checkpoint.tokenizer)
+        generator = TextGenerator(checkpoint.model, checkpoint.tokenizer, config, state)
+        run = cls._assemble(config, corpus, generator, directory)
+        try:
+            run.trainer.restore(state["progress"], load_tensors(tensors_path))
+        except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path}: expected the text it was trained on, got another one from {config.data.name}; "
-                f"put the old text back, or start a new run with --init-from {path}"
-            )
-        generator = TextGenerator(checkpoint.model, checkpoint.tokenizer)
-        run = cls._assemble(config, corpus, generator, checkpoint.path.parent)
-        run.trainer.restore(checkpoint.training_state["progress"], load_tensors(tensors_path))
+                f"{checkpoint.path}: expected a whole training_state.json and optimizer.safetensors, got damaged ones "
+                f"({error})"
+            ) from error
         return run
 
     @classmethod
@@ -275,30 +297,34 @@ class Run:
 
     def fit(self, *monitors: Monitor) -> TextGenerator:
         """Train to the end of the budget or until Ctrl-C, which saves first; the best model, where one was saved."""
-        own: list[Monitor] = []
-        if self.directory is not None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            own = [
-                CheckpointSaver(self.directory, self._save),
-                MetricsFile(self.directory / "metrics.jsonl", self.trainer.progress.step),
-            ]
-            if self.config.logging.tensorboard:
-                own.append(TensorBoardWriter(Path(self.config.logging.log_dir) / self.directory.name))
-        with _stop_on_interrupt(self.trainer):
-            self.trainer.fit(*own, *monitors)
+        with _stop_on_interrupt(self.trainer), _process_left_as_it_was(self.trainer.device):
+            self.trainer.fit(*self._own_monitors(), *monitors)
         if self.directory is not None and (self.directory / "best").exists():
-            return load_model(self.directory / "best")
+            return load_model(self.directory / "best", str(self.trainer.device))
         return self.generator
+
+    def _own_monitors(self) -> list[Monitor]:
+        """What writes to the run's directory."""
+        if self.directory is None:
+            return []
+        own: list[Monitor] = []
+        if self.config.logging.tensorboard:
+            own.append(TensorBoardWriter(Path(self.config.logging.log_dir) / self.directory.name))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        metrics = MetricsFile(self.directory / "metrics.jsonl", self.trainer.progress.step)
+        return [CheckpointSaver(self.directory, self._save), metrics, *own]
 
     def _save(self, path: Path, resumable: bool, val_loss: float | None) -> None:
         progress = asdict(self.trainer.progress)
+        val = self.trainer.val
+        bits = len(val) / max(1, len(self.generator.tokenizer.decode(val))) / math.log(2)  # per character, in a nat
         state = {
             "corpus": self.config.data.name,
             "corpus_sha256": self.corpus.sha256,
             "step": progress["step"],
             "epoch": self.trainer.epoch,
             "val_loss": val_loss,
-            "val_bpc": None if val_loss is None else val_loss / math.log(2),
+            "val_bpc": None if val_loss is None else val_loss * bits,
             "progress": progress,
         }
         tensors = self.trainer.tensors() if resumable else None
@@ -308,7 +334,10 @@ class Run:
 def new_run_directory(config: RunConfig) -> Path:
     """A name for a run that nobody named: corpus, model and the time, in the configured folder."""
     corpus = Path(config.data.name).resolve().stem if config.data.name != "-" else "stdin"
-    return Path(config.logging.checkpoint_dir) / f"{corpus}-{config.model.type}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{corpus}-{config.model.type}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+    folder = Path(config.logging.checkpoint_dir)
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _refuse_taken(directory: Path) -> None:
@@ -331,14 +360,59 @@ def _with_absolute_path(config: RunConfig) -> RunConfig:
 
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:
     config = checkpoint.config.override(overrides)
-    for name, mine in config.model:
-        theirs = getattr(checkpoint.config.model, name)
+    fixed = [("model", name) for name in ModelConfig.model_fields]
+    fixed += [("training", "batch_size"), ("data", "train_frac"), ("data", "val_frac")]
+    for section, name in fixed:
+        theirs, mine = (getattr(getattr(c, section), name) for c in (checkpoint.config, config))
         if mine != theirs:
             raise CheckpointError(
-                f"{checkpoint.path}: expected its own architecture to go on with, {name} {theirs}, got {mine}; "
-                "leave that setting out, or start a new run"
+                f"{checkpoint.path}: expected to go on with its own {name} {theirs}, got {mine}; leave that setting "
+                "out, or start a new run"
             )
     return config
+
+
+def _same_corpus(name: str, checkpoint: Checkpoint) -> Corpus:
+    """The text called `name`, if it is the one that the checkpoint was trained on."""
+    try:
+        corpus = load_corpus(name, checkpoint.tokenizer)
+        if corpus.sha256 == checkpoint.training_state.get("corpus_sha256"):
+            return corpus
+    except CorpusError as error:
+        if not isinstance(error.__cause__, UnknownCharacterError):
+            raise
+    raise CheckpointError(
+        f"{checkpoint.path}: expected the text it was trained on, got another one from {name}; put the old text back "
+        f"or name its place with --data, or start a new run with --init-from {checkpoint.path}"
+    )
+
+
+def _run_directory(checkpoint: Path) -> Path:
+    """The run that a checkpoint to go on from belongs to."""
+    if checkpoint.name not in ("last", ".last.old", "best", ".best.old"):
+        raise CheckpointError(
+            f"{checkpoint}: expected the directory of a run to resume, got a checkpoint alone; start a new run from "
+            f"its weights with --init-from {checkpoint}"
+        )
+    return checkpoint.parent
+
+
+def _check_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
+    try:
+        tokenizer.encode(config.generation.prompt)
+    except UnknownCharacterError as error:
+        raise ConfigError(f"generation.prompt (--prompt): {error}") from error
+
+
+@contextlib.contextmanager
+def _process_left_as_it_was(device: torch.device) -> Iterator[None]:
+    """The caller's random state and number of threads are as before, whatever the training does with them."""
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

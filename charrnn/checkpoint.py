@@ -66,16 +66,18 @@ def save_checkpoint(
         dtype: of the weights on disk; None keeps fp32.
 
     Raises:
+        CheckpointError: something else stands at `path`; it is left alone.
         OSError: it cannot be written; what was at `path` is untouched.
     """
-    path = Path(path)
+    path = Path(path).absolute()
+    _refuse_foreign(path)
     new = path.with_name(f".{path.name}.new")
     shutil.rmtree(new, ignore_errors=True)  # left by a crash
     new.mkdir(parents=True)
     try:
         weights = {name: tensor.to("cpu", dtype) for name, tensor in model.state_dict().items()}
         config = config.model_copy(update={"model": model.config})
-        about = {"format": FORMAT, "vocab_size": tokenizer.vocab_size, "config": config.model_dump()}
+        about = {"format": FORMAT, "config": config.model_dump()}
         _write(new / "model.safetensors", safetensors.torch.save(weights))
         _write(new / "config.json", _json(about))
         _write(new / "tokenizer.json", tokenizer.to_json().encode())
@@ -83,6 +85,7 @@ def save_checkpoint(
         if tensors is not None:
             tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             _write(new / "optimizer.safetensors", safetensors.torch.save(tensors))
+        _sync_directory(new)
         _replace(path, new)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -118,18 +121,22 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     names = ("best", "last") if prefer == "best" else ("last", "best")
     for candidate in (path, *(path / name for name in names)):
         if (found := _complete(candidate)) is not None:
             return found
-    what = "an empty or unfinished run" if path.is_dir() else "nothing there"
-    raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got {what}")
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got nothing there")
+    inside = sorted(entry.name for entry in path.iterdir() if holds_run(entry))
+    got = f"a folder that holds {', '.join(inside)}; name one" if inside else "a folder without one"
+    raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got {got}")
 
 
 def holds_run(path: str | Path) -> bool:
     """Whether `path` is a checkpoint or the directory of a run."""
-    return any(_complete(candidate) for candidate in (Path(path), Path(path) / "best", Path(path) / "last"))
+    path = Path(path).absolute()
+    return any(_complete(candidate) for candidate in (path, path / "best", path / "last"))
 
 
 def _complete(path: Path) -> Path | None:
@@ -165,6 +172,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load(_read(path))
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: expected a whole safetensors file, got a damaged one ({error})") from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A checkpoint may take the place of another one or of an empty folder, and of nothing else."""
+    if path.exists() and not (path / "config.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise CheckpointError(f"{path}: expected a new path or an old checkpoint to replace, got something else there")
 
 
 def _old(path: Path) -> Path:

@@ -3,11 +3,12 @@
 import argparse
 import difflib
 import functools
+import io
 import itertools
 import json
 import os
+import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 import charrnn
-from charrnn.api import Run, evaluate, get_model_info, new_run_directory
-from charrnn.checkpoint import load_checkpoint
+from charrnn.api import Run, evaluate, get_model_info, load_model, new_run_directory
 from charrnn.config import BUDGETS, ConfigError, RunConfig, config_fields, dump_config, load_config
 from charrnn.corpus import catalogue, commonest, entropy, load_corpus
 from charrnn.device import describe_devices, select_device
@@ -35,7 +35,8 @@ MISUSE, FAILURE, INTERRUPTED = 2, 1, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 is success, 1 a failure, 2 a misuse, 130 Ctrl-C."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a character is no reason to stop
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a character is no reason to stop
     arguments = _parse(argv)
     try:
         with warnings.catch_warnings():
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, FAILURE)
     except (ValueError, ImportError, DivergedError) as error:
         return _fail(error, FAILURE)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        return _fail("out of memory: lower --hidden-size, --num-layers, --batch-size or --seq-length", FAILURE)
 
 
 def _fail(error: object, code: int) -> int:
@@ -67,6 +72,8 @@ def _fail(error: object, code: int) -> int:
 def train(arguments: argparse.Namespace) -> int:
     """Train a model, or go on training one."""
     overrides = _settings(arguments)
+    _refuse_together(arguments, "resume", "config", "out")
+    _refuse_together(arguments, "init_from", *(name for _, _, name, _ in config_fields("model")))
     if arguments.resume:
         run = Run.resume(arguments.resume, overrides)
     else:
@@ -88,6 +95,16 @@ def train(arguments: argparse.Namespace) -> int:
             bar.close()
         raise
     return _conclude(run, generator, arguments.quiet)
+
+
+def _refuse_together(arguments: argparse.Namespace, name: str, *others: str) -> None:
+    """What would be ignored is refused."""
+    if getattr(arguments, name):
+        given = vars(arguments)
+        both = next((other for other in others if given.get(other) or f"setting:{other}" in given), None)
+        if both:
+            flag = "CONFIG" if both == "config" else f"--{both.replace('_', '-')}"
+            raise ConfigError(f"{flag}: expected to be left out with --{name.replace('_', '-')}, which settles it")
 
 
 def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
@@ -125,13 +142,13 @@ def _about(run: Run) -> dict[str, Any]:
 
 def sample(arguments: argparse.Namespace) -> int:
     """Generate text."""
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    generator = TextGenerator(checkpoint.model, checkpoint.tokenizer)
+    _refuse_together(arguments, "interactive", "output", "prompt")
+    generator = load_model(arguments.checkpoint, arguments.device)
     overrides = _settings(arguments) | ({"temperature": 0} if arguments.argmax else {})
-    settings = checkpoint.config.override(overrides).generation.model_dump()
+    settings = generator.config.override(overrides).generation.model_dump()
     settings["seed"] = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
     if not arguments.quiet:
-        _say(f"{checkpoint.path}: " + ", ".join(f"{k} {v!r}" for k, v in settings.items() if v is not None))
+        _say(f"{arguments.checkpoint}: " + ", ".join(f"{k} {v!r}" for k, v in settings.items() if v is not None))
     try:
         if arguments.interactive:
             return _interact(generator, settings)
@@ -147,7 +164,7 @@ def sample(arguments: argparse.Namespace) -> int:
     if arguments.num > 1 and not arguments.quiet:
         pieces = [f"----- seed {settings['seed'] + i} -----\n{piece}" for i, piece in enumerate(pieces)]
     if arguments.output:
-        _write_file(arguments.output, "\n".join(pieces))
+        arguments.output.write_text("\n".join(pieces), encoding="utf-8", newline="\n")
     else:
         sys.stdout.write("\n".join(pieces))
     return 0
@@ -177,26 +194,14 @@ def _interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
     return 0
 
 
-def _write_file(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False, newline="\n") as file:
-        try:
-            file.write(text)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
 def eval_(arguments: argparse.Namespace) -> int:
     """Measure how well a model predicts a text."""
-    checkpoint = load_checkpoint(arguments.checkpoint)
-    data = checkpoint.config.override(_settings(arguments)).data
-    generator = TextGenerator(checkpoint.model, checkpoint.tokenizer)
+    generator = load_model(arguments.checkpoint, arguments.device)
+    data = generator.config.override(_settings(arguments)).data
     bar = functools.partial(tqdm, desc="evaluating", disable=None, leave=False)
     result = evaluate(generator, data.name, arguments.split, data.train_frac, data.val_frac, progress=bar)
     values = {
-        "checkpoint": str(checkpoint.path),
+        "checkpoint": str(arguments.checkpoint),
         "data": data.name,
         "split": arguments.split,
         "characters": result.characters,
@@ -233,6 +238,12 @@ def inspect(arguments: argparse.Namespace) -> int:
         "validation bpc": _number(training.get("val_bpc"), "bits per character"),
     }
     _show("checkpoint", rows)
+    history = progress.get("history", [])
+    if history:
+        shown = history[: -1 : max(1, len(history) // 10)] + history[-1:]
+        names = ("step", "epoch", "validation loss")
+        cells = ((f"{step:,}", f"{epoch:.2f}", f"{loss:.4f}") for step, epoch, loss in shown)
+        _show_rows("training history", [dict(zip(names, row, strict=True)) for row in cells])
     return 0
 
 
@@ -303,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "sample", sample)
     _add_checkpoint(command)
+    _add_device(command)
     _add_settings(command, "generation")
     command.add_argument("--argmax", action="store_true", help="always the likeliest character: temperature 0")
     command.add_argument(
@@ -315,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "eval", eval_)
     _add_checkpoint(command)
+    _add_device(command)
     _add_settings(command, "data", default="that of the checkpoint")
     command.add_argument("--split", choices=("train", "val", "test", "all"), default="val", help="(default: val)")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -333,23 +346,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
     if unknown:
-        flags = [f"--{name.replace('_', '-')}" for _, _, name, _ in config_fields()]
+        flags = re.findall(r"--[a-z-]+", arguments.parser.format_help())
         near = difflib.get_close_matches(unknown[0], flags, n=1)
-        parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        arguments.parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
     return arguments
 
 
 def _command(commands: Any, name: str, run: Any) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, parser=command)
     return command
 
 
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the directory of a run")
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, mps or auto (default: cpu)")
 
 
 def _add_settings(

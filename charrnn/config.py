@@ -22,6 +22,14 @@ class ConfigError(ValueError):
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"expected {name} to be anything but {str(value).lower()}")
+        return values
+
 
 class ModelConfig(_Section):
     """The network: how many units of which kind."""
@@ -29,11 +37,11 @@ class ModelConfig(_Section):
     type: Literal["lstm", "gru", "rnn"] = Field(
         "lstm", description="kind of cell", json_schema_extra={"flag": "model-type"}
     )
-    hidden_size: int = Field(128, ge=1, description="units in each layer")
-    num_layers: int = Field(2, ge=1, description="layers, one above the other")
+    hidden_size: int = Field(128, ge=1, le=2**16, description="units in each layer")
+    num_layers: int = Field(2, ge=1, le=100, description="layers, one above the other")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped between layers while training")
     embedding_dim: int | None = Field(
-        None, ge=1, description="size of a token's vector; null: the vocabulary's size, started as one-hot"
+        None, ge=1, le=2**16, description="size of a token's vector; null: the vocabulary's size, started as one-hot"
     )
     forget_bias: float = Field(1.0, description="bias that an LSTM's forget gates start with, in total")
 
@@ -41,8 +49,10 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """The loop: how much, how fast, when to look. Of several budgets the one that is used up first ends the run."""
 
-    batch_size: int = Field(50, ge=1, description="parallel streams of text")
-    seq_length: int = Field(50, ge=1, description="tokens a gradient flows back through; context is carried beyond it")
+    batch_size: int = Field(50, ge=1, le=2**20, description="parallel streams of text")
+    seq_length: int = Field(
+        50, ge=1, le=2**20, description="tokens a gradient flows back through; context is carried beyond it"
+    )
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(1e-5, ge=0, description="AdamW's decoupled weight decay")
     grad_clip: float = Field(5.0, gt=0, description="largest norm of the whole gradient; longer ones are scaled down")
@@ -69,7 +79,7 @@ class TrainingConfig(_Section):
             raise ValueError(f"expected a budget, got none: set one of {', '.join(BUDGETS)}")
         if self.warmup_frac + self.hold_frac > 1:
             raise ValueError(
-                f"expected warmup_frac + hold_frac of at most 1, got {self.warmup_frac + self.hold_frac:g}"
+                f"expected --warmup-frac + --hold-frac of at most 1, got {self.warmup_frac + self.hold_frac:g}"
             )
         return self
 
@@ -92,7 +102,9 @@ class DataConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.train_frac + self.val_frac > 1 + 1e-9:
-            raise ValueError(f"expected train_frac + val_frac of at most 1, got {self.train_frac + self.val_frac:g}")
+            raise ValueError(
+                f"expected --train-frac + --val-frac of at most 1, got {self.train_frac + self.val_frac:g}"
+            )
         return self
 
 
@@ -201,6 +213,8 @@ def parse_config(tree: Any, source: str = "") -> RunConfig:
     Raises:
         ConfigError: an unknown key or a value out of range, in one sentence.
     """
+    if isinstance(tree, Mapping):  # a section with nothing under it is all defaults
+        tree = {section: {} if values is None else values for section, values in tree.items()}
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

@@ -6,14 +6,13 @@ to the next belongs to the text that went before.
 """
 
 import hashlib
+import http.client
 import importlib.metadata
 import io
 import json
 import os
 import re
 import sys
-import tempfile
-import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from charrnn.tokenizer import CharTokenizer, Tokenizer, tokenizer_from_json
+from charrnn.tokenizer import CharTokenizer, Tokenizer, UnknownCharacterError, tokenizer_from_json
 
 Tokens = NDArray[np.unsignedinteger]
 
@@ -85,15 +84,18 @@ def load_corpus(name: str, tokenizer: Tokenizer | None = None, data_dir: Path | 
         data_dir: where corpora and the token cache land; None is `default_data_dir()`.
 
     Raises:
-        CorpusError: there is no such text, it cannot be fetched, is not UTF-8, or is empty.
-        UnknownCharacterError: the text has a character that `tokenizer` does not know.
+        CorpusError: there is no such text, it cannot be fetched, is not UTF-8, is empty, or has a character that
+            `tokenizer` does not know.
     """
     data_dir = data_dir or default_data_dir()
     text = read_text(name, data_dir)
     if not text:
         raise CorpusError(f"{name}: expected text, got none: the file is empty")
     sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    tokens, tokenizer = _cached_tokens(data_dir / ".cache", text, sha256, tokenizer)
+    try:
+        tokens, tokenizer = _cached_tokens(data_dir / ".cache", text, sha256, tokenizer)
+    except UnknownCharacterError as error:
+        raise CorpusError(f"{name}: {error}") from error
     return Corpus(name, tokens, tokenizer, sha256)
 
 
@@ -144,8 +146,9 @@ def _decode(data: bytes, source: str) -> str:
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
+        offset = error.start + len(data) - len(error.object)  # the object is without its byte-order mark
         raise CorpusError(
-            f"{source}: expected text in UTF-8, got byte 0x{data[error.start]:02x} at offset {error.start}; "
+            f"{source}: expected text in UTF-8, got byte 0x{data[offset]:02x} at offset {offset}; "
             "save the file as UTF-8 text"
         ) from error
 
@@ -179,7 +182,7 @@ def _download(name: str, url: str, path: Path) -> bytes:
                     data.write(chunk)
                     bar.update(len(chunk))
             return data.getvalue()
-    except OSError as error:  # URLError, time-outs and dropped connections are all OSErrors
+    except (OSError, http.client.HTTPException) as error:
         offline = ", ".join(other for other, entry in catalogue().items() if "url" not in entry["from"])
         raise CorpusError(
             f"{name}: could not download {url} ({getattr(error, 'reason', error)}); put the file at {path} yourself, "
@@ -268,14 +271,12 @@ def _write_if_possible(path: Path, data: bytes) -> bool:
     """Write a file whole or not at all. A text can be used without being kept, so a full disk is a warning here."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with open(descriptor, "wb") as file:
-                file.write(data)
+            temporary.write_bytes(data)
             os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         warnings.warn(f"could not keep {path} ({error.strerror}); it will be made again next time", stacklevel=2)
         return False

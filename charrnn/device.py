@@ -12,7 +12,8 @@ import torch
 
 from charrnn.config import ConfigError, DeviceConfig
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POSSIBLE = {"cpu": ("fp32", "bf16"), "mps": ("fp32",), "cuda": ("fp32", "bf16", "fp16")}
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -39,10 +40,20 @@ def candidate_precisions(device: torch.device) -> list[str]:
     instructions would emulate them, slowly.
     """
     if device.type == "cuda":
-        return ["fp32", "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
+        with torch.cuda.device(device):
+            return ["fp32", "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
     if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return ["fp32", "bf16"]
     return ["fp32"]
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise ConfigError if `device` cannot compute in `precision`."""
+    possible = POSSIBLE[device.type]
+    if precision not in ("auto", *possible):
+        raise ConfigError(
+            f"device.precision (--precision): expected {' or '.join(possible)} on {device.type}, got {precision!r}"
+        )
 
 
 def select_precision(config: DeviceConfig, device: torch.device, run_once: Callable[[str], None]) -> str:
@@ -51,9 +62,9 @@ def select_precision(config: DeviceConfig, device: torch.device, run_once: Calla
     A GPU's half precision is always the faster one. On a CPU it depends on processor, cell and size, so `run_once`,
     one training step without its update, is timed in each precision.
     """
-    candidates = candidate_precisions(device)
     if config.precision != "auto":
         return config.precision
+    candidates = candidate_precisions(device)
     if device.type != "cpu" or len(candidates) == 1:
         return candidates[-1]
     return min(candidates, key=lambda precision: _median_seconds(lambda: run_once(precision)))
@@ -73,7 +84,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """Run the large products of the `with` block in `precision`; parameters and losses stay fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def set_threads(threads: int | None) -> None:
@@ -87,7 +98,7 @@ def seed_step(device: torch.device, seed: int, step: int) -> None:
     value = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
-        torch.cuda.manual_seed(value)
+        torch.cuda.manual_seed_all(value)  # manual_seed is for the current GPU, which need not be `device`
     elif device.type == "mps":
         torch.mps.manual_seed(value)
 

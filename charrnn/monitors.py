@@ -1,5 +1,6 @@
 """Who listens to a trainer's events. A monitor is any callable that takes an event; these are the ready-made ones."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -54,16 +55,16 @@ class MetricsFile:
     """`metrics.jsonl`: a line of JSON for each Logged, Evaluated and Finished event.
 
     Args:
-        path: the file. Lines after `step` are dropped, so that a resumed run tells each step once.
+        path: the file. Lines after `step`, and those that say it finished, are dropped: a resumed run tells all once.
         step: where the run stands.
     """
 
     def __init__(self, path: Path, step: int = 0):
         self._path = path
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            kept = [r for r in read_metrics(path) if r["step"] <= step and r["event"] != "finished"]
             new = path.with_name(f".{path.name}.new")
-            new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            new.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
             os.replace(new, path)
 
     def __call__(self, event: Event) -> None:
@@ -77,15 +78,11 @@ class MetricsFile:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`, or of the one in a run's directory; a line cut short by a crash is left out."""
     path = path / "metrics.jsonl" if path.is_dir() else path
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:  # cut short by a crash
-        return float("inf")
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 class CheckpointSaver:
@@ -93,23 +90,25 @@ class CheckpointSaver:
 
     Args:
         directory: of the run.
-        save: writes one checkpoint; gets the directory, whether it must be resumable, and the last validation loss.
+        save: writes one checkpoint; gets the directory, whether it must be resumable, and the validation loss of the
+            present weights, None where it was not measured.
     """
 
     def __init__(self, directory: Path, save: Callable[[Path, bool, float | None], None]):
         self._directory = directory
         self._save = save
-        self._val_loss: float | None = None
+        self._measured: tuple[int, float] | None = None
 
     def __call__(self, event: Event) -> None:
         """Write what is due."""
         match event:
-            case Evaluated(loss=loss, best=best):
-                self._val_loss = loss
+            case Evaluated(step=step, loss=loss, best=best):
+                self._measured = step, loss
                 if best:
                     self._save(self._directory / "best", False, loss)
-            case SaveDue():
-                self._save(self._directory / "last", True, self._val_loss)
+            case SaveDue(step=step):
+                known = self._measured is not None and self._measured[0] == step
+                self._save(self._directory / "last", True, self._measured[1] if known else None)
 
 
 class TensorBoardWriter:

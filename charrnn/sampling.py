@@ -8,6 +8,7 @@ whole, alone or in a batch.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,11 +112,21 @@ class TextGenerator:
     Args:
         model: anything with the contract `logits, state = model(tokens, state)`.
         tokenizer: the one it was trained with.
+        config: the run it comes from; carried along, so that nothing is lost when it is saved again.
+        training_state: how far that run was; carried along, too.
     """
 
-    def __init__(self, model: CharModel, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        model: CharModel,
+        tokenizer: Tokenizer,
+        config: Any = None,
+        training_state: dict[str, Any] | None = None,
+    ):
         self.model = model
         self.tokenizer = tokenizer
+        self.config = config
+        self.training_state = training_state or {}
 
     def generate(
         self,
@@ -176,6 +187,14 @@ class TextGenerator:
         steps = list(progress(self._tokens(prompts, length, transforms, seed)))
         texts = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
         return [prompt + self.tokenizer.decode(text) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def next_logits(self, prompt: str = "") -> Tensor:
+        """Logits `(V,)` of the token after `prompt`, on the CPU.
+
+        Raises:
+            UnknownCharacterError: the prompt has a character outside the vocabulary.
+        """
+        return self._read([self._encode(prompt)])[0][0]
 
     def _pieces(self, prompt: str, tokens: Iterator[Tensor]) -> Iterator[str]:
         if prompt:
@@ -249,7 +268,7 @@ class _Uniform:
 
     def __init__(self, size: int, seed: int | None, block: int = 256):
         first = torch.Generator().seed() % 2**32 if seed is None else seed
-        self._generators = [torch.Generator().manual_seed(first + i) for i in range(size)]
+        self._generators = [torch.Generator().manual_seed((first + i) % 2**63) for i in range(size)]
         self._block = block
         self._used = block
 

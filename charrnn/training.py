@@ -10,7 +10,7 @@ the graph in between; it starts from zeros at the beginning of each epoch.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from charrnn.config import DeviceConfig, TrainingConfig
 from charrnn.corpus import CharDataset, Tokens, Window
-from charrnn.device import autocast, seed_step, select_device, select_precision, set_threads
+from charrnn.device import autocast, check_precision, seed_step, select_device, select_precision, set_threads
 from charrnn.models import CharModel, State, detach_state, flatten_state, map_state, unflatten_state
 
 # ---------------------------------------------------------------------------------------------------------- events
@@ -96,7 +96,10 @@ class Progress:
     epoch: int = 0
     position: int = 0  # tokens of each stream read in this epoch
     seconds: float = 0.0
+    evaluated_at: int = 0  # the last step at which the validation split was read
+    saved_at: int = -1  # the last step at which a checkpoint was due
     best_loss: float | None = None
+    history: list[tuple[int, float, float]] = field(default_factory=list)  # step, epoch and loss of each evaluation
     precision: str | None = None  # chosen once, kept for the whole run
     loss_scale: dict[str, Any] | None = None  # of fp16 training
 
@@ -120,7 +123,7 @@ class Trainer:
 
     Raises:
         CorpusError: `train` is too short.
-        ConfigError: `device` is not on this machine.
+        ConfigError: `device` is not on this machine, or cannot compute in that precision.
     """
 
     def __init__(
@@ -136,8 +139,8 @@ class Trainer:
         self.log_interval = log_interval
         self.progress = Progress()
         self._device_config = device or DeviceConfig()
-        set_threads(self._device_config.threads)
         self.device = select_device(self._device_config.device)
+        check_precision(self._device_config.precision, self.device)
         self.model = model.to(self.device)
         self.dataset = CharDataset(
             train, self.config.batch_size, self.config.seq_length, self._device_config.seed, "the training split"
@@ -148,9 +151,9 @@ class Trainer:
             weight_decay=self.config.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self._val = val
+        self.val = val
         self._state: State = None
-        self._scaler: torch.amp.GradScaler | None = None
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self._stop = False
 
     def fit(self, *monitors: Monitor) -> None:
@@ -167,17 +170,18 @@ class Trainer:
         """Events of a run; raises DivergedError when the loss or the gradient is no longer finite."""
         progress = self.progress
         self._start()
-        if progress.step == 0:
-            yield SaveDue(0, 0.0, progress.seconds)
+        if not self._done():
+            yield from self._due()  # at step 0, and where a caller broke out before it was told
         while not self._done():
             for window in self.dataset.windows(progress.epoch, progress.position):
                 self._update(window)
                 yield from self._report()
                 if self._done():
                     break
-            else:  # the epoch is over; the next one reads the text from its beginning
+            else:  # the next epoch reads the text from its beginning
                 progress.epoch, progress.position, self._state = progress.epoch + 1, 0, None
-        yield from self._finish()
+        yield from self._due(now=not self._stop, save=True)
+        yield Finished(progress.step, self.epoch, progress.seconds, progress.best_loss, stopped=self._stop)
 
     @property
     def epoch(self) -> float:
@@ -203,8 +207,16 @@ class Trainer:
         return tensors | {f"state.{key}": value for key, value in flatten_state(self._state).items()}
 
     def restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from where another trainer of the same model was when it gave its `progress` and `tensors`."""
+        """Go on from where another trainer of the same model was when it gave its `progress` and `tensors`.
+
+        A precision that was asked for, not `auto`, replaces the one that the run had.
+        """
         self.progress = Progress(**progress)
+        self.progress.history = [tuple(evaluation) for evaluation in self.progress.history]
+        asked = self._device_config.precision
+        if asked not in ("auto", self.progress.precision):
+            self.progress.precision = None
+            tensors = {k: v.float() if k.startswith("state.") else v for k, v in tensors.items()}
         index = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
         memory: dict[int, dict[str, Tensor]] = {}
         state = {}
@@ -221,15 +233,15 @@ class Trainer:
     # -------------------------------------------------------------------------------------------------- one step
 
     def _start(self) -> None:
+        self._stop = False
         progress = self.progress
+        set_threads(self._device_config.threads)
         if progress.precision is None:
             progress.precision = select_precision(self._device_config, self.device, self._try_precision)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=progress.precision == "fp16")
-        if progress.loss_scale is not None:
-            self._scaler.load_state_dict(progress.loss_scale)
-        self._stop = False
+        if progress.precision == "fp16" and not self._scaler.is_enabled():
+            self._scaler = torch.amp.GradScaler(self.device.type)
+            self._scaler.load_state_dict(progress.loss_scale or self._scaler.state_dict())
         self._started = time.perf_counter() - progress.seconds
-        self._evaluated_at = self._saved_at = progress.step
         self._clear_means()
 
     def _done(self) -> bool:
@@ -280,22 +292,21 @@ class Trainer:
     # --------------------------------------------------------------------------------------------- what it tells
 
     def _report(self) -> Iterator[Event]:
-        step, config = self.progress.step, self.config
-        yield Stepped(step, self.epoch, self.progress.seconds, self.share_used())
-        if step % self.log_interval == 0 or self._done():
+        yield Stepped(self.progress.step, self.epoch, self.progress.seconds, self.share_used())
+        if self.progress.step % self.log_interval == 0 or self._done():
             yield self._log()
-        if step % config.eval_interval == 0:
-            yield from self._evaluate()
-        if step % config.save_interval == 0:
-            yield self._save_due()
+        if not self._done():  # at the end the last evaluation comes before the last save
+            yield from self._due()
 
-    def _finish(self) -> Iterator[Event]:
-        if not self._stop:
-            yield from self._evaluate()
-        if self._saved_at < self.progress.step:
+    def _due(self, now: bool = False, save: bool = False) -> Iterator[Event]:
+        """An evaluation and a save, if it is the step for them or they are wanted now, and each was not done yet."""
+        progress, config = self.progress, self.config
+        evaluating = now or progress.step % config.eval_interval == 0
+        if evaluating and progress.evaluated_at < progress.step and len(self.val) > 1:
+            yield self._evaluate()
+        saving = save or progress.step % config.save_interval == 0
+        if saving and progress.saved_at < progress.step:
             yield self._save_due()
-        progress = self.progress
-        yield Finished(progress.step, self.epoch, progress.seconds, progress.best_loss, stopped=self._stop)
 
     def _clear_means(self) -> None:
         self._loss_sum = torch.zeros((), device=self.device)
@@ -303,35 +314,31 @@ class Trainer:
         self._tokens, self._steps, self._busy = 0, 0, 0.0
 
     def _log(self) -> Logged:
+        begin = time.perf_counter()
         self._check_finite()
-        event = Logged(
-            self.progress.step,
-            self.epoch,
-            self.progress.seconds,
-            loss=self._loss_sum.item() / self._tokens,
-            grad_norm=self._norm_sum.item() / self._steps,
-            learning_rate=self._rate,
-            tokens_per_second=self._tokens / self._busy,
-        )
+        loss, norm = self._loss_sum.item() / self._tokens, self._norm_sum.item() / self._steps
+        self._busy += time.perf_counter() - begin  # a GPU's work ends only here
+        speed = self._tokens / self._busy
         self._clear_means()
-        return event
+        return Logged(self.progress.step, self.epoch, self.progress.seconds, loss, norm, self._rate, speed)
 
-    def _evaluate(self) -> Iterator[Evaluated]:
+    def _evaluate(self) -> Evaluated:
         progress = self.progress
-        if len(self._val) < 2 or self._evaluated_at == progress.step:
-            return
         self._check_finite()
-        loss = evaluate(self.model, self._val)
+        loss = evaluate(self.model, self.val)
         best = progress.best_loss is None or loss < progress.best_loss
         if best:
             progress.best_loss = loss
         progress.seconds = time.perf_counter() - self._started
-        self._evaluated_at = progress.step
-        yield Evaluated(progress.step, self.epoch, progress.seconds, loss, best)
+        progress.evaluated_at = progress.step
+        progress.history.append((progress.step, self.epoch, loss))
+        if progress.saved_at == progress.step:
+            progress.saved_at -= 1  # that checkpoint does not know this loss: it is due again
+        return Evaluated(progress.step, self.epoch, progress.seconds, loss, best)
 
     def _save_due(self) -> SaveDue:
         self._check_finite()
-        self._saved_at = self.progress.step
+        self.progress.saved_at = self.progress.step
         self.progress.loss_scale = self._scaler.state_dict() or None
         return SaveDue(self.progress.step, self.epoch, self.progress.seconds)
 

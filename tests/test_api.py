@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 
@@ -12,7 +13,7 @@ from charrnn.api import Run
 from charrnn.checkpoint import CheckpointError, load_checkpoint
 from charrnn.config import ConfigError
 from charrnn.monitors import read_metrics
-from charrnn.training import DivergedError, Stepped
+from charrnn.training import DivergedError, Evaluated, Stepped
 
 from .conftest import TINY
 
@@ -46,6 +47,40 @@ def test_train_gives_the_best_of_a_run_that_is_written(text_file, tmp_path):
     assert result.loss == pytest.approx(best.training_state["val_loss"], rel=1e-6)
     assert result.bpc == pytest.approx(best.training_state["val_bpc"], rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(result.loss))
+
+
+def test_saving_again_loses_nothing(text_file, tmp_path):
+    charrnn.train(text_file, out=tmp_path / "run", **TINY)
+    charrnn.save_model(charrnn.load_model(tmp_path / "run"), tmp_path / "again")
+    first, again = load_checkpoint(tmp_path / "run"), load_checkpoint(tmp_path / "again")
+    assert (first.config, first.training_state) == (again.config, again.training_state)
+
+
+def test_saving_never_replaces_what_is_no_checkpoint(text_file, tmp_path):
+    generator = charrnn.create_model(charrnn.CharTokenizer("ab"), hidden_size=2)
+    charrnn.train(text_file, out=tmp_path / "run", **TINY)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    for path in (tmp_path / "run", tmp_path / "thesis", text_file):
+        with pytest.raises(CheckpointError, match="got something else there"):
+            charrnn.save_model(generator, path)
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
+    assert load_checkpoint(tmp_path / "run" / "last")
+    (tmp_path / "empty").mkdir()
+    charrnn.save_model(generator, tmp_path / "empty")
+
+
+def test_training_leaves_the_process_as_it_was(text_file):
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    charrnn.train(text_file, **TINY)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_prompt_the_model_cannot_read_is_refused_before_training(text_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"--prompt\): expected only characters of the vocabulary, got 'Z'"):
+        charrnn.train(text_file, out=tmp_path / "run", prompt="Z", **TINY)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_config_file_and_overrides(text_file, tmp_path):
@@ -114,20 +149,57 @@ def test_a_finished_run_is_resumed_to_do_nothing_or_more(tiny, tmp_path):
     assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 15
 
 
+def test_the_last_evaluation_is_known_to_the_last_checkpoint(tiny, tmp_path):
+    """Though a save is due at the last step, and an evaluation is not."""
+    config = tiny.override({"max_steps": 40, "eval_interval": 7, "save_interval": 4})
+    Run.start(config, tmp_path / "run").fit()
+    last, best = (load_checkpoint(tmp_path / "run" / name) for name in ("last", "best"))
+    assert last.training_state["progress"]["best_loss"] == best.training_state["val_loss"]
+    assert last.training_state["progress"]["evaluated_at"] == 40
+
+
+def test_a_run_killed_before_its_last_evaluation_makes_up_for_it(tiny, tmp_path):
+    config = tiny.override({"eval_interval": 1000, "save_interval": 1})
+    run = Run.start(config, tmp_path / "run")
+
+    def kill(event):
+        if isinstance(event, Evaluated):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.fit(kill)
+    shutil.rmtree(tmp_path / "run" / "best")
+    Run.resume(tmp_path / "run").fit()
+    assert load_checkpoint(tmp_path / "run" / "best").training_state["step"] == 12
+
+
+def test_a_precision_that_is_asked_for_replaces_the_runs(tiny, tmp_path):
+    for first, second in (("bf16", "fp32"), ("fp32", "bf16")):
+        run = Run.start(tiny.override({"precision": first}), tmp_path / first)
+        run.fit(lambda event, run=run: run.trainer.stop() if isinstance(event, Stepped) and event.step == 5 else None)
+        resumed = Run.resume(tmp_path / first, {"precision": second})
+        resumed.fit()
+        assert resumed.trainer.progress.precision == second
+
+
 def test_resuming_with_another_architecture_is_refused(tiny, tmp_path):
     Run.start(tiny, tmp_path / "run").fit()
-    with pytest.raises(CheckpointError, match="expected its own architecture to go on with, hidden_size 8, got 9"):
+    with pytest.raises(CheckpointError, match="expected to go on with its own hidden_size 8, got 9"):
         Run.resume(tmp_path / "run", {"hidden_size": 9})
-    with pytest.raises(CheckpointError, match="type lstm, got gru"):
+    with pytest.raises(CheckpointError, match="its own type lstm, got gru"):
         Run.resume(tmp_path / "run", {"model_type": "gru"})
     Run.resume(tmp_path / "run", {"hidden_size": 8})
+    for name, value in {"batch_size": 3, "train_frac": 0.5, "val_frac": 0.06}.items():
+        with pytest.raises(CheckpointError, match=f"its own {name} .*, got {value}"):
+            Run.resume(tmp_path / "run", {name: value})
 
 
 def test_resuming_on_another_text_is_refused(tiny, tmp_path, text_file):
     Run.start(tiny, tmp_path / "run").fit()
-    text_file.write_text(text_file.read_text()[::-1])
-    with pytest.raises(CheckpointError, match="expected the text it was trained on, got another one"):
-        Run.resume(tmp_path / "run")
+    for other in (text_file.read_text()[::-1], "characters it has never seen"):
+        text_file.write_text(other)
+        with pytest.raises(CheckpointError, match="expected the text it was trained on, got another one"):
+            Run.resume(tmp_path / "run")
 
 
 def test_resuming_a_checkpoint_that_cannot_go_on(tiny, tmp_path):
@@ -136,6 +208,9 @@ def test_resuming_a_checkpoint_that_cannot_go_on(tiny, tmp_path):
         Run.resume(tmp_path / "run" / "best")
     with pytest.raises(CheckpointError, match="nothing there"):
         Run.resume(tmp_path / "nowhere")
+    shutil.copytree(tmp_path / "run" / "last", tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="got a checkpoint alone; start a new run from its weights"):
+        Run.resume(tmp_path / "copy")
 
 
 def test_a_damaged_memory_is_named(tiny, tmp_path):
@@ -143,6 +218,10 @@ def test_a_damaged_memory_is_named(tiny, tmp_path):
     path = tmp_path / "run" / "last" / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"optimizer.safetensors: expected a whole safetensors file"):
+        Run.resume(tmp_path / "run")
+    path = tmp_path / "run" / "last" / "training_state.json"
+    path.write_text(path.read_text().replace('"position"', '"bogus"'))
+    with pytest.raises(CheckpointError):
         Run.resume(tmp_path / "run")
 
 

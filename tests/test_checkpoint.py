@@ -166,7 +166,11 @@ def test_a_config_that_is_wrong_is_named(tmp_path, change, message):
 def test_nothing_there(tmp_path):
     with pytest.raises(CheckpointError, match="expected a checkpoint or the directory of a run, got nothing there"):
         load_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="got an empty or unfinished run"):
+    with pytest.raises(CheckpointError, match="got a folder without one"):
+        load_checkpoint(tmp_path)
+    for name in ("a", "b"):
+        save(tmp_path / name)
+    with pytest.raises(CheckpointError, match="got a folder that holds a, b; name one"):
         load_checkpoint(tmp_path)
 
 

@@ -235,7 +235,14 @@ def test_an_unknown_key(tmp_path, capfd):
     [
         (["train", "--hidden-size", "0"], "--hidden-size): expected a value greater than or equal to 1, got '0'"),
         (["train", "--hiden-size", "3"], "unrecognized argument --hiden-size; did you mean --hidden-size?"),
-        (["train", "--zzz"], "unrecognized argument --zzz"),
+        (["train", "--zzz"], "unrecognized argument --zzz (see"),
+        (["sample", "x", "--hidden-size", "3"], "unrecognized argument --hidden-size (see charrnn sample --help)"),
+        (["sample", "x", "--quite"], "did you mean --quiet?"),
+        (["train", "a.yaml", "--resume", "b"], "CONFIG: expected to be left out with --resume"),
+        (["train", "--out", "a", "--resume", "b"], "--out: expected to be left out with --resume"),
+        (["train", "--init-from", "a", "--dropout", "0"], "--dropout: expected to be left out with --init-from"),
+        (["sample", "x", "--interactive", "--output", "f"], "--output: expected to be left out with --interactive"),
+        (["train", "--device", "cpu", "--precision", "fp16"], "--precision): expected fp32 or bf16 on cpu, got 'fp16'"),
         (["train", "--max-steps", "x"], "--max-steps): expected a valid integer"),
         (["train", "--device", "tpu"], "--device): expected auto, cpu"),
         (["train", "--resume", "a", "--init-from", "b"], "--init-from: not allowed with argument --resume"),
@@ -279,7 +286,7 @@ def test_another_architecture_to_resume(run, capfd):
     before = (run / "last" / "model.safetensors").read_bytes()
     code, err = fail(capfd, "train", "--resume", run, "--hidden-size", "16")
     assert code == 1
-    assert "expected its own architecture to go on with, hidden_size 8, got 16" in err
+    assert "expected to go on with its own hidden_size 8, got 16" in err
     assert (run / "last" / "model.safetensors").read_bytes() == before
 
 

@@ -59,9 +59,10 @@ def test_words_that_look_like_numbers_stay_words(tmp_path):
         ("training: {learning_rate: .nan}", "expected a finite number"),
         ("training: {learning_rate: fast}", "expected a valid number.* got 'fast'"),
         ("training: {max_epochs: null}", "expected a budget, got none: set one of max_epochs, max_steps, max_seconds"),
-        ("training: {warmup_frac: 0.6, hold_frac: 0.6}", "warmup_frac . hold_frac of at most 1, got 1.2"),
-        ("data: {train_frac: 0.9, val_frac: 0.2}", "train_frac . val_frac of at most 1, got 1.1"),
+        ("training: {warmup_frac: 0.6, hold_frac: 0.6}", "--warmup-frac . --hold-frac of at most 1, got 1.2"),
+        ("data: {train_frac: 0.9, val_frac: 0.2}", "--train-frac . --val-frac of at most 1, got 1.1"),
         ("device: {device: tpu}", r"device.device \(--device\): expected auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
+        ("model: {hidden_size: true}", "model: expected hidden_size to be anything but true"),
         ("[1, 2]", "run.yaml: the configuration: expected a valid dictionary"),
         ("training: [1", "run.yaml: expected YAML"),
     ],
@@ -74,6 +75,7 @@ def test_a_wrong_file_is_one_sentence_that_names_the_place(tmp_path, text, messa
 
 def test_an_empty_file_is_the_defaults(tmp_path):
     assert load_config(write(tmp_path / "run.yaml", "")) == RunConfig()
+    assert load_config(write(tmp_path / "run.yaml", "training:\nmodel:\n")) == RunConfig()
 
 
 def test_yaml_round_trip(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import charrnn.corpus
 from charrnn.corpus import CharDataset, CorpusError, commonest, entropy, load_corpus, play_to_text, read_text
-from charrnn.tokenizer import CharTokenizer, UnknownCharacterError
+from charrnn.tokenizer import CharTokenizer
 
 CANONICAL = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare" / "input.txt"
 
@@ -161,6 +161,7 @@ def test_standard_input(monkeypatch):
         (b"", "expected text, got none"),
         (b"\xef\xbb\xbf", "expected text, got none"),
         (b"ab\xff\xfe", "byte 0xff at offset 2"),
+        (b"\xef\xbb\xbfab\xff", "byte 0xff at offset 5"),
     ],
 )
 def test_files_that_are_no_text(tmp_path, content, message):
@@ -233,7 +234,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(text_file, text, data_dir):
 def test_a_models_tokenizer_is_kept(text_file):
     tokenizer = CharTokenizer("zyxwedcba \n")
     assert load_corpus(str(text_file), tokenizer).tokenizer == tokenizer
-    with pytest.raises(UnknownCharacterError):
+    with pytest.raises(CorpusError, match=r"words.txt: expected only characters of the vocabulary, got '.' "):
         load_corpus(str(text_file), CharTokenizer("ab"))
 
 

@@ -48,12 +48,13 @@ def test_checkpoints_best_when_better_last_when_due(tmp_path):
         SaveDue(0, 0, 0),
         EVALUATED,
         SaveDue(20, 1, 2),
+        SaveDue(25, 1, 2),
         Evaluated(30, 1, 3, loss=2.5, best=False),
         SaveDue(30, 1, 3),
     ):
         saver(event)
     best, last = tmp_path / "best", tmp_path / "last"
-    assert saved == [(last, True, None), (best, False, 2.25), (last, True, 2.25), (last, True, 2.5)]
+    assert saved == [(last, True, None), (best, False, 2.25), (last, True, 2.25), (last, True, None), (last, True, 2.5)]
 
 
 def test_tensorboard(tmp_path):

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from IPython.display import display
 from matplotlib.figure import Figure
 
@@ -66,14 +65,9 @@ def percent(share: float) -> str:
 
 def next_character_probabilities(generator: TextGenerator, prompt: str, count: int = 10) -> list[tuple[str, float]]:
     """The `count` likeliest characters after `prompt` and their probabilities, the likeliest first."""
-    tokens = torch.as_tensor(generator.tokenizer.encode(prompt).astype("int64"))
-    with torch.inference_mode():
-        logits, _ = generator.model(tokens.unsqueeze(0))  # (1, T, V)
-    probabilities, order = logits[0, -1].softmax(-1).sort(descending=True)
-    return [
-        (generator.tokenizer.decode([t]), p)
-        for t, p in zip(order[:count].tolist(), probabilities.tolist(), strict=False)
-    ]
+    probabilities, order = generator.next_logits(prompt).softmax(-1).sort(descending=True)
+    likeliest = zip(order[:count].tolist(), probabilities[:count].tolist(), strict=True)
+    return [(generator.tokenizer.decode([token]), probability) for token, probability in likeliest]
 
 
 def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) -> Picture:
@@ -86,8 +80,8 @@ def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) 
     axes.bar_label(bars, [percent(value) for value in values], padding=2)
     axes.set(ylabel="probability", ylim=(0, max(values) * 1.15), title=f"What comes after {prompt!r}?")
     alt = (
-        f"Bar chart of the next character after {prompt!r}: {names[0]} has probability {percent(values[0])}, "
-        f"{names[1]} {percent(values[1])}; the {len(names)} likeliest hold {percent(sum(values))} together."
+        f"Bar chart of the next character after {prompt!r}: {names[0]} has probability {percent(values[0])}; "
+        f"the {len(names)} likeliest, from {names[0]} to {names[-1]}, hold {percent(sum(values))} together."
     )
     return Picture(figure, alt)
 

@@ -11,13 +11,15 @@ from charrnn.training import Evaluated, Event, Finished, Logged, Stepped
 
 
 class LivePlot:
-    """A monitor with a widget: the loss curve, redrawn at most twice a second, and a progress bar.
+    """A monitor with a widget: the loss curve, redrawn as it grows, and a progress bar.
+
+    Drawing takes time from training, so at most a tenth of the time is spent on it.
 
     Show `view` in a notebook, then give the plot to the training as a monitor.
 
     Args:
         vocab_size: draws the loss of a model that knows nothing.
-        every: seconds between two drawings.
+        every: seconds between two drawings, at least; 0 draws at every number.
 
     Attributes:
         view: the widget.
@@ -28,7 +30,6 @@ class LivePlot:
         self.records: list[dict[str, Any]] = []
         self._vocab_size = vocab_size
         self._every = every
-        self._drawn = 0.0
         self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
         self._bar = ipywidgets.FloatProgress(min=0, max=1, description="budget", layout={"width": "420px"})
         self.view = ipywidgets.VBox([self._bar, self._image])
@@ -38,14 +39,16 @@ class LivePlot:
         """Take a number, and draw if it is time."""
         if isinstance(event, Logged | Evaluated):
             self.records.append({"event": type(event).__name__.lower(), **asdict(event)})
-        finished = isinstance(event, Finished)
-        if finished or time.monotonic() - self._drawn >= self._every:
+            if time.monotonic() >= self._next:
+                self._draw()
+        elif isinstance(event, Stepped) and event.progress - self._bar.value >= 0.01:
+            self._bar.value = event.progress
+        elif isinstance(event, Finished):
+            self._bar.value = 1.0
             self._draw()
-            if isinstance(event, Stepped):
-                self._bar.value = event.progress
-            elif finished:
-                self._bar.value = 1.0
 
     def _draw(self) -> None:
+        begin = time.monotonic()
         self._image.value = plot_losses(self.records, self._vocab_size).png()
-        self._drawn = time.monotonic()
+        end = time.monotonic()
+        self._next = end + (max(self._every, 9 * (end - begin)) if self._every else 0)

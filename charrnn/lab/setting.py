@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import platform
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table
 
@@ -18,13 +20,20 @@ class Profile:
     Attributes:
         name: `ci`, `laptop` or `gpu`.
         train_seconds: to train the models that the reader waits for.
+        checkpoints: folder for those models; in `ci` a temporary one, so that tests never replace a reader's own.
     """
 
     name: str
     train_seconds: float
+    checkpoints: Path
 
 
-PROFILES = {p.name: p for p in (Profile("ci", 8), Profile("laptop", 60), Profile("gpu", 60))}
+OWN = Path("../checkpoints")  # as seen from notebooks/
+PROFILES = {
+    "ci": lambda: Profile("ci", 8, Path(tempfile.mkdtemp(prefix="charrnn-"))),
+    "laptop": lambda: Profile("laptop", 60, OWN),
+    "gpu": lambda: Profile("gpu", 60, OWN),
+}
 
 
 def profile() -> Profile:
@@ -36,7 +45,7 @@ def profile() -> Profile:
     name = os.environ.get("CHARRNN_PROFILE", "laptop")
     if name not in PROFILES:
         raise ConfigError(f"CHARRNN_PROFILE: expected one of {', '.join(PROFILES)}, got {name!r}")
-    return PROFILES[name]
+    return PROFILES[name]()
 
 
 def check_machine() -> Table:
