@@ -14,6 +14,7 @@ from charrnn.checkpoint import CheckpointError
 from charrnn.config import ConfigError, RunConfig, load_config
 from charrnn.corpus import CharDataset, Corpus, CorpusError, corpus_names, load_corpus
 from charrnn.models import CharGRU, CharLSTM, CharModel, CharRNN, count_parameters
+from charrnn.monitors import ProgressBar
 from charrnn.sampling import TextGenerator
 from charrnn.tokenizer import CharTokenizer, UnknownCharacterError
 from charrnn.training import DivergedError, Trainer
@@ -31,6 +32,7 @@ __all__ = [
     "CorpusError",
     "DivergedError",
     "Evaluation",
+    "ProgressBar",
     "Run",
     "RunConfig",
     "TextGenerator",

@@ -127,7 +127,8 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
         if (found := _complete(candidate)) is not None:
             return found
     if not path.is_dir():
-        raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got nothing there")
+        got = "a file" if path.exists() else "nothing there"
+        raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got {got}")
     inside = sorted(entry.name for entry in path.iterdir() if holds_run(entry))
     got = f"a folder that holds {', '.join(inside)}; name one" if inside else "a folder without one"
     raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got {got}")

@@ -3,16 +3,18 @@
 import argparse
 import difflib
 import functools
+import importlib.metadata
 import io
 import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -85,6 +87,12 @@ def train(arguments: argparse.Namespace) -> int:
         sys.stdout.write(dump_config(run.config))
         _show("would train", _about(run))
         return 0
+    if run.trainer.share_used() >= 1:
+        run.fit()  # what a crash may have left undone at the very end
+        _say(
+            f"{run.directory}: already finished, at step {run.trainer.progress.step:,}; a larger budget goes on with it"
+        )
+        return 0
     if not arguments.quiet:
         _show("training", _about(run))
     bar = None if arguments.quiet else ProgressBar(run.trainer.share_used())
@@ -109,7 +117,8 @@ def _refuse_together(arguments: argparse.Namespace, name: str, *others: str) -> 
 
 def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
     if run.trainer.share_used() < 1:
-        _say(f"stopped at step {run.trainer.progress.step:,}; go on with: charrnn train --resume {run.directory}")
+        step = run.trainer.progress.step
+        _say(f"stopped at step {step:,}; go on with: {_program()} train --resume {run.directory}")
         return INTERRUPTED
     if quiet:
         print(run.directory)
@@ -120,7 +129,7 @@ def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
     settings = run.config.generation.model_dump() | {"length": 500, "seed": run.config.device.seed}
     _say("a sample:")
     _stream(generator, settings)
-    _say(f"more of it: charrnn sample {run.directory}")
+    _say(f"more of it: {_program()} sample {run.directory}")
     return 0
 
 
@@ -128,6 +137,8 @@ def _about(run: Run) -> dict[str, Any]:
     corpus, dataset, config = run.corpus, run.trainer.dataset, run.config
     splits = corpus.split(config.data.train_frac, config.data.val_frac)
     budgets = {name: getattr(config.training, name) for name in BUDGETS}
+    precision = run.trainer.progress.precision or config.device.precision
+    precision += " (the fastest, measured at the start)" if precision == "auto" else ""
     return {
         "text": f"{corpus.name}: {len(corpus.tokens):,} characters, {corpus.tokenizer.vocab_size} different",
         "splits": ", ".join(f"{name} {len(tokens):,}" for name, tokens in splits._asdict().items()),
@@ -135,7 +146,7 @@ def _about(run: Run) -> dict[str, Any]:
         f"{count_parameters(run.generator.model):,} parameters",
         "step": f"{dataset.batch_size} streams of {dataset.seq_length}, {len(dataset.borders(0)):,} steps an epoch",
         "budget": ", ".join(f"{name} {value:g}" for name, value in budgets.items() if value is not None),
-        "device": f"{run.trainer.device}, precision {run.trainer.progress.precision or config.device.precision}",
+        "device": f"{run.trainer.device}, precision {precision}",
         "directory": run.directory or "none",
     }
 
@@ -143,6 +154,8 @@ def _about(run: Run) -> dict[str, Any]:
 def sample(arguments: argparse.Namespace) -> int:
     """Generate text."""
     _refuse_together(arguments, "interactive", "output", "prompt")
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise ConfigError(f"--output: expected a file in a folder that exists, got {arguments.output}")
     generator = load_model(arguments.checkpoint, arguments.device)
     overrides = _settings(arguments) | ({"temperature": 0} if arguments.argmax else {})
     settings = generator.config.override(overrides).generation.model_dump()
@@ -300,6 +313,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="charrnn", description=charrnn.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("charrnn"))
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
     command = _command(commands, "train", train)
@@ -315,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "sample", sample)
     _add_checkpoint(command)
     _add_device(command)
-    _add_settings(command, "generation")
+    _add_settings(command, "generation", default="that of the checkpoint")
     command.add_argument("--argmax", action="store_true", help="always the likeliest character: temperature 0")
     command.add_argument(
         "--seed", type=_whole(0), help="the same seed gives the same text (default: another each time)"
@@ -390,21 +404,29 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {
         key.removeprefix("setting:"): value for key, value in vars(arguments).items() if key.startswith("setting:")
     }
-    return {name: None if value == "none" and name != "prompt" else value for name, value in given.items()}
+    optional = {name for _, _, name, field in config_fields() if type(None) in get_args(field.annotation)}
+    empty = ("none", "null")
+    return {name: None if name in optional and value.lower() in empty else value for name, value in given.items()}
 
 
 def _whole(least: int) -> Any:
     def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise ValueError
-        return value
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return int(text)
 
-    number.__name__ = f"whole number of at least {least}"  # argparse puts it into its message
     return number
 
 
 # ------------------------------------------------------------------------------------------------------------- to speak
+
+
+def _program() -> str:
+    """This program as it can be typed here."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return "python -m charrnn"
+    return path.name if shutil.which(path.name) else str(path)
 
 
 def _say(text: str) -> None:

@@ -197,8 +197,16 @@ def load_config(path: str | Path) -> RunConfig:
     """
     try:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: expected settings in YAML, got no text; to train on it, use --data {path}"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: expected YAML, got {getattr(error, 'problem', error)}{line}") from error
+    if isinstance(tree, str):
+        raise ConfigError(f"{path}: expected settings in YAML, got plain text; to train on it, use --data {path}")
     return parse_config({} if tree is None else tree, str(path))
 
 
@@ -237,7 +245,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
     message = problem["msg"].replace("Input should be ", "expected ").replace("instance of ", "section ")
     for comparison in ("greater", "less"):
         message = message.replace(f"expected {comparison}", f"expected a value {comparison}")
-    return f"{where}: {message}, got {problem['input']!r}"
+    got = repr(problem["input"])
+    return f"{where}: {message}, got {got if len(got) <= 60 else got[:60] + '…'}"
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

@@ -90,7 +90,10 @@ def load_corpus(name: str, tokenizer: Tokenizer | None = None, data_dir: Path | 
     data_dir = data_dir or default_data_dir()
     text = read_text(name, data_dir)
     if not text:
-        raise CorpusError(f"{name}: expected text, got none: the file is empty")
+        what = (
+            "nothing came; pipe the text in again, or name a file with --data" if name == "-" else "the file is empty"
+        )
+        raise CorpusError(f"{name}: expected text, got none: {what}")
     sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     try:
         tokens, tokenizer = _cached_tokens(data_dir / ".cache", text, sha256, tokenizer)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +23,10 @@ class ProgressBar:
     """
 
     def __init__(self, done: float = 0.0, file: TextIO | None = None):
+        watched = (file or sys.stderr).isatty()
         self._bar = tqdm(
             total=1.0,
+            mininterval=0.1 if watched else 10,  # a log file wants few lines
             initial=done,
             file=file,
             bar_format="{percentage:3.0f}% |{bar:24}| {elapsed} < {remaining}{postfix}",

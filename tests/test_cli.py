@@ -83,6 +83,19 @@ def test_flags_win_over_the_file(text_file, tmp_path, capfd):
     assert "tensorboard: false" in out
 
 
+def test_a_finished_run_says_so(run, capfd):
+    assert main(["train", "--resume", str(run)]) == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "already finished, at step 12; a larger budget goes on with it" in err
+
+
+def test_a_text_given_as_the_config_is_told_apart(text_file, tmp_path, capfd):
+    assert "got plain text; to train on it, use --data" in fail(capfd, "train", text_file)[1]
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    assert "got no text; to train on it, use --data" in fail(capfd, "train", tmp_path / "picture.png")[1]
+
+
 def test_resume(run, capfd):
     assert main(["train", "--resume", str(run), "--max-steps", "20", "--quiet"]) == 0
     assert load_checkpoint(run / "last").training_state["step"] == 20
@@ -145,7 +158,7 @@ def test_sample_many_to_a_file(run, tmp_path, capfd):
 
 def test_argmax_and_none(run, capfd):
     texts = []
-    for flags in (["--argmax"], ["--temperature", "0"], ["--argmax", "--top-p", "none", "--top-k", "none"]):
+    for flags in (["--argmax"], ["--temperature", "0"], ["--argmax", "--top-p", "none", "--top-k", "Null"]):
         assert main(["sample", str(run), "--quiet", "--length", "20", *flags]) == 0
         texts.append(capfd.readouterr().out)
     assert len(set(texts)) == 1
@@ -266,7 +279,7 @@ def test_misuse_is_one_line_that_names_the_flag(capfd, flags, message):
         (["--top-p", "0"], "--top-p): expected a value greater than 0"),
         (["--top-k", "0"], "--top-k): expected a value greater than or equal to 1"),
         (["--length", "-1"], "--length): expected a value greater than or equal to 0"),
-        (["--num", "0"], "argument --num: invalid whole number of at least 1 value: '0'"),
+        (["--num", "0"], "argument --num: expected a whole number of at least 1, got '0'"),
     ],
 )
 def test_wrong_sampling_flags(run, capfd, flags, message):
@@ -298,7 +311,7 @@ def test_an_output_that_cannot_be_written(run, text_file, tmp_path, capfd):
     assert "file" in err
     assert "Not a directory" in err
     code, err = fail(capfd, "sample", run, "--quiet", "--output", tmp_path / "nowhere" / "text")
-    assert code == 1
+    assert code == 2
     assert "nowhere" in err
 
 
@@ -351,7 +364,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text_file, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     step = load_checkpoint(out / "last").training_state["step"]
-    assert f"stopped at step {step:,}; go on with: charrnn train --resume {out}" in err
+    assert f"stopped at step {step:,}; go on with: python -m charrnn train --resume {out}" in err
     assert "Traceback" not in err
 
 

@@ -57,9 +57,9 @@ def readme_example() -> str:
 def test_the_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     example = readme_example()
     assert len(example.strip().splitlines()) <= 20
-    assert "max_seconds=60" in example
+    assert '"max_seconds": 60' in example
     monkeypatch.chdir(tmp_path)
-    exec(compile(example.replace("max_seconds=60", "max_steps=2, eval_interval=2"), "README.md", "exec"), {})
+    exec(compile(example.replace('"max_seconds": 60', '"max_steps": 2'), "README.md", "exec"), {})
     assert "JULIET:" in capsys.readouterr().out
 
 
