@@ -301,6 +301,9 @@ class Run:
             self.trainer.fit(*self._own_monitors(), *monitors)
         if self.directory is not None and (self.directory / "best").exists():
             return load_model(self.directory / "best", str(self.trainer.device))
+        progress = self.trainer.progress
+        measured = progress.history and progress.evaluated_at == progress.step
+        self.generator.training_state = self._training_state(progress.history[-1][-1] if measured else None)
         return self.generator
 
     def _own_monitors(self) -> list[Monitor]:
@@ -315,10 +318,16 @@ class Run:
         return [CheckpointSaver(self.directory, self._save), metrics, *own]
 
     def _save(self, path: Path, resumable: bool, val_loss: float | None) -> None:
+        tensors = self.trainer.tensors() if resumable else None
+        model, tokenizer = self.generator.model, self.generator.tokenizer
+        save_checkpoint(path, model, tokenizer, self.config, self._training_state(val_loss), tensors)
+
+    def _training_state(self, val_loss: float | None) -> dict[str, Any]:
+        """Where the run stands; `val_loss` is that of the present weights, None where it was not measured."""
         progress = asdict(self.trainer.progress)
         val = self.trainer.val
         bits = len(val) / max(1, len(self.generator.tokenizer.decode(val))) / math.log(2)  # per character, in a nat
-        state = {
+        return {
             "corpus": self.config.data.name,
             "corpus_sha256": self.corpus.sha256,
             "step": progress["step"],
@@ -327,8 +336,6 @@ class Run:
             "val_bpc": None if val_loss is None else val_loss * bits,
             "progress": progress,
         }
-        tensors = self.trainer.tensors() if resumable else None
-        save_checkpoint(path, self.generator.model, self.generator.tokenizer, self.config, state, tensors)
 
 
 def new_run_directory(config: RunConfig) -> Path:
@@ -343,7 +350,7 @@ def new_run_directory(config: RunConfig) -> Path:
 def _refuse_taken(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory}: expected a directory for the run, got a file; choose another with --out")
-    if holds_run(directory):
+    if holds_run(directory) or any((directory / name).exists() for name in ("best", "last")):
         raise CheckpointError(
             f"{directory}: expected a new directory, got one that holds a run; go on with it by --resume {directory}, "
             "or choose another with --out"

@@ -35,6 +35,8 @@ def test_train_save_load_generate(text_file, tmp_path):
     charrnn.save_model(generator, tmp_path / "model")
     loaded = charrnn.load_model(tmp_path / "model")
     assert loaded.generate("a", 50, seed=1) == generator.generate("a", 50, seed=1)
+    assert loaded.training_state["step"] == 12
+    assert loaded.training_state["val_loss"] == pytest.approx(charrnn.evaluate(loaded, text_file).loss)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model", "words.txt"]
 
 
@@ -231,6 +233,9 @@ def test_a_run_is_never_written_over(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="holds a run; go on with it by --resume"):
         Run.start(tiny, tmp_path / "run")
     assert (tmp_path / "run" / "last" / "model.safetensors").read_bytes() == before
+    (tmp_path / "mine" / "best").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="expected a new directory"):
+        Run.start(tiny, tmp_path / "mine")
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="got a file"):
         Run.start(tiny, tmp_path / "file")
