@@ -12,14 +12,17 @@ from charrnn.api import (
 )
 from charrnn.checkpoint import CheckpointError
 from charrnn.config import ConfigError, RunConfig, load_config
-from charrnn.corpus import CharDataset, Corpus, CorpusError, corpus_names, load_corpus
+from charrnn.corpus import CharDataset, Corpus, load_corpus
 from charrnn.models import CharGRU, CharLSTM, CharModel, CharRNN, count_parameters
 from charrnn.monitors import ProgressBar
 from charrnn.sampling import TextGenerator
-from charrnn.tokenizer import CharTokenizer, UnknownCharacterError
+from charrnn.sources import CorpusError, corpus_names
+from charrnn.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, UnknownCharacterError, WordTokenizer
 from charrnn.training import DivergedError, Trainer
 
 __all__ = [
+    "BpeTokenizer",
+    "ByteTokenizer",
     "CharDataset",
     "CharGRU",
     "CharLSTM",
@@ -38,6 +41,7 @@ __all__ = [
     "TextGenerator",
     "Trainer",
     "UnknownCharacterError",
+    "WordTokenizer",
     "corpus_names",
     "count_parameters",
     "create_model",

@@ -8,12 +8,14 @@ charrnn.save_model(generator, "my-model")
 import contextlib
 import itertools
 import math
+import re
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,13 +30,14 @@ from charrnn.checkpoint import (
     load_tensors,
     save_checkpoint,
 )
-from charrnn.config import ConfigError, ModelConfig, RunConfig, load_config
-from charrnn.corpus import Corpus, CorpusError, corpus_names, load_corpus
+from charrnn.config import ConfigError, DataConfig, ModelConfig, RunConfig, load_config
+from charrnn.corpus import Corpus, data_config, load_corpus
 from charrnn.device import select_device
 from charrnn.models import build_model, count_parameters
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import TextGenerator
-from charrnn.tokenizer import Tokenizer, UnknownCharacterError
+from charrnn.sources import CorpusError, absolute_name
+from charrnn.tokenizer import Tokenizer, UnknownCharacterError, count_characters
 from charrnn.training import Monitor, Trainer
 from charrnn.training import evaluate as mean_loss
 
@@ -105,11 +108,12 @@ def train(
     """Train a model.
 
     Args:
-        data: a corpus name, or the path of a text file or a folder of them.
+        data: a corpus name, or the path of a text file, a folder of them or a glob.
         config: a run, or the YAML file that describes it; None is the defaults.
         out: the run's directory: `best/`, `last/`, `metrics.jsonl`. None writes nothing.
         monitors: called with every event.
-        **overrides: any setting, named as on the command line: `hidden_size=256, max_seconds=60, model_type="gru"`.
+        **overrides: any setting, named as on the command line: `hidden_size=256, max_seconds=60, model_type="gru",
+            tokenizer="bpe"`.
 
     Returns:
         The best model by validation loss where `out` is given, else the last.
@@ -151,35 +155,37 @@ class Evaluation:
 
 def evaluate(
     generator: TextGenerator,
-    data: str | Path = "shakespeare",
+    data: str | Path | Corpus | None = None,
     split: str = "val",
-    train_frac: float = 0.9,
-    val_frac: float = 0.05,
     progress: Callable[[range], Iterable[int]] = iter,
+    **settings: Any,
 ) -> Evaluation:
     """How well a model predicts the whole `train`, `val` or `test` split of a text, or `all` of it.
 
     Args:
         generator: a model and its tokenizer.
-        data: a corpus name, or the path of a text file or a folder of them.
+        data: a corpus name, or the path of a text file, a folder of them or a glob, or a corpus encoded with the
+            model's tokenizer; None is the text that the model was trained on.
         split: which part of it.
-        train_frac: share of the text in the train split.
-        val_frac: share of it in the val split.
         progress: wraps the loop, as `tqdm` does, to show how far it is.
+        **settings: fields of `DataConfig` that differ from the model's run: `train_frac`, `val_frac`, `encoding`, …
 
     Raises:
-        CorpusError: the text cannot be had, or the split is too short.
-        UnknownCharacterError: the text has a character that the model does not know.
+        ConfigError: a setting is unknown or out of range.
+        CorpusError: the text cannot be had, has a character that the model does not know, or the split is too short.
     """
-    corpus = load_corpus(str(data), generator.tokenizer)
-    splits = {**corpus.split(train_frac, val_frac)._asdict(), "all": corpus.tokens}
+    config = data_config(generator.config.data if generator.config else DataConfig(), **settings)
+    if isinstance(data, str | Path):
+        config = config.model_copy(update={"name": str(data)})
+    corpus = data if isinstance(data, Corpus) else load_corpus(config, generator.tokenizer)
+    splits = {**corpus.split(config.train_frac, config.val_frac)._asdict(), "all": corpus.tokens}
     if split not in splits:
         raise ConfigError(f"split: expected one of {', '.join(splits)}, got {split!r}")
     tokens = splits[split]
     if len(tokens) < 2:
-        raise CorpusError(f"{data}: expected at least 2 tokens in the {split} split, got {len(tokens)}")
+        raise CorpusError(f"{corpus.name}: expected at least 2 tokens in the {split} split, got {len(tokens)}")
     loss = mean_loss(generator.model, tokens, progress=progress)
-    return Evaluation(loss, len(tokens) - 1, len(generator.tokenizer.decode(tokens[1:])))
+    return Evaluation(loss, len(tokens) - 1, count_characters(generator.tokenizer, tokens[1:]))
 
 
 def get_model_info(path: str | Path) -> dict[str, Any]:
@@ -201,6 +207,8 @@ def get_model_info(path: str | Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------ a run
+
+TOKENS = ("tokenizer", "vocab_size", "min_frequency")  # the settings that a trained model's vocabulary decides
 
 
 @dataclass
@@ -224,7 +232,7 @@ class Run:
         Args:
             config: all of its settings.
             out: its directory; None writes nothing.
-            init_from: a checkpoint whose weights and vocabulary to start from; the model section of `config` gives way.
+            init_from: a checkpoint whose weights and vocabulary to start from; what `config` says of them gives way.
 
         Raises:
             CheckpointError: `out` holds a run already, or `init_from` no checkpoint.
@@ -235,13 +243,14 @@ class Run:
             _refuse_taken(directory)
         source = load_checkpoint(init_from) if init_from is not None else None
         config = _with_absolute_path(config)
-        corpus = load_corpus(config.data.name, source.tokenizer if source else None)
-        _check_prompt(config, corpus.tokenizer)
         if source:
-            config = config.model_copy(update={"model": source.config.model})
-            model = source.model
-        else:
-            model = build_model(config.model, corpus.tokenizer.vocab_size, config.device.seed)
+            kept = {name: getattr(source.config.data, name) for name in TOKENS}
+            data = config.data.model_copy(update=kept)
+            config = config.model_copy(update={"model": source.config.model, "data": data})
+        corpus = load_corpus(config.data, source.tokenizer if source else None)
+        _check_prompt(config, corpus.tokenizer)
+        vocab_size = corpus.tokenizer.vocab_size
+        model = source.model if source else build_model(config.model, vocab_size, config.device.seed)
         return cls._assemble(config, corpus, TextGenerator(model, corpus.tokenizer, config), directory)
 
     @classmethod
@@ -265,7 +274,7 @@ class Run:
             )
         config = _resumed_config(checkpoint, overrides or {})
         state = checkpoint.training_state
-        corpus = _same_corpus(config.data.name, checkpoint)
+        corpus = _same_corpus(config.data, checkpoint)
         _check_prompt(config, checkpoint.tokenizer)
         generator = TextGenerator(checkpoint.model, checkpoint.tokenizer, config, state)
         run = cls._assemble(config, corpus, generator, directory)
@@ -286,10 +295,10 @@ class Run:
                 generator.model, splits.train, splits.val, config.training, config.device, config.logging.log_interval
             )
         except CorpusError as error:
-            raise CorpusError(f"{corpus.name} ({len(corpus.tokens):,} characters): {error}") from error
+            raise CorpusError(f"{corpus.name} ({len(corpus.tokens):,} tokens): {error}") from error
         if config.data.val_frac > 0 and len(splits.val) < 2:
             warnings.warn(
-                f"{corpus.name}: its validation split has {len(splits.val)} characters, so nothing is evaluated and no "
+                f"{corpus.name}: its validation split has {len(splits.val)} tokens, so nothing is evaluated and no "
                 "best checkpoint chosen; use a longer text or a larger val_frac",
                 stacklevel=3,
             )
@@ -322,11 +331,14 @@ class Run:
         model, tokenizer = self.generator.model, self.generator.tokenizer
         save_checkpoint(path, model, tokenizer, self.config, self._training_state(val_loss), tensors)
 
+    @cached_property
+    def _val_characters(self) -> int:
+        return count_characters(self.generator.tokenizer, self.trainer.val)
+
     def _training_state(self, val_loss: float | None) -> dict[str, Any]:
         """Where the run stands; `val_loss` is that of the present weights, None where it was not measured."""
         progress = asdict(self.trainer.progress)
-        val = self.trainer.val
-        bits = len(val) / max(1, len(self.generator.tokenizer.decode(val))) / math.log(2)  # per character, in a nat
+        bits = len(self.trainer.val) / max(1, self._val_characters) / math.log(2)  # per character, in a nat
         return {
             "corpus": self.config.data.name,
             "corpus_sha256": self.corpus.sha256,
@@ -340,7 +352,8 @@ class Run:
 
 def new_run_directory(config: RunConfig) -> Path:
     """A name for a run that nobody named: corpus, model and the time, in the configured folder."""
-    corpus = Path(config.data.name).resolve().stem if config.data.name != "-" else "stdin"
+    stem = "stdin" if config.data.name == "-" else Path(absolute_name(config.data.name)).stem
+    corpus = re.sub(r"[^\w.]+", "-", stem).strip("-.") or "text"
     name = f"{corpus}-{config.model.type}-{datetime.now():%Y%m%d-%H%M%S}"
     names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
     folder = Path(config.logging.checkpoint_dir)
@@ -359,16 +372,13 @@ def _refuse_taken(directory: Path) -> None:
 
 def _with_absolute_path(config: RunConfig) -> RunConfig:
     """So that a run can be resumed from another folder."""
-    path = Path(config.data.name).expanduser()
-    if config.data.name in corpus_names() or not path.exists():
-        return config
-    return config.override({"data": str(path.resolve())})
+    return config.override({"data": absolute_name(config.data.name)})
 
 
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:
     config = checkpoint.config.override(overrides)
     fixed = [("model", name) for name in ModelConfig.model_fields]
-    fixed += [("training", "batch_size"), ("data", "train_frac"), ("data", "val_frac")]
+    fixed += [("training", "batch_size"), *(("data", name) for name in ("train_frac", "val_frac", *TOKENS))]
     for section, name in fixed:
         theirs, mine = (getattr(getattr(c, section), name) for c in (checkpoint.config, config))
         if mine != theirs:
@@ -379,18 +389,18 @@ def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunCon
     return config
 
 
-def _same_corpus(name: str, checkpoint: Checkpoint) -> Corpus:
-    """The text called `name`, if it is the one that the checkpoint was trained on."""
+def _same_corpus(config: DataConfig, checkpoint: Checkpoint) -> Corpus:
+    """The text of `config`, if it is the one that the checkpoint was trained on."""
     try:
-        corpus = load_corpus(name, checkpoint.tokenizer)
+        corpus = load_corpus(config, checkpoint.tokenizer)
         if corpus.sha256 == checkpoint.training_state.get("corpus_sha256"):
             return corpus
     except CorpusError as error:
         if not isinstance(error.__cause__, UnknownCharacterError):
             raise
     raise CheckpointError(
-        f"{checkpoint.path}: expected the text it was trained on, got another one from {name}; put the old text back "
-        f"or name its place with --data, or start a new run with --init-from {checkpoint.path}"
+        f"{checkpoint.path}: expected the text it was trained on, got another one from {config.name}; put the old text "
+        f"back or name its place with --data, or start a new run with --init-from {checkpoint.path}"
     )
 
 

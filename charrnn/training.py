@@ -399,8 +399,6 @@ def evaluate(
         raise ValueError(f"expected at least 2 tokens to evaluate on, got {len(tokens)}; use a longer text or split")
     streams = streams or min(64, max(1, len(tokens) // 2048))
     length = math.ceil((len(tokens) - 1) / streams)
-    inputs = _as_rows(tokens[:-1], streams, length, padding=0)  # (S, length)
-    targets = _as_rows(tokens[1:], streams, length, padding=-100)  # cross_entropy ignores -100
     device = next(model.parameters()).device
     chunk = max(1, min(256, 2**24 // (streams * model.vocab_size)))  # bounds the logits to 64 MiB
     was_training = model.training
@@ -408,20 +406,25 @@ def evaluate(
     try:
         state = None
         if streams > 1:
-            _, state = model(inputs[:-1, -warmup:].to(device))  # the end of each row comes before the row below
+            # the end of each row comes before the row below
+            _, state = model(_rows(tokens, streams - 1, length, max(0, length - warmup), length).to(device))
             state = map_state(lambda tensor: F.pad(tensor, (0, 0, 1, 0)), state)  # the first row starts from zeros
         total = 0.0
         for start in progress(range(0, length, chunk)):
-            window = slice(start, start + chunk)
-            logits, state = model(inputs[:, window].to(device), state)  # (S, chunk, V)
-            goal = targets[:, window].to(device).flatten()
-            total += F.cross_entropy(logits.float().flatten(0, 1), goal, reduction="sum").item()
+            end = min(start + chunk, length)
+            inputs = _rows(tokens[:-1], streams, length, start, end).to(device)  # (S, chunk)
+            targets = _rows(tokens[1:], streams, length, start, end, padding=-100).to(device)  # it ignores -100
+            logits, state = model(inputs, state)  # (S, chunk, V)
+            total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum").item()
         return total / (len(tokens) - 1)
     finally:
         model.train(was_training)
 
 
-def _as_rows(tokens: Tokens, rows: int, length: int, padding: int) -> Tensor:
-    padded = np.full(rows * length, padding, dtype=np.int64)
-    padded[: len(tokens)] = tokens
-    return torch.from_numpy(padded.reshape(rows, length))
+def _rows(tokens: Tokens, rows: int, length: int, start: int, end: int, padding: int = 0) -> Tensor:
+    """Columns `start` to `end` of `tokens` laid out in rows of `length`, padded where the tokens end."""
+    columns = np.full((rows, end - start), padding, dtype=np.int64)
+    for row in range(rows):
+        part = tokens[row * length + start : row * length + end]
+        columns[row, : len(part)] = part
+    return torch.from_numpy(columns)

@@ -3,9 +3,14 @@
 import random
 
 import pytest
+from hypothesis import settings
 
 import charrnn.corpus
+import charrnn.sources
 from charrnn.config import RunConfig
+
+settings.register_profile("charrnn", deadline=None)  # how long something takes is measured, never asserted
+settings.load_profile("charrnn")
 
 # what makes a run tiny and its arithmetic the same every time
 TINY = {
@@ -35,7 +40,8 @@ def text() -> str:
 def data_dir(tmp_path, monkeypatch):
     """Corpora and the token cache land in a temporary folder."""
     folder = tmp_path / "data"
-    monkeypatch.setattr(charrnn.corpus, "default_data_dir", lambda: folder)
+    for module in (charrnn.corpus, charrnn.sources):
+        monkeypatch.setattr(module, "default_data_dir", lambda: folder)
     return folder
 
 

@@ -308,7 +308,7 @@ def test_a_run_that_diverges_keeps_the_last_good_checkpoint(tiny, tmp_path):
 
 
 def test_no_validation_split_is_said(tiny, tmp_path, text_file):
-    with pytest.warns(UserWarning, match="its validation split has 1 characters, so nothing is evaluated"):
+    with pytest.warns(UserWarning, match="its validation split has 1 tokens, so nothing is evaluated"):
         Run.start(tiny.override({"train_frac": 0.999, "val_frac": 0.0005}))
 
 

@@ -214,7 +214,7 @@ def test_devices(capfd):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected text, got none: the file is empty"),
+        (b"", "expected text, got none: there is nothing in it"),
         (b"x", "expected at least 2 tokens, got 0; use a longer text"),
         (bytes(range(256)), "expected text in UTF-8, got byte 0x80 at offset 128"),
     ],

