@@ -171,13 +171,18 @@ def evaluate(
         **settings: fields of `DataConfig` that differ from the model's run: `train_frac`, `val_frac`, `encoding`, …
 
     Raises:
-        ConfigError: a setting is unknown or out of range.
+        ConfigError: a setting is unknown or out of range, or a corpus has another tokenizer.
         CorpusError: the text cannot be had, has a character that the model does not know, or the split is too short.
     """
     config = data_config(generator.config.data if generator.config else DataConfig(), **settings)
     if isinstance(data, str | Path):
         config = config.model_copy(update={"name": str(data)})
     corpus = data if isinstance(data, Corpus) else load_corpus(config, generator.tokenizer)
+    if corpus.tokenizer != generator.tokenizer:
+        raise ConfigError(
+            f"{corpus.name}: expected a corpus in the model's own tokens, got other ones; load it with "
+            "load_corpus(…, generator.tokenizer)"
+        )
     splits = {**corpus.split(config.train_frac, config.val_frac)._asdict(), "all": corpus.tokens}
     if split not in splits:
         raise ConfigError(f"split: expected one of {', '.join(splits)}, got {split!r}")

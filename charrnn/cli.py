@@ -349,6 +349,52 @@ def _statistics(config: DataConfig, corpus: Corpus) -> dict[str, str]:
     return rows
 
 
+def bench_data(arguments: argparse.Namespace) -> int:
+    """Time how a text becomes batches, beside the usual way and at growing sizes."""
+    from charrnn.bench.data import compare, scale
+
+    comparison = compare(arguments.data, progress=_bar("comparing"))
+    sizes = [megabytes * 10**6 for megabytes in arguments.sizes]
+    bar = tqdm(scale(sizes), desc="growing", total=len(sizes), disable=None, leave=False)
+    growth = list(bar)
+    if arguments.json:
+        print(json.dumps({"comparison": comparison, "growth": growth}))
+        return 0
+    _show_rows(
+        f"{arguments.data}: the usual way and charrnn",
+        [
+            {
+                "": row["what"],
+                "usual": _seconds(row["usual_seconds"]),
+                "charrnn": _seconds(row["seconds"]),
+                "times faster": f"{row['times_faster']:,.0f}",
+            }
+            for row in comparison
+        ],
+    )
+    if growth:
+        _show_rows("texts of growing size", [_growth(row) for row in growth])
+    return 0
+
+
+def _growth(row: dict[str, Any]) -> dict[str, str]:
+    peak, start = row["peak_bytes"], row["peak_bytes_at_start"]
+    return {
+        "size": f"{row['bytes'] / 1e6:,.0f} MB",
+        "prepare": _seconds(row["prepare_seconds"]),
+        "speed": f"{row['bytes_per_second'] / 1e6:,.0f} MB/s",
+        "again": _seconds(row["again_seconds"]),
+        f"{row['batches']:,} batches": _seconds(row["batches_seconds"]),
+        "peak memory": "unknown" if peak is None else f"{peak / 1e6:,.0f} MB",
+        "of it at the start": "unknown" if start is None else f"{start / 1e6:,.0f} MB",
+    }
+
+
+def _seconds(value: float) -> str:
+    unit, factor = next(((u, f) for u, f in (("s", 1), ("ms", 1e3)) if value * f >= 1), ("µs", 1e6))
+    return f"{value * factor:,.3g} {unit}" if value < 1000 else f"{value:,.0f} s"
+
+
 def devices(arguments: argparse.Namespace) -> int:
     """Show where models can run here."""
     chosen = select_device()
@@ -415,6 +461,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(command, "data", without=("data",))
 
     _command(commands, "devices", devices)
+
+    benches = commands.add_parser("bench", help="Measure side by side.", description="Measure side by side.")
+    measurements = benches.add_subparsers(title="measurements", required=True, metavar="WHAT", parser_class=_Parser)
+    command = _command(measurements, "data", bench_data)
+    command.add_argument("--data", default="shakespeare", metavar="NAME", help="the text (default: shakespeare)")
+    command.add_argument(
+        "--sizes", nargs="*", type=_whole(1), default=[10, 100, 1000], metavar="MB", help="(default: 10 100 1000)"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

@@ -113,6 +113,46 @@ def test_evaluate_knows_the_splits(text_file):
         charrnn.evaluate(generator, text_file, "test", train_frac=0.9, val_frac=0.1)
 
 
+@pytest.mark.parametrize("kind", ["byte", "word", "bpe"])
+def test_every_kind_of_token_is_trained_saved_resumed_and_measured(text_file, tmp_path, kind):
+    settings = TINY | {"tokenizer": kind, "vocab_size": 300, "embedding_dim": 6}
+    generator = charrnn.train(text_file, out=tmp_path / "run", **settings)
+    loaded = charrnn.load_model(tmp_path / "run")
+    assert loaded.tokenizer == generator.tokenizer
+    assert loaded.tokenizer.kind == kind
+    assert loaded.generate("ab", 50, seed=1) == generator.generate("ab", 50, seed=1)
+    result = charrnn.evaluate(loaded)
+    text = loaded.tokenizer.decode(charrnn.load_corpus(text_file, loaded.tokenizer).split().val[1:])
+    assert result.characters == len(text)
+    assert result.bpc == pytest.approx(result.loss / math.log(2) * result.tokens / len(text))
+    run = Run.resume(tmp_path / "run", {"max_steps": 14})
+    run.fit()
+    assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 14
+    with pytest.raises(CheckpointError, match="expected to go on with its own tokenizer .*, got char"):
+        Run.resume(tmp_path / "run", {"tokenizer": "char"})
+
+
+def test_what_a_model_starts_from_brings_its_tokenizer(text_file, tmp_path):
+    charrnn.train(text_file, out=tmp_path / "run", **TINY, tokenizer="byte")
+    config = charrnn.RunConfig().override({**TINY, "data": str(text_file), "tokenizer": "word"})
+    run = Run.start(config, init_from=tmp_path / "run")
+    assert run.config.data.tokenizer == "byte"
+    assert run.corpus.tokenizer.kind == "byte"
+
+
+def test_evaluate_takes_what_differs_from_the_run(text_file, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("abcde\n".encode("utf-16") * 50)
+    generator = charrnn.train(text_file, **TINY, train_frac=0.5, val_frac=0.5)
+    assert charrnn.evaluate(generator).tokens == 1499
+    assert charrnn.evaluate(generator, val_frac=0.25).tokens == 749
+    corpus = charrnn.load_corpus(text_file, generator.tokenizer)
+    assert charrnn.evaluate(generator, corpus, "all").tokens == 2999
+    with pytest.raises(ConfigError, match="unknown data setting 'size'"):
+        charrnn.evaluate(generator, size=3)
+    with pytest.raises(ConfigError, match="expected a corpus in the model's own tokens"):
+        charrnn.evaluate(generator, charrnn.load_corpus(text_file, "byte"))
+
+
 def test_an_untrained_model_knows_nothing(text_file):
     generator = charrnn.create_model(charrnn.load_corpus(str(text_file)).tokenizer)
     assert charrnn.evaluate(generator, text_file).perplexity == pytest.approx(generator.model.vocab_size, rel=0.05)
@@ -315,7 +355,7 @@ def test_no_validation_split_is_said(tiny, tmp_path, text_file):
 def test_a_text_too_short_names_file_size_and_need(tmp_path):
     path = tmp_path / "one.txt"
     path.write_text("x")
-    message = r"one.txt \(1 characters\): the training split: expected at least 2 tokens, got 0"
+    message = r"one.txt \(1 tokens\): the training split: expected at least 2 tokens, got 0"
     with pytest.raises(charrnn.CorpusError, match=message):
         charrnn.train(path, max_steps=1)
 

@@ -199,8 +199,45 @@ def test_data(text_file, capfd):
     assert "tinyshakespeare" in capfd.readouterr().out
     assert main(["data", str(text_file), "--stats", "--val-frac", "0.1"]) == 0
     out, _ = capfd.readouterr()
-    for expected in ("3,000", "7 different characters", "2,700", "300", "' '", "bits per character"):
+    for expected in (
+        "3,000",
+        "of kind char, 7 different",
+        "2,700",
+        "300",
+        "' '",
+        "bits per character",
+        "lines",
+        "words",
+    ):
         assert expected in out
+    assert "unknown" not in out
+    assert main(["data", str(text_file), "--tokenizer", "word", "--min-frequency", "20"]) == 0
+    assert "of kind word" in (out := capfd.readouterr().out)
+    assert re.search(r"unknown .* \d+\.\d\d% of the tokens", out)
+
+
+def test_baselines_from_worst_to_best_with_the_model_among_them(run, text_file, capfd):
+    assert main(["data", str(text_file), "--baselines"]) == 0
+    assert re.search(r"uniform .* 2\.8074", capfd.readouterr().out)  # log2 of 7
+    assert main(["eval", str(run), "--baselines", "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    ladder = result["baselines"]
+    assert list(ladder)[:3] == ["uniform", "unigram", "2-gram"]
+    assert ladder["this model"] == result["bpc"]
+    assert main(["eval", str(run), "--baselines"]) == 0
+    shown = [
+        float(bpc)
+        for bpc in re.findall(r"│ (?:\d-gram|uniform|unigram|this model) +│ (\d\.\d+)", capfd.readouterr().out)
+    ]
+    assert len(shown) == len(ladder) == 10
+    assert shown == sorted(shown, reverse=True)
+
+
+def test_the_vocabulary_of_a_model_is_not_a_setting_any_more(run, text_file, capfd):
+    code, error = fail(capfd, "train", "--init-from", run, "--data", text_file, "--tokenizer", "byte")
+    assert code == 2
+    assert "--tokenizer" in error
+    assert fail(capfd, "eval", run, "--tokenizer", "byte")[0] == 2
 
 
 def test_devices(capfd):

@@ -185,3 +185,9 @@ def test_mps_computes_what_the_cpu_does():
 
 def test_layer_kinds():
     assert {kind: model.layer for kind, model in MODELS.items()} == {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+def test_a_large_vocabulary_is_not_one_hot():
+    assert CharLSTM(1024, 4).embedding.weight.shape == (1024, 1024)
+    assert CharLSTM(1025, 4).embedding.weight.shape == (1025, 4)
+    assert CharLSTM(1025, 4, embedding_dim=7).embedding.weight.shape == (1025, 7)

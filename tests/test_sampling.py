@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from charrnn.models import CharGRU, CharLSTM
 from charrnn.sampling import TextGenerator, build_transforms, sample, temperature, top_k, top_p
-from charrnn.tokenizer import CharTokenizer, UnknownCharacterError
+from charrnn.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, UnknownCharacterError, WordTokenizer
 
 logits_of = st.lists(st.integers(-6, 6), min_size=1, max_size=12).map(lambda values: torch.tensor([values]).float())
 
@@ -128,6 +128,19 @@ def test_one_text_however_it_is_asked_for(generator, prompt, length, temperature
     assert generator.generate_batch(["ab", "c", prompt], **settings, seed=seed)[2] == generator.generate(
         prompt, **settings, seed=seed + 2
     )
+
+
+@pytest.mark.parametrize("kind", [ByteTokenizer, WordTokenizer, BpeTokenizer])
+@pytest.mark.parametrize("length", [0, 1, 100])
+def test_length_is_in_characters_whatever_a_token_is(kind, length):
+    torch.manual_seed(0)
+    tokenizer = kind.from_text("déjà vu, 中文 and words that are longer than one character\n" * 3)
+    generator = TextGenerator(CharGRU(tokenizer.vocab_size, 8), tokenizer)
+    texts = generator.generate_batch(["vu", "déjà vu, "], length, seed=3)
+    assert [len(text) for text in texts] == [2 + length, 9 + length]
+    assert texts[1].startswith("déjà vu, ")
+    assert "".join(generator.stream("déjà vu, ", length, seed=4)) == texts[1]
+    assert all(generator.stream("vu", length, seed=4))  # no empty pieces
 
 
 def test_texts_of_a_batch_differ(generator):

@@ -12,6 +12,7 @@ empirical study of smoothing techniques for language modeling"; Kneser & Ney, 19
     gamma(h)   what the discounts took away, so that all probabilities sum to 1
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -147,6 +148,8 @@ class NgramModel:
 
     def bits(self, tokens: Tokens, order: int) -> float:
         """Mean bits per token of all of `tokens` but the first: log2 of how surprised the model is."""
+        if order == 0:
+            return math.log2(self.vocab_size)
         return float(-np.log2(self.probabilities(tokens, order)).mean())
 
     def generate(self, prompt: Tokens, length: int, order: int, seed: int = 0) -> list[int]:

@@ -1,0 +1,168 @@
+"""How fast a text becomes batches: beside the usual way, and at sizes where the usual way ends.
+
+The usual way is that of most char-rnn programs in PyTorch: read all, `sorted(set(text))`, a list comprehension through
+a dict, and a `DataLoader` that makes `torch.tensor`s of windows one character apart.
+"""
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from charrnn.config import TrainingConfig
+from charrnn.corpus import CharDataset, load_corpus
+from charrnn.sources import read_text
+
+
+def usual_ids(path: Path) -> list[int]:
+    """The usual preparation: a text file as a list of ids."""
+    text = path.read_text(encoding="utf-8")
+    characters = sorted(set(text))
+    ids = {character: i for i, character in enumerate(characters)}
+    return [ids[character] for character in text]
+
+
+class UsualWindows(Dataset):
+    """The usual windows: one starts at each character, and forgets the others."""
+
+    def __init__(self, ids: list[int], seq_length: int):
+        self.ids = ids
+        self.seq_length = seq_length
+
+    def __len__(self) -> int:
+        return len(self.ids) - self.seq_length
+
+    def __getitem__(self, start: int) -> tuple[Tensor, Tensor]:
+        end = start + self.seq_length
+        return torch.tensor(self.ids[start:end]), torch.tensor(self.ids[start + 1 : end + 1])
+
+
+def compare(
+    name: str = "shakespeare",
+    rounds: int = 7,
+    batches: int = 200,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> list[dict[str, Any]]:
+    """Seconds of the usual way and of charrnn, by turns on the same file; medians over the rounds.
+
+    Args:
+        name: a corpus.
+        rounds: how often each is timed.
+        batches: delivered in each round, after the first, of the default batch_size and seq_length.
+        progress: wraps the loop over the rounds, as `tqdm` does.
+    """
+    config = TrainingConfig()
+    seconds: dict[str, list[float]] = {}
+
+    def timed(what: str, function: Callable[[], Any], per: int = 1) -> Any:
+        begin = time.perf_counter()
+        result = function()
+        seconds.setdefault(what, []).append((time.perf_counter() - begin) / per)
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "input.txt"
+        path.write_text(read_text(name), encoding="utf-8", newline="\n")
+        for turn in progress(range(rounds)):
+            ids = timed("usual preparation", lambda: usual_ids(path))
+            cache = Path(folder) / str(turn)
+            corpus = timed("first preparation", lambda: load_corpus(path, data_dir=cache))  # noqa: B023
+            timed("later preparation", lambda: load_corpus(path, data_dir=cache))  # noqa: B023
+            windows = UsualWindows(ids, config.seq_length)
+            usual = iter(DataLoader(windows, config.batch_size, shuffle=True))
+            dataset = CharDataset(corpus.tokens, config.batch_size, config.seq_length)
+            ours = dataset.windows(turn)
+            for what, delivered in (("usual batch", usual), ("batch", ours)):
+                next(delivered)
+                timed(what, lambda: deque(itertools.islice(delivered, batches), maxlen=0), batches)  # noqa: B023
+        steps = (len(windows) // config.batch_size, len(dataset.borders(0)))
+        del corpus, dataset, ours  # a mapped file cannot be removed everywhere
+
+    median = {what: statistics.median(values) for what, values in seconds.items()}
+    shape = f"{config.batch_size} x {config.seq_length}"
+    return [
+        _row("prepare the text, first time", median["usual preparation"], median["first preparation"]),
+        _row("prepare it again: at each later start", median["usual preparation"], median["later preparation"]),
+        _row(f"deliver a batch of {shape}", median["usual batch"], median["batch"]),
+        _row("deliver one epoch", median["usual batch"] * steps[0], median["batch"] * steps[1]),
+    ]
+
+
+def _row(what: str, usual: float, ours: float) -> dict[str, Any]:
+    return {"what": what, "usual_seconds": usual, "seconds": ours, "times_faster": usual / ours}
+
+
+# ------------------------------------------------------------------------------------------------------------ at scale
+
+
+def write_text(path: Path, size: int, seed: int = 0) -> None:
+    """A text of `size` bytes: pieces of Shakespeare, drawn at random."""
+    source = read_text("shakespeare").encode("ascii")
+    rng = np.random.default_rng(seed)
+    piece = 1 << 16
+    with open(path, "wb") as file:
+        while size > 0:
+            start = int(rng.integers(len(source) - piece))
+            size -= file.write(source[start : start + min(piece, size)])
+
+
+def scale(sizes: Sequence[int], batches: int = 1000) -> Iterator[dict[str, Any]]:
+    """For each size in bytes, how long a text takes and how much memory, each in a process of its own.
+
+    Raises:
+        OSError: not enough room for twice the size in the folder of temporary files.
+        subprocess.CalledProcessError: the process failed.
+    """
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "input.txt"
+            write_text(path, size)
+            command = [sys.executable, "-m", __name__, str(path), str(batches)]
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+        yield {"bytes": size, **json.loads(result.stdout)}
+
+
+def _measure(path: Path, batches: int) -> dict[str, Any]:
+    config = TrainingConfig()
+    before = _peak_bytes()
+    begin = time.perf_counter()
+    load_corpus(path, data_dir=path.parent)
+    prepared = time.perf_counter()
+    corpus = load_corpus(path, data_dir=path.parent)
+    again = time.perf_counter()
+    windows = CharDataset(corpus.split().train, config.batch_size, config.seq_length).windows(0)
+    delivered = sum(1 for _ in zip(range(batches), windows, strict=False))
+    end = time.perf_counter()
+    return {
+        "prepare_seconds": prepared - begin,
+        "bytes_per_second": path.stat().st_size / (prepared - begin),
+        "again_seconds": again - prepared,
+        "batches": delivered,
+        "batches_seconds": end - again,
+        "peak_bytes": _peak_bytes(),
+        "peak_bytes_at_start": before,
+    }
+
+
+def _peak_bytes() -> int | None:
+    """The most memory that this process has had at once; None where the system does not say."""
+    status = Path("/proc/self/status")  # getrusage would count what the parent had when it forked, too
+    if not status.exists():
+        return None
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -1,0 +1,42 @@
+import json
+
+from charrnn.bench.data import UsualWindows, compare, scale, usual_ids
+from charrnn.cli import main
+from charrnn.corpus import load_corpus
+
+
+def test_the_usual_way_gives_the_same_ids(text_file):
+    assert usual_ids(text_file) == load_corpus(text_file).tokens.tolist()
+
+
+def test_the_usual_windows_are_shifted_by_one():
+    windows = UsualWindows(list(range(20)), 5)
+    assert len(windows) == 15
+    inputs, targets = windows[14]
+    assert inputs.tolist() == [14, 15, 16, 17, 18]
+    assert targets.tolist() == [15, 16, 17, 18, 19]
+
+
+def test_data_is_compared_and_grown(capfd):
+    rows = compare("counting:length=50000", rounds=1, batches=3)
+    assert len(rows) == 4
+    assert all(row["times_faster"] == row["usual_seconds"] / row["seconds"] > 0 for row in rows)
+    (growth,) = scale([1_000_000], batches=5)
+    assert growth["batches"] == 5
+    assert growth["bytes"] == 1_000_000
+    assert growth["peak_bytes"] is None or growth["peak_bytes"] >= growth["peak_bytes_at_start"] > 10**7
+
+
+def test_bench_data_prints_tables_and_json(capfd, monkeypatch):
+    measured = {"what": "deliver", "usual_seconds": 2.0, "seconds": 5e-4, "times_faster": 4000.0}
+    grown = {"bytes": 10**9, "prepare_seconds": 8.0, "bytes_per_second": 125e6, "again_seconds": 2.0, "batches": 1000}
+    grown |= {"batches_seconds": 0.01, "peak_bytes": 3 * 10**8, "peak_bytes_at_start": None}
+    monkeypatch.setattr("charrnn.bench.data.compare", lambda name, progress: [measured])
+    monkeypatch.setattr("charrnn.bench.data.scale", lambda sizes: iter([grown] * len(sizes)))
+    assert main(["bench", "data", "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result == {"comparison": [measured], "growth": [grown] * 3}
+    assert main(["bench", "data", "--sizes", "1000"]) == 0
+    out, _ = capfd.readouterr()
+    for expected in ("2 s", "500 µs", "4,000", "1,000 MB", "125 MB/s", "300 MB", "unknown"):
+        assert expected in out
