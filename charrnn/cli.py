@@ -260,11 +260,12 @@ def _bar(doing: str) -> Any:
 
 def _baselines(corpus: Corpus, split: str, train_frac: float, val_frac: float) -> dict[str, float]:
     """Bits per character of n-gram models on the split that a network is measured on."""
-    from charrnn.lab.ngrams import ngram_ladder
+    from charrnn.lab.ngrams import NgramModel, ngram_ladder
 
     splits = corpus.split(train_frac, val_frac)
     tokens = corpus.tokens if split == "all" else splits._asdict()[split]
-    return ngram_ladder(corpus.tokenizer, splits.train, tokens, progress=_bar("counting n-grams"))
+    model = NgramModel(splits.train, corpus.tokenizer.vocab_size, progress=_bar("counting n-grams"))
+    return ngram_ladder(model, corpus.tokenizer, tokens)
 
 
 def _show_ladder(ladder: dict[str, float]) -> None:

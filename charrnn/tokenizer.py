@@ -13,6 +13,7 @@ character.
 
 import codecs
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -391,7 +392,7 @@ class BpeTokenizer(_ByteDecoding):
             vocab_size=max(256, vocab_size or 4096),
             min_frequency=min_frequency,
             initial_alphabet=_byte_letters(),
-            show_progress=False,
+            show_progress=os.isatty(2),
         )
         pieces = [text] if isinstance(text, str) else text
         tokenizer.train_from_iterator((part for piece in pieces for part in cut_between_words([piece])), trainer)

@@ -78,7 +78,7 @@ def test_a_high_order_writes_its_text_from_memory():
 def test_the_ladder_is_per_character():
     text = "déjà vu " * 40
     byte = ByteTokenizer().encode(text)
-    ladder = ngram_ladder(ByteTokenizer(), byte, byte, max_order=3)
+    ladder = ngram_ladder(NgramModel(byte, 256, 3), ByteTokenizer(), byte)
     assert list(ladder) == ["uniform", "unigram", "2-gram", "3-gram"]
     assert ladder["uniform"] == pytest.approx(8 * (len(byte) - 1) / (len(text) - 1))
 
@@ -90,4 +90,4 @@ def test_what_cannot_be_counted_or_predicted_is_said():
     with pytest.raises(ValueError, match="order: expected 0 to 2, got 3"):
         NgramModel(tokens, 2, 2).bits(tokens, 3)
     with pytest.raises(ValueError, match="expected at least 2 tokens to predict, got 1"):
-        ngram_ladder(CharTokenizer("a"), tokens, tokens[:1])
+        ngram_ladder(NgramModel(tokens, 1, 2), CharTokenizer("a"), tokens[:1])

@@ -51,6 +51,52 @@ def new_figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, Any]:
         return figure, figure.add_subplot()
 
 
+def plot_curve(
+    points: Sequence[tuple[float, float]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    reference: tuple[str, float] | None = None,
+    logarithmic: bool = False,
+) -> Picture:
+    """Points joined by a line, each with its value, over an axis that starts at nothing.
+
+    Args:
+        points: (x, y) from left to right.
+        xlabel: what x is.
+        ylabel: what y is.
+        title: stands above.
+        reference: a level to compare with, and its name.
+        logarithmic: show x by its logarithm, each x named.
+    """
+    figure, axes = new_figure()
+    x, y = zip(*points, strict=True)
+    top = max(*y, reference[1] if reference else 0.0)
+    axes.plot(x, y, "o-", color=BLUE)
+    for place in points:
+        axes.annotate(f"{place[1]:.2f}", place, (0, 7), textcoords="offset points", ha="center")
+    if reference:
+        name, level = reference
+        axes.axhline(level, color=ORANGE, linestyle="--", linewidth=1.5)
+        axes.annotate(
+            f"{name}: {level:.2f}",
+            (0.01, level),
+            (0, -5),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="top",
+            color=ORANGE,
+        )
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.minorticks_off()
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, top * 1.18))
+    beside = f"; {reference[0]} {reference[1]:.2f}" if reference else ""
+    alt = f"Line chart: {ylabel} goes from {y[0]:.2f} at {xlabel} {x[0]:g} to {y[-1]:.2f} at {x[-1]:g}{beside}."
+    return Picture(figure, alt)
+
+
 def visible(character: str) -> str:
     """A character as it can be seen on an axis."""
     return {"\n": "newline", " ": "space"}.get(

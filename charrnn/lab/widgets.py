@@ -6,6 +6,7 @@ from typing import Any
 
 import ipywidgets
 
+from charrnn.lab.texts import plot_streams, window_table
 from charrnn.sampling import TextGenerator
 
 SHOWN = 2000  # characters of a long text that the view keeps
@@ -75,3 +76,37 @@ class GenerationPanel:
             self.output.value = message_to_html(str(error))
         else:
             self.output.value = text_to_html(self.text)
+
+
+class StreamsPanel:
+    """Sliders for batch_size and seq_length over the picture of a text's streams; one window is marked.
+
+    Args:
+        text: a short one, of at least two characters.
+
+    Attributes:
+        view: the widget.
+        controls: the sliders by name.
+    """
+
+    def __init__(self, text: str):
+        self._text = text
+        wide = {"style": {"description_width": "8em"}, "layout": {"width": "460px"}, "continuous_update": False}
+        self.controls = {
+            "batch_size": ipywidgets.IntSlider(4, min=1, max=8, description="batch_size", **wide),
+            "seq_length": ipywidgets.IntSlider(10, min=1, max=24, description="seq_length", **wide),
+            "window": ipywidgets.IntSlider(1, min=0, max=12, description="window", **wide),
+            "epoch": ipywidgets.IntSlider(0, min=0, max=5, description="epoch", **wide),
+        }
+        for name, control in self.controls.items():
+            control.add_class(f"t-{name}")
+            control.observe(self._draw, names="value")
+        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self.words = ipywidgets.HTML().add_class("t-streams")
+        self.view = ipywidgets.VBox([*self.controls.values(), self.image, self.words])
+        self._draw()
+
+    def _draw(self, _: Any = None) -> None:
+        values = {name: control.value for name, control in self.controls.items()}
+        self.image.value = plot_streams(self._text, **values).png()
+        self.words.value = text_to_html(window_table(self._text, **values))
