@@ -3,9 +3,13 @@ import math
 import ipywidgets
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import charrnn
 from charrnn import lab
 from charrnn.config import ConfigError
+from charrnn.corpus import CharDataset
 from charrnn.lab.figures import next_character_probabilities, percent, visible
 from charrnn.lab.widgets import SHOWN, text_to_html
 from charrnn.models import CharLSTM
@@ -96,6 +100,82 @@ def test_a_picture_is_shown_with_its_alt_text(monkeypatch):
 )
 def test_characters_can_be_seen(character, name):
     assert visible(character) == name
+
+
+def test_a_curve_shows_its_points_and_its_reference():
+    picture = lab.plot_curve([(1, 3.0), (10, 2.0)], "k", "bits", "Title", reference=("never", 1.5), logarithmic=True)
+    axes = picture.figure.axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[1, 3.0], [10, 2.0]]
+    assert axes.get_ylim()[1] > 3
+    assert picture.alt == "Line chart: bits goes from 3.00 at k 1 to 2.00 at 10; never 1.50."
+    assert picture.png().startswith(b"\x89PNG")
+    assert "never" not in lab.plot_curve([(1, 3.0), (2, 2.0)], "k", "bits", "Title").alt
+
+
+# ------------------------------------------------------------------------------------------------------- texts
+
+LINE = "the quick brown fox\njumps over the lazy dog\n"
+
+
+def test_frequencies_are_those_of_the_text(text_file, text):
+    picture = lab.plot_frequencies(charrnn.load_corpus(text_file), 3)
+    heights = [bar.get_height() for bar in picture.figure.axes[0].patches]
+    expected = sorted((text.count(character) / len(text) for character in set(text)), reverse=True)[:3]
+    assert heights == pytest.approx(expected)
+    assert f"space is {text.count(' ') / len(text):.1%} of the text" in picture.alt
+
+
+def test_zipf_draws_a_point_for_every_word_and_character():
+    picture = lab.plot_zipf("a b a c a b")
+    words, characters, _ = picture.figure.axes[0].lines
+    assert words.get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
+    assert characters.get_ydata().tolist() == [5, 3, 2, 1]
+    assert "3 different words, the commonest 3 times and 4 different characters, the commonest 5 times" in picture.alt
+
+
+@pytest.mark.filterwarnings("ignore:.*too few for")
+@given(st.integers(1, 12), st.integers(1, 50), st.integers(0, 60), st.integers(0, 3))
+@settings(max_examples=25)
+def test_the_picture_of_streams_is_what_the_dataset_delivers(batch_size, seq_length, window, epoch):
+    picture = lab.plot_streams(LINE, batch_size, seq_length, window, epoch)
+    dataset = CharDataset(CharTokenizer.from_text(LINE).encode(LINE), batch_size, seq_length, seed=1)
+    windows = list(dataset.windows(epoch))
+    chosen = windows[min(window, len(windows) - 1)]
+    decode = CharTokenizer.from_text(LINE).decode
+    assert f"row 0 reads {decode(chosen.inputs[0])!r} and must predict {decode(chosen.targets[0])!r}" in picture.alt
+    lines = lab.window_table(LINE, batch_size, seq_length, window, epoch).splitlines()
+    assert len(lines) == dataset.batch_size
+    assert lines[-1].endswith(f"must predict {decode(chosen.targets[-1])!r}")
+    axes = picture.figure.axes[0]
+    shown = [artist.get_text() for artist in axes.texts if artist.get_fontfamily() == ["DejaVu Sans Mono"]]
+    columns = min(dataset.stream_length, 48)
+    assert len(shown) == dataset.batch_size * columns
+    assert len(axes.patches) == sum(1 for each in windows if each.end - each.inputs.shape[1] < columns)
+
+
+def test_the_ladder_shows_counting_and_networks():
+    ladder = {"uniform": 3.0, "unigram": 2.5, "2-gram": 2.75}
+    picture = lab.plot_ladder(ladder, {"mine": 2.0, "yours": 1.5})
+    axes = picture.figure.axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [3.0, 2.5, 2.75]
+    assert [line.get_label() for line in axes.lines[1:]] == ["mine: 2.00", "yours: 1.50"]
+    assert len({line.get_linestyle() for line in axes.lines[1:]}) == 2  # told apart without colour
+    assert picture.alt.endswith("the best by counting is the unigram with 2.50; mine 2.00; yours 1.50.")
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("seq_length", [1, 24])
+@pytest.mark.parametrize(("window", "epoch"), [(0, 0), (12, 5)])
+def test_the_sliders_of_the_streams_draw_what_the_functions_do(batch_size, seq_length, window, epoch):
+    panel = lab.StreamsPanel(LINE * 6)
+    values = {"batch_size": batch_size, "seq_length": seq_length, "window": window, "epoch": epoch}
+    for name, value in values.items():
+        panel.controls[name].value = value
+    assert panel.image.value == lab.plot_streams(LINE * 6, **values).png()
+    assert panel.words.value == text_to_html(lab.window_table(LINE * 6, **values))
+    for name, control in panel.controls.items():
+        assert f"t-{name}" in control._dom_classes
+        assert control.description == name
 
 
 # ------------------------------------------------------------------------------------------------------- live plot

@@ -80,11 +80,12 @@ def plot_streams(text: str, batch_size: int, seq_length: int, window: int = 0, e
             box = {"facecolor": color, "edgecolor": color, "linewidth": 2.5 if marked else 0.8}
             axes.add_patch(Rectangle((begin, 0), width, rows, alpha=0.35 if marked else 0.12, **box))
             axes.text(begin + width / 2, -0.25, f"{number}", ha="center", va="bottom", fontsize=9)
+    style = {"ha": "center", "va": "center", "family": "DejaVu Sans Mono", "fontsize": 10}
     for row in range(rows):
         start = row * dataset.stream_length
         for column, character in enumerate(text[start : start + columns]):
             shown = {" ": "␣", "\n": "⏎"}.get(character, character)
-            axes.text(column + 0.5, row + 0.5, shown, ha="center", va="center", family="DejaVu Sans Mono", fontsize=10)
+            axes.text(column + 0.5, row + 0.5, shown, in_layout=False, **style)  # the layout would take longest
         axes.axhline(row, color="white", linewidth=1.5)
     more = dataset.stream_length - columns
     axes.set_xlim(-0.2, COLUMNS + 0.2)
