@@ -423,7 +423,7 @@ def _tokenizers() -> Any:
         import tokenizers
     except ImportError as error:
         raise ImportError(
-            "byte-pair encoding: expected the tokenizers library, got none; run: pip install 'charrnn[bpe]'"
+            "byte-pair encoding: expected the tokenizers library, got none; run: pip install tokenizers"
         ) from error
     return tokenizers
 
