@@ -4,6 +4,7 @@ What every text has in common: it is read in bounded memory, a byte-order mark a
 lines end in newline alone, whatever the file has (`\r\n`, `\r`).
 """
 
+import atexit
 import codecs
 import glob
 import gzip
@@ -21,14 +22,13 @@ import tempfile
 import tokenize
 import urllib.request
 import warnings
-import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import platformdirs
 import yaml
@@ -172,18 +172,23 @@ def _files(config: DataConfig, paths: Sequence[str], expected: str = "") -> Sour
 
 
 def _standard_input(config: DataConfig) -> Source:
-    """What is piped in, kept in a temporary file: it is read more than once."""
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the source lives)
-    shutil.copyfileobj(sys.stdin.buffer, spool, BLOCK)
-    size = spool.tell()
+    spool = _spooled(sys.stdin)
 
     def read(advance: Advance) -> Iterator[str]:
         spool.seek(0)
         return decode_file(spool, "standard input", config.encoding, config.decode_errors, advance)
 
-    source = Source(config.name, size, read)
-    weakref.finalize(source, spool.close)
-    return source
+    return Source(config.name, os.fstat(spool.fileno()).st_size, read)
+
+
+@cache
+def _spooled(stdin: TextIO) -> BinaryIO:
+    """What is piped in, in a temporary file: it comes once, and is read several times."""
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 (open until the program ends)
+    atexit.register(spool.close)
+    shutil.copyfileobj(stdin.buffer, spool, BLOCK)
+    spool.flush()
+    return spool
 
 
 def decode_file(

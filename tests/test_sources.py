@@ -154,6 +154,7 @@ def test_a_folder_is_its_text_files_in_order(tmp_path):
 def test_standard_input(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffé\r\nb\rc".encode())))
     assert read_text("-") == "é\nb\nc"
+    assert read_text("-") == "é\nb\nc"  # it is kept: a pipe gives its text only once
 
 
 def read(path, **settings):
