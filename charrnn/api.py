@@ -54,7 +54,7 @@ def create_model(tokenizer: Tokenizer, type: str = "lstm", seed: int = 0, **opti
     Raises:
         ConfigError: an unknown option, or a value out of range.
     """
-    config = RunConfig().override({"model_type": type, **_only_model_options(options)})
+    config = RunConfig().override({"model_type": type, "tokenizer": tokenizer.kind, **_only_model_options(options)})
     return TextGenerator(build_model(config.model, tokenizer.vocab_size, seed), tokenizer, config)
 
 
@@ -174,9 +174,7 @@ def evaluate(
         ConfigError: a setting is unknown or out of range, or a corpus has another tokenizer.
         CorpusError: the text cannot be had, has a character that the model does not know, or the split is too short.
     """
-    config = data_config(generator.config.data if generator.config else DataConfig(), **settings)
-    if isinstance(data, str | Path):
-        config = config.model_copy(update={"name": str(data)})
+    config = evaluation_config(generator, None if isinstance(data, Corpus) else data, **settings)
     corpus = data if isinstance(data, Corpus) else load_corpus(config, generator.tokenizer)
     if corpus.tokenizer != generator.tokenizer:
         raise ConfigError(
@@ -189,8 +187,23 @@ def evaluate(
     tokens = splits[split]
     if len(tokens) < 2:
         raise CorpusError(f"{corpus.name}: expected at least 2 tokens in the {split} split, got {len(tokens)}")
-    loss = mean_loss(generator.model, tokens, progress=progress)
-    return Evaluation(loss, len(tokens) - 1, count_characters(generator.tokenizer, tokens[1:]))
+    characters = count_characters(generator.tokenizer, tokens[1:])
+    if not characters:
+        raise CorpusError(f"{corpus.name}: expected a character to begin in the {split} split, got none; use more text")
+    return Evaluation(mean_loss(generator.model, tokens, progress=progress), len(tokens) - 1, characters)
+
+
+def evaluation_config(generator: TextGenerator, data: str | Path | None = None, **settings: Any) -> DataConfig:
+    """The text to measure a model on: `data`, or the one it was trained on; with the splits of its run.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    config = generator.config.data if generator.config else DataConfig()
+    other = data_config(config.name if data is None else data)
+    if absolute_name(other.name) != config.name:  # how its files are read is for another text to say
+        config = other.model_copy(update={"train_frac": config.train_frac, "val_frac": config.val_frac})
+    return data_config(config, **settings)
 
 
 def get_model_info(path: str | Path) -> dict[str, Any]:
@@ -249,7 +262,7 @@ class Run:
         source = load_checkpoint(init_from) if init_from is not None else None
         config = _with_absolute_path(config)
         if source:
-            kept = {name: getattr(source.config.data, name) for name in TOKENS}
+            kept = {name: getattr(source.config.data, name) for name in TOKENS} | {"tokenizer": source.tokenizer.kind}
             data = config.data.model_copy(update=kept)
             config = config.model_copy(update={"model": source.config.model, "data": data})
         corpus = load_corpus(config.data, source.tokenizer if source else None)
@@ -338,12 +351,12 @@ class Run:
 
     @cached_property
     def _val_characters(self) -> int:
-        return count_characters(self.generator.tokenizer, self.trainer.val)
+        return count_characters(self.generator.tokenizer, self.trainer.val[1:])  # the first is not predicted
 
     def _training_state(self, val_loss: float | None) -> dict[str, Any]:
         """Where the run stands; `val_loss` is that of the present weights, None where it was not measured."""
         progress = asdict(self.trainer.progress)
-        bits = len(self.trainer.val) / max(1, self._val_characters) / math.log(2)  # per character, in a nat
+        bits = (len(self.trainer.val) - 1) / max(1, self._val_characters) / math.log(2)  # per character, in a nat
         return {
             "corpus": self.config.data.name,
             "corpus_sha256": self.corpus.sha256,
@@ -381,7 +394,7 @@ def _with_absolute_path(config: RunConfig) -> RunConfig:
 
 
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:
-    config = checkpoint.config.override(overrides)
+    config = _with_absolute_path(checkpoint.config.override(overrides))
     fixed = [("model", name) for name in ModelConfig.model_fields]
     fixed += [("training", "batch_size"), *(("data", name) for name in ("train_frac", "val_frac", *TOKENS))]
     for section, name in fixed:

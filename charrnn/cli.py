@@ -23,7 +23,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 import charrnn
-from charrnn.api import TOKENS, Run, evaluate, get_model_info, load_model, new_run_directory
+from charrnn.api import TOKENS, Run, evaluate, evaluation_config, get_model_info, load_model, new_run_directory
 from charrnn.config import BUDGETS, ConfigError, DataConfig, RunConfig, config_fields, dump_config, load_config
 from charrnn.corpus import Corpus, commonest, describe_text, entropy, load_corpus
 from charrnn.device import describe_devices, select_device
@@ -180,7 +180,10 @@ def sample(arguments: argparse.Namespace) -> int:
             _stream(generator, settings)
             return 0
         prompt = settings.pop("prompt")
-        bar = functools.partial(tqdm, desc="writing", total=settings["length"], unit="char", disable=None, leave=False)
+        known = (
+            {"total": settings["length"], "unit": "char"} if generator.tokenizer.kind == "char" else {"unit": "token"}
+        )
+        bar = functools.partial(_bar("writing"), **known)
         texts = generator.generate_batch([prompt] * arguments.num, **settings, progress=bar)
     except UnknownCharacterError as error:
         raise ConfigError(f"--prompt: {error}") from error
@@ -221,7 +224,8 @@ def _interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
 def eval_(arguments: argparse.Namespace) -> int:
     """Measure how well a model predicts a text."""
     generator = load_model(arguments.checkpoint, arguments.device)
-    config = generator.config.override(_settings(arguments)).data
+    given = _settings(arguments)
+    config = evaluation_config(generator, given.pop("data", None), **given)
     corpus = load_corpus(config, generator.tokenizer)
     fractions = {"train_frac": config.train_frac, "val_frac": config.val_frac}
     result = evaluate(generator, corpus, arguments.split, progress=_bar("evaluating"), **fractions)
@@ -260,11 +264,17 @@ def _bar(doing: str) -> Any:
 
 def _baselines(corpus: Corpus, split: str, train_frac: float, val_frac: float) -> dict[str, float]:
     """Bits per character of n-gram models on the split that a network is measured on."""
-    from charrnn.lab.ngrams import NgramModel, ngram_ladder
-
+    try:
+        from charrnn.lab.ngrams import NgramModel, ngram_ladder
+    except ImportError as error:
+        raise ImportError(
+            f"--baselines: expected the libraries of the notebooks, got none ({error}); run: pip install ipywidgets "
+            "matplotlib"
+        ) from error
     splits = corpus.split(train_frac, val_frac)
     tokens = corpus.tokens if split == "all" else splits._asdict()[split]
-    model = NgramModel(splits.train, corpus.tokenizer.vocab_size, progress=_bar("counting n-grams"))
+    order = min(8, len(splits.train))
+    model = NgramModel(splits.train, corpus.tokenizer.vocab_size, order, progress=_bar("counting n-grams"))
     return ngram_ladder(model, corpus.tokenizer, tokens)
 
 
@@ -510,7 +520,8 @@ def _add_settings(
     for _section, key, name, field in config_fields(*sections):
         if name in without:
             continue
-        value = "none" if field.default is None else repr(field.default) if field.default == "" else field.default
+        value = "none" if field.default is None else field.default
+        value = repr(value) if value in ("", "\n") else value
         switch = {"action": argparse.BooleanOptionalAction} if field.annotation is bool else {"metavar": key.upper()}
         command.add_argument(
             f"--{name.replace('_', '-')}",

@@ -132,6 +132,8 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.tokenizer == "bpe" and self.vocab_size < 256:
+            raise ValueError(f"expected --vocab-size of at least the 256 bytes for bpe, got {self.vocab_size}")
         if self.train_frac + self.val_frac > 1 + 1e-9:
             raise ValueError(
                 f"expected --train-frac + --val-frac of at most 1, got {self.train_frac + self.val_frac:g}"

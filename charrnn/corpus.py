@@ -6,13 +6,14 @@ to the next belongs to the text that went before.
 """
 
 import bisect
+import contextlib
 import hashlib
-import json
 import time
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ class Corpus:
         """Length of the text; an unknown word counts as the one character it is shown as."""
         return count_characters(self.tokenizer, self.tokens)
 
-    @property
+    @cached_property
     def unknown_share(self) -> float:
         """Share of the tokens that stand for something that is not in the vocabulary."""
         if self.tokenizer.unknown is None:
@@ -132,89 +133,121 @@ def data_config(data: str | Path | DataConfig, **settings: Any) -> DataConfig:
     for name in settings:
         if name not in DataConfig.model_fields:
             raise ConfigError(f"unknown data setting {name!r}; expected one of {', '.join(DataConfig.model_fields)}")
-    config = RunConfig(data=data) if isinstance(data, DataConfig) else RunConfig().override({"data": str(data)})
+    if isinstance(data, Path):  # never the name of a corpus
+        data = str(data.expanduser().absolute())
+    config = RunConfig(data=data) if isinstance(data, DataConfig) else RunConfig().override({"data": data})
     return config.override(settings).data
+
+
+# The cache holds, for each text, `<key>.vocabulary.json` with the tokenizer that some settings made from it, and
+# `<key>.tokens` with the ids that some tokenizer gives. Each is checked before it is used, and made again if damaged.
 
 
 def _tokenized(source: Source, config: DataConfig, tokenizer: Tokenizer | None, cache: Path) -> Corpus:
     """The corpus out of the cache if it is there and whole, else made and cached."""
-    sha256, characters = _identity(source)
-    made_by = tokenizer.to_json() if tokenizer else f"{config.tokenizer} {config.vocab_size} {config.min_frequency}"
-    stem = cache / hashlib.sha256(f"{sha256} {made_by}".encode()).hexdigest()[:32]
-    cached = _read_cache(stem)
-    if cached is None:
-        if tokenizer is None:
-            pieces = cut_between_words(source.pieces("learning the tokens of"))
-            tokenizer = TOKENIZERS[config.tokenizer].from_text(pieces, config.vocab_size, config.min_frequency)
-        cached = _encode(source, characters, tokenizer, stem), tokenizer
-    return Corpus(source.name, *cached, sha256)
+    sha256 = _hash(source.pieces("reading"), source.name)
+    _remove_leftovers(cache)
+    tokenizer = tokenizer or _vocabulary(source, config, cache, sha256)
+    stem = cache / _key(sha256, tokenizer.to_json())
+    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+    tokens_path, checksum_path = stem.with_suffix(".tokens"), stem.with_suffix(".crc32")
+    if _read(checksum_path) == _checksum(tokens_path):
+        return Corpus(source.name, np.memmap(tokens_path, dtype, mode="r"), tokenizer, sha256)
+    encoding = _Encoding(source, tokenizer, sha256)
+    if write_if_possible(tokens_path, encoding) and write_if_possible(checksum_path, [b"%08x" % encoding.checksum]):
+        return Corpus(source.name, np.memmap(tokens_path, dtype, mode="r"), tokenizer, sha256)
+    return Corpus(source.name, np.frombuffer(b"".join(encoding), dtype), tokenizer, sha256)
 
 
-def _identity(source: Source) -> tuple[str, int]:
-    """Hash and length of a text."""
+def _hash(pieces: Iterable[str], name: str) -> str:
+    """SHA-256 of a text in UTF-8."""
     sha256, characters = hashlib.sha256(), 0
-    for piece in source.pieces("reading"):
-        sha256.update(piece.encode("utf-8", "surrogatepass"))
+    for piece in pieces:
+        try:
+            sha256.update(piece.encode())
+        except UnicodeEncodeError as error:
+            raise CorpusError(
+                f"{name}: expected text, got half a character, U+{ord(piece[error.start]):04X}, at position "
+                f"{characters + error.start:,}; drop it, or name another encoding"
+            ) from error
         characters += len(piece)
     if not characters:
         piped = "nothing came; pipe the text in again, or name a file with --data"
-        why = piped if source.name == "-" else "there is nothing in it"
-        raise CorpusError(f"{source.name}: expected text, got none: {why}")
-    return sha256.hexdigest(), characters
+        raise CorpusError(f"{name}: expected text, got none: {piped if name == '-' else 'there is nothing in it'}")
+    return sha256.hexdigest()
 
 
-def _encode(source: Source, characters: int, tokenizer: Tokenizer, stem: Path) -> Tokens:
-    """Tokens of a text of so many characters, in the cache if it can be written, else in memory."""
-    checksum = 0
+def _vocabulary(source: Source, config: DataConfig, cache: Path, sha256: str) -> Tokenizer:
+    """The tokenizer that the settings make from a text."""
+    settings = f"{config.tokenizer} {config.vocab_size} {config.min_frequency}"
+    path = cache / f"{_key(sha256, settings)}.vocabulary.json"
+    kept = _read(path)
+    try:
+        if kept and zlib.crc32(kept[8:]) == int(kept[:8], 16):
+            return tokenizer_from_json(kept[8:].decode())
+    except ValueError:
+        pass  # damaged: it is made again
+    pieces = cut_between_words(source.pieces("learning the tokens of"))
+    tokenizer = TOKENIZERS[config.tokenizer].from_text(pieces, config.vocab_size, config.min_frequency)
+    data = tokenizer.to_json().encode()
+    write_if_possible(path, [b"%08x" % zlib.crc32(data), data])
+    return tokenizer
 
-    def blocks() -> Iterator[memoryview]:
-        nonlocal checksum
-        checksum = done = 0
-        pieces = source.pieces("encoding")
-        for piece in cut_between_words(pieces) if tokenizer.whole_words else pieces:
+
+class _Encoding:
+    """The bytes of a text's tokens, block by block; `checksum` is theirs, once all have been taken."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, sha256: str):
+        self._source, self._tokenizer, self._sha256 = source, tokenizer, sha256
+        self.checksum = 0
+
+    def __iter__(self) -> Iterator[memoryview]:
+        self.checksum = done = 0
+        sha256 = hashlib.sha256()
+        pieces = self._source.pieces("encoding")
+        for piece in cut_between_words(pieces) if self._tokenizer.whole_words else pieces:
+            sha256.update(piece.encode())
             try:
-                block = tokenizer.encode(piece).data
+                block = self._tokenizer.encode(piece).data
             except UnknownCharacterError as error:
                 raise UnknownCharacterError(error.character, done + error.position, error.vocabulary) from error
             done += len(piece)
-            checksum = zlib.crc32(block, checksum)
+            self.checksum = zlib.crc32(block, self.checksum)
             yield block
-        if done != characters:
-            raise CorpusError(
-                f"{source.name}: expected {characters:,} characters as before, got {done:,}: it changed while it was "
-                "read; try again"
-            )
-
-    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    _remove_leftovers(stem.parent)
-    if write_if_possible(stem.with_suffix(".tokens"), blocks()):
-        manifest = {"tokenizer": tokenizer.to_json(), "crc32": zlib.crc32(tokenizer.to_json().encode(), checksum)}
-        if write_if_possible(stem.with_suffix(".json"), [json.dumps(manifest).encode()]):
-            return np.memmap(stem.with_suffix(".tokens"), dtype, mode="r")
-    return np.frombuffer(b"".join(blocks()), dtype)
+        if sha256.hexdigest() != self._sha256:
+            raise CorpusError(f"{self._source.name}: expected the same text as a moment ago, got another; try again")
 
 
-def _read_cache(stem: Path) -> tuple[Tokens, Tokenizer] | None:
-    """What `_encode` kept: `.tokens` holds the ids and `.json`, written last, the tokenizer and a checksum of both."""
+def _key(sha256: str, made_by: str) -> str:
+    return hashlib.sha256(f"{sha256} {made_by}".encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> bytes:
+    """What a file of the cache holds; nothing if it is not there."""
     try:
-        manifest = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-        checksum = 0
-        with open(stem.with_suffix(".tokens"), "rb", buffering=0) as file:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _checksum(path: Path) -> bytes:
+    """CRC-32 of a file as it is written beside it; no such thing if the file is not there."""
+    checksum = 0
+    try:
+        with open(path, "rb", buffering=0) as file:
             while block := file.read(1 << 17):
                 checksum = zlib.crc32(block, checksum)
-        if zlib.crc32(manifest["tokenizer"].encode(), checksum) != manifest["crc32"]:
-            return None
-        tokenizer = tokenizer_from_json(manifest["tokenizer"])
-        return np.memmap(stem.with_suffix(".tokens"), np.min_scalar_type(tokenizer.vocab_size - 1), mode="r"), tokenizer
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # absent or damaged: it is made again
+    except OSError:
+        return b"none"
+    return b"%08x" % checksum
 
 
 def _remove_leftovers(cache: Path, age: float = 86400.0) -> None:
     """Files that a process was killed at writing, at least a day ago."""
     for path in cache.glob(".*"):
-        if path.is_file() and time.time() - path.stat().st_mtime > age:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process may be at it, too
+            if time.time() - path.stat().st_mtime > age:
+                path.unlink()
 
 
 # ------------------------------------------------------------------------------------------------ tokens -> windows

@@ -7,6 +7,7 @@ whole, alone or in a batch.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -181,7 +182,7 @@ class TextGenerator:
     ) -> list[str]:
         """One text for each prompt, side by side: text i is `generate(prompts[i], …, seed=seed + i)`.
 
-        `progress` wraps the loop over the `length` characters, as `tqdm` does, to show how far it is.
+        `progress` wraps the loop over the tokens, as `tqdm` does, to show how far it is.
         """
         transforms = build_transforms(temperature=temperature, top_k=top_k, top_p=top_p)
         texts = [_Text(prompt, length, self.tokenizer) for prompt in prompts]
@@ -230,6 +231,12 @@ class TextGenerator:
     def _encode(self, prompt: str) -> Tensor:
         if prompt:
             tokens = self.tokenizer.encode(prompt)
+            if self.tokenizer.unknown is not None and self.tokenizer.unknown in tokens:
+                warnings.warn(
+                    f"prompt: {(tokens == self.tokenizer.unknown).sum()} of its {len(tokens)} tokens are not in the "
+                    "vocabulary; the model reads U+FFFD in their place",
+                    stacklevel=4,
+                )
         else:
             try:
                 tokens = self.tokenizer.encode("\n")

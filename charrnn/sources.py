@@ -6,6 +6,7 @@ lines end in newline alone, whatever the file has (`\r\n`, `\r`).
 
 import atexit
 import codecs
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -15,6 +16,7 @@ import inspect
 import io
 import os
 import re
+import secrets
 import shutil
 import sys
 import sysconfig
@@ -63,11 +65,14 @@ class Source:
         """The text in pieces, none much shorter than `BLOCK`; a progress bar if it takes more than a second.
 
         Raises:
-            CorpusError: it is not what it should be: bytes that are no text, a damaged archive.
+            CorpusError: it cannot be read, or is not what it should be: bytes that are no text, a damaged archive.
         """
         options = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": None}
-        with tqdm(total=self.size, desc=f"{doing} {self.name}", **options) as bar:
-            yield from _joined(self.read(bar.update))
+        try:
+            with tqdm(total=self.size, desc=f"{doing} {self.name}", **options) as bar:
+                yield from _joined(self.read(bar.update))
+        except OSError as error:
+            raise CorpusError(f"{error.filename or self.name}: could not be read: {error.strerror or error}") from error
 
 
 def _joined(pieces: Iterator[str]) -> Iterator[str]:
@@ -97,13 +102,15 @@ def open_source(config: DataConfig, data_dir: Path | None = None) -> Source:
     if name in catalogue():
         return _named(name, data_dir or default_data_dir())
     if name == "-":
-        return _standard_input(config)
+        return _piped(config, sys.stdin)
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         inside = os.path.join(glob.escape(path), "**", "*.txt")
         return _files(config, [*_glob(inside), *_glob(f"{inside}.gz")], "expected .txt or .txt.gz files in this folder")
-    if os.path.exists(path):
+    if os.path.isfile(path):
         return _files(config, [path])
+    if os.path.exists(path):  # a pipe, such as /dev/stdin
+        return _piped(config, path)
     if _is_glob(path):
         return _files(config, _glob(path), "expected files that match")
     raise CorpusError(f"expected a path or one of the corpora {', '.join(corpus_names())}, got {name!r}: no such file")
@@ -152,7 +159,9 @@ def _is_glob(path: str) -> bool:
 
 
 def _glob(pattern: str) -> list[str]:
-    return [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+    """The files that match, each once, whatever links lead to it."""
+    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    return list({os.path.realpath(path): path for path in reversed(paths)}.values())
 
 
 def _files(config: DataConfig, paths: Sequence[str], expected: str = "") -> Source:
@@ -171,8 +180,8 @@ def _files(config: DataConfig, paths: Sequence[str], expected: str = "") -> Sour
     return Source(config.name, sum(map(os.path.getsize, paths)), read)
 
 
-def _standard_input(config: DataConfig) -> Source:
-    spool = _spooled(sys.stdin)
+def _piped(config: DataConfig, pipe: TextIO | str) -> Source:
+    spool = _spooled(pipe)
 
     def read(advance: Advance) -> Iterator[str]:
         spool.seek(0)
@@ -182,11 +191,12 @@ def _standard_input(config: DataConfig) -> Source:
 
 
 @cache
-def _spooled(stdin: TextIO) -> BinaryIO:
-    """What is piped in, in a temporary file: it comes once, and is read several times."""
+def _spooled(pipe: TextIO | str) -> BinaryIO:
+    """What comes out of standard input or a named pipe, in a temporary file: it comes once, and is read often."""
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (open until the program ends)
     atexit.register(spool.close)
-    shutil.copyfileobj(stdin.buffer, spool, BLOCK)
+    with contextlib.nullcontext(pipe.buffer) if not isinstance(pipe, str) else open(pipe, "rb") as stream:
+        shutil.copyfileobj(stream, spool, BLOCK)
     spool.flush()
     return spool
 
@@ -221,6 +231,8 @@ def decode_file(
             f"{place:,}; save the file as UTF-8, name its encoding (--encoding latin-1), or make such bytes U+FFFD "
             "(--decode-errors replace)"
         ) from error
+    except UnicodeError as error:  # UTF-16 without a byte-order mark
+        raise CorpusError(f"{name}: expected text in {encoding.upper()}, got something else: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CorpusError(f"{name}: expected a whole gzip file, got a damaged one ({error}); fetch it again") from error
 
@@ -229,9 +241,9 @@ def write_if_possible(path: Path, blocks: Iterable[bytes | memoryview]) -> bool:
     """Write a file whole or not at all. A text can be used without being kept, so a full disk is a warning here."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 for block in blocks:
                     file.write(block)
             os.replace(temporary, path)
@@ -286,7 +298,7 @@ def _standard_library(name: str) -> Source:
     def read(advance: Advance) -> Iterator[str]:
         for path in paths:
             with open(path, "rb") as file:
-                encoding, _ = tokenize.detect_encoding(file.readline)
+                encoding, _ = tokenize.detect_encoding(file.readline)  # PEP 263
                 file.seek(0)
                 yield from decode_file(file, str(path), encoding, advance=advance)
             yield "\n"

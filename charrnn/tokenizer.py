@@ -395,7 +395,9 @@ class BpeTokenizer(_ByteDecoding):
             show_progress=os.isatty(2),
         )
         pieces = [text] if isinstance(text, str) else text
-        tokenizer.train_from_iterator((part for piece in pieces for part in cut_between_words([piece])), trainer)
+        # the trainer takes quadratic time over a text without spaces, which it sees as one word
+        parts = (part for piece in pieces for part in cut_between_words([piece], 1 << 11))
+        tokenizer.train_from_iterator(parts, trainer)
         return cls(json.loads(tokenizer.to_str()))
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
@@ -459,7 +461,8 @@ def tokenizer_from_json(text: str) -> Tokenizer:
 class StreamDecoder:
     """The text of tokens that come one by one; together it is `tokenizer.decode` of them all.
 
-    A byte or bpe token may end in the middle of a character, which comes out with the token that completes it.
+    A byte or bpe token may end in the middle of a character, which comes out with the token that completes it. Half a
+    character that no token completes, as a lone surrogate, comes out as U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -485,10 +488,10 @@ def count_characters(tokenizer: Tokenizer, tokens: NDArray[np.unsignedinteger], 
 
 
 def cut_between_words(pieces: Iterable[str], size: int = 1 << 17) -> Iterator[str]:
-    """The same text in pieces of about `size` characters, each cut before a space that follows a word.
+    """The same text in pieces of at most `size` characters, each cut before a space that follows a letter or digit.
 
-    Words and byte pairs never reach across such a cut, so encoding the pieces equals encoding the whole. A run of
-    `size` characters without a space is cut where it stands.
+    Words and byte pairs never reach across such a cut, so encoding the pieces equals encoding the whole. Where `size`
+    characters offer none, they are cut where they stand.
     """
     parts: list[str] = []
     length = 0

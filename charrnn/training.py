@@ -406,8 +406,9 @@ def evaluate(
     try:
         state = None
         if streams > 1:
-            # the end of each row comes before the row below
-            _, state = model(_rows(tokens, streams - 1, length, max(0, length - warmup), length).to(device))
+            for start in range(max(0, length - warmup), length, chunk):  # the end of a row comes before the row below
+                inputs = _rows(tokens, streams - 1, length, start, min(start + chunk, length)).to(device)
+                _, state = model(inputs, state)
             state = map_state(lambda tensor: F.pad(tensor, (0, 0, 1, 0)), state)  # the first row starts from zeros
         total = 0.0
         for start in progress(range(0, length, chunk)):

@@ -120,11 +120,12 @@ def test_every_kind_of_token_is_trained_saved_resumed_and_measured(text_file, tm
     loaded = charrnn.load_model(tmp_path / "run")
     assert loaded.tokenizer == generator.tokenizer
     assert loaded.tokenizer.kind == kind
-    assert loaded.generate("ab", 50, seed=1) == generator.generate("ab", 50, seed=1)
+    assert loaded.generate(" ", 50, seed=1) == generator.generate(" ", 50, seed=1)
     result = charrnn.evaluate(loaded)
     text = loaded.tokenizer.decode(charrnn.load_corpus(text_file, loaded.tokenizer).split().val[1:])
     assert result.characters == len(text)
     assert result.bpc == pytest.approx(result.loss / math.log(2) * result.tokens / len(text))
+    assert result.bpc == pytest.approx(loaded.training_state["val_bpc"])
     run = Run.resume(tmp_path / "run", {"max_steps": 14})
     run.fit()
     assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 14
@@ -151,6 +152,32 @@ def test_evaluate_takes_what_differs_from_the_run(text_file, tmp_path):
         charrnn.evaluate(generator, size=3)
     with pytest.raises(ConfigError, match="expected a corpus in the model's own tokens"):
         charrnn.evaluate(generator, charrnn.load_corpus(text_file, "byte"))
+
+
+def test_how_a_text_is_read_is_not_said_of_another_text(text_file, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("déjà vu\n".encode("latin-1") * 300)
+    (tmp_path / "utf.txt").write_text("déjà vu\n" * 100, encoding="utf-8")
+    settings = TINY | {"tokenizer": "byte", "encoding": "latin-1", "train_frac": 0.8, "val_frac": 0.2}
+    generator = charrnn.train(tmp_path / "latin.txt", **settings)
+    assert charrnn.evaluate(generator, split="all").characters == 2399
+    assert charrnn.evaluate(generator, tmp_path / "utf.txt", "all").characters == 799
+    assert charrnn.evaluate(generator, tmp_path / "utf.txt").characters == pytest.approx(160, abs=2)
+    assert charrnn.evaluate(generator, tmp_path / "latin.txt", "all", encoding="latin-1").characters == 2399
+
+
+def test_a_split_in_which_no_character_begins_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("中" * 4, encoding="utf-8")  # twelve bytes
+    generator = charrnn.create_model(charrnn.ByteTokenizer(), hidden_size=2)
+    with pytest.raises(charrnn.CorpusError, match="expected a character to begin in the val split, got none"):
+        charrnn.evaluate(generator, tmp_path / "a.txt", train_frac=0.8, val_frac=0.2)
+
+
+def test_a_model_says_which_tokens_it_has(text_file, tmp_path):
+    generator = charrnn.create_model(charrnn.ByteTokenizer(), hidden_size=2)
+    assert generator.config.data.tokenizer == "byte"
+    charrnn.save_model(generator, tmp_path / "model")
+    config = charrnn.RunConfig().override({**TINY, "data": str(text_file)})
+    assert Run.start(config, init_from=tmp_path / "model").config.data.tokenizer == "byte"
 
 
 def test_an_untrained_model_knows_nothing(text_file):

@@ -1,8 +1,11 @@
 import json
 
+import pytest
+
 from charrnn.bench.data import UsualWindows, compare, scale, usual_ids
 from charrnn.cli import main
 from charrnn.corpus import load_corpus
+from charrnn.sources import CorpusError
 
 
 def test_the_usual_way_gives_the_same_ids(text_file):
@@ -25,6 +28,19 @@ def test_data_is_compared_and_grown(capfd):
     assert growth["batches"] == 5
     assert growth["bytes"] == 1_000_000
     assert growth["peak_bytes"] is None or growth["peak_bytes"] >= growth["peak_bytes_at_start"] > 10**7
+
+
+def test_a_text_too_short_to_measure_on_is_refused():
+    with pytest.raises(CorpusError, match="expected a text of at least 12,500 characters to measure on, got 9,000"):
+        compare("counting:length=9000", rounds=1, batches=2)
+
+
+def test_a_measurement_that_fails_says_why(monkeypatch):
+    monkeypatch.setattr("charrnn.bench.data.write_text", lambda path, size: path.write_bytes(b"\xff"))
+    with pytest.raises(
+        CorpusError, match="expected to prepare 5 bytes, got an error: .*got byte 0xff.*smaller --sizes"
+    ):
+        list(scale([5]))
 
 
 def test_bench_data_prints_tables_and_json(capfd, monkeypatch):

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,15 +84,14 @@ def test_the_cache_survives_a_kill_at_any_touch_of_the_disk(text_file, text, dat
             os._exit(0)
         ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         assert set(ended) <= {0, 9}
-        if ended[-1] == 0:
-            break
-        state = data_dir.with_name("as it was left")
-        if data_dir.exists():  # the next kill finds what this one left behind; so does a reader
-            shutil.copytree(data_dir, state, dirs_exist_ok=True)
+        state = data_dir.with_name("as the kill left it")
+        shutil.copytree(data_dir, state) if data_dir.exists() else None
         corpus = load_corpus(str(text_file), kind, data_dir=state)
         assert corpus.tokenizer.decode(corpus.tokens) == text
         shutil.rmtree(state)
-        shutil.rmtree(data_dir, ignore_errors=True)
+        if ended[-1] == 0:
+            break
+        shutil.rmtree(data_dir, ignore_errors=True)  # else the next run would have less to do
     assert ended[-1] == 0
     assert len(ended) > 8
 
@@ -105,11 +105,52 @@ def test_what_a_kill_left_behind_goes_after_a_day(text_file, data_dir):
     assert [path.name for path in (data_dir / ".cache").glob(".*")] == [".new.tokens.2"]
 
 
-def test_a_text_that_changes_while_it_is_read_is_an_error(text_file, data_dir, monkeypatch):
-    monkeypatch.setattr(charrnn.corpus, "_identity", lambda source: ("0" * 64, 2999))
-    with pytest.raises(CorpusError, match="words.txt: expected 2,999 characters as before, got 3,000: it changed"):
-        load_corpus(str(text_file))
-    assert not list(data_dir.rglob("*.json"))
+def test_a_text_that_changes_while_it_is_read_is_an_error(text_file, text, data_dir, monkeypatch):
+    hashed = charrnn.corpus._hash
+
+    def then_change(*arguments):
+        result = hashed(*arguments)
+        text_file.write_text(text.swapcase(), encoding="utf-8")  # as long as before
+        return result
+
+    monkeypatch.setattr(charrnn.corpus, "_hash", then_change)
+    with pytest.raises(CorpusError, match="words.txt: expected the same text as a moment ago, got another; try again"):
+        load_corpus(text_file, "byte")
+    monkeypatch.undo()
+    assert not list(data_dir.rglob("*.tokens"))
+
+
+def test_tokens_are_kept_once_whoever_asks(text_file, data_dir):
+    first = load_corpus(text_file)
+    load_corpus(text_file, first.tokenizer)
+    load_corpus(text_file, vocab_size=999)
+    assert len(list(data_dir.rglob("*.tokens"))) == 1
+
+
+def test_threads_that_fill_the_cache_at_once_do_not_disturb_each_other(text_file, text, data_dir):
+    with ThreadPoolExecutor(4) as pool:
+        corpora = list(pool.map(lambda _: load_corpus(text_file), range(12)))
+    assert all(corpus.tokenizer.decode(corpus.tokens) == text for corpus in corpora)
+    assert not list((data_dir / ".cache").glob(".*"))
+
+
+def test_a_leftover_that_cannot_be_removed_is_no_hindrance(text_file, data_dir, monkeypatch):
+    (data_dir / ".cache" / ".old").mkdir(parents=True)  # unlink refuses a folder
+    os.utime(data_dir / ".cache" / ".old", (0, 0))
+    assert len(load_corpus(text_file).tokens) == 3000
+
+
+def test_half_a_character_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("ab\\ud800c")
+    with pytest.raises(CorpusError, match="a.txt: expected text, got half a character, U.D800, at position 2; drop it"):
+        load_corpus(tmp_path / "a.txt", encoding="unicode_escape")
+
+
+def test_a_path_is_never_the_name_of_a_corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "a.txt").write_text("mine")
+    assert len(load_corpus(Path("copy")).tokens) == 4
 
 
 def test_any_length_is_prepared_in_bounded_memory():

@@ -107,7 +107,7 @@ def test_a_curve_shows_its_points_and_its_reference():
     axes = picture.figure.axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[1, 3.0], [10, 2.0]]
     assert axes.get_ylim()[1] > 3
-    assert picture.alt == "Line chart: bits goes from 3.00 at k 1 to 2.00 at 10; never 1.50."
+    assert picture.alt == "Line chart of bits over k: 3.00 at 1 to 2.00 at 10; never 1.50."
     assert picture.png().startswith(b"\x89PNG")
     assert "never" not in lab.plot_curve([(1, 3.0), (2, 2.0)], "k", "bits", "Title").alt
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn.corpus import entropy
-from charrnn.lab.ngrams import NgramModel, ngram_ladder
+from charrnn.corpus import entropy, load_corpus
+from charrnn.lab.ngrams import NgramModel, _discounts, ngram_ladder
 from charrnn.tokenizer import ByteTokenizer, CharTokenizer
 
 texts = st.lists(st.integers(0, 4), min_size=6, max_size=200).map(lambda tokens: np.array(tokens, dtype=np.uint8))
@@ -38,8 +38,7 @@ def test_the_uniform_model_costs_log2_of_v_exactly(tokens, vocab_size):
 def test_a_unigram_costs_the_entropy_of_its_own_text(tokens):
     _, tokens = np.unique(tokens, return_inverse=True)  # every token of the vocabulary is seen
     model = NgramModel(tokens, int(tokens.max()) + 1, 2)
-    predicted = -np.log2(model.distribution(tokens[:0], 1)[tokens]).mean()
-    assert predicted == pytest.approx(entropy(tokens), abs=1e-12)
+    assert model.bits(np.append(tokens[:1], tokens), 1) == pytest.approx(entropy(tokens), abs=1e-12)
 
 
 def test_smoothing_is_that_of_chen_and_goodman_worked_by_hand():
@@ -83,11 +82,28 @@ def test_the_ladder_is_per_character():
     assert ladder["uniform"] == pytest.approx(8 * (len(byte) - 1) / (len(text) - 1))
 
 
+@pytest.mark.parametrize(
+    "name", ["counting:largest=10,length=500", "copy:width=2,length=5000", "brackets:length=20000"]
+)
+def test_nothing_is_impossible_in_texts_without_rare_grams(name):
+    corpus = load_corpus(name)
+    train, val, _ = corpus.split()
+    assert all(math.isfinite(bpc) for bpc in ngram_ladder(NgramModel(train, 14, 8), corpus.tokenizer, val).values())
+
+
+def test_discounts_are_never_nothing():
+    counts = np.repeat([1, 2, 3, 4], [10, 1, 2, 2])  # by the formula, pairs seen twice would lose 0.83, others nothing
+    assert _discounts(counts).tolist() == [0, 0.5, 1, 1.5]
+    many = np.repeat([1, 2, 3, 4], [400, 150, 80, 50])
+    assert (_discounts(many)[1:] > 0).all()
+    assert (_discounts(many) <= [0, 1, 2, 3]).all()
+
+
 def test_what_cannot_be_counted_or_predicted_is_said():
     tokens = np.zeros(9, dtype=np.uint8)
     with pytest.raises(ValueError, match="expected at least 8 tokens to count 8-grams in, got 7"):
         NgramModel(tokens[:7], 2)
     with pytest.raises(ValueError, match="order: expected 0 to 2, got 3"):
         NgramModel(tokens, 2, 2).bits(tokens, 3)
-    with pytest.raises(ValueError, match="expected at least 2 tokens to predict, got 1"):
+    with pytest.raises(ValueError, match="expected a character to predict, got 1 tokens"):
         ngram_ladder(NgramModel(tokens, 1, 2), CharTokenizer("a"), tokens[:1])

@@ -143,6 +143,14 @@ def test_length_is_in_characters_whatever_a_token_is(kind, length):
     assert all(generator.stream("vu", length, seed=4))  # no empty pieces
 
 
+def test_unknown_words_in_a_prompt_are_said():
+    tokenizer = WordTokenizer.from_text("to be or not to be")
+    generator = TextGenerator(CharGRU(tokenizer.vocab_size, 8), tokenizer)
+    with pytest.warns(UserWarning, match="prompt: 1 of its 3 tokens are not in the vocabulary; the model reads U.FFFD"):
+        text = generator.generate("to zebra", 5, seed=1)
+    assert text.startswith("to zebra")
+
+
 def test_texts_of_a_batch_differ(generator):
     assert len(set(generator.generate_batch(["a"] * 4, 50, seed=1))) == 4
 

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
 import threading
 from pathlib import Path
 
@@ -237,6 +238,38 @@ def test_many_small_files_come_in_few_pieces(tmp_path):
     pieces = list(open_source(data_config(tmp_path)).pieces())
     assert "".join(pieces) == "\n".join(f"file {i}" for i in range(300))
     assert len(pieces) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_named_pipe_is_read_like_standard_input(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("to be\r\nor not",))
+    writer.start()
+    assert read(tmp_path / "pipe") == "to be\nor not"
+    writer.join()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a privilege on Windows")
+def test_a_file_that_several_links_lead_to_is_read_once(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    (tmp_path / "self").symlink_to(".")
+    assert read(tmp_path) == "one"
+    assert read(f"{tmp_path}/**/**/*.txt") == "one"
+
+
+def test_utf_16_without_a_mark_says_so(tmp_path):
+    (tmp_path / "a.txt").write_bytes("ab".encode("utf-16-le"))
+    with pytest.raises(CorpusError, match="a.txt: expected text in UTF-16, got something else: .*BOM"):
+        read(tmp_path / "a.txt", encoding="utf-16")
+
+
+def test_a_file_that_goes_away_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("ab")
+    source = open_source(data_config(tmp_path / "a.txt"))
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(CorpusError, match="a.txt: could not be read: No such file"):
+        list(source.pieces())
 
 
 def test_names_as_seen_from_anywhere(tmp_path, monkeypatch):

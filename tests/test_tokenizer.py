@@ -1,4 +1,5 @@
 import json
+import random
 import sys
 from itertools import pairwise
 
@@ -250,3 +251,11 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match="run: pip install tokenizers"):
         BpeTokenizer.from_text("ab")
+
+
+def test_a_text_without_spaces_is_learned_in_linear_time():
+    """As one word of 400,000 letters it would take a minute."""
+    text = "".join(random.Random(0).choices("ACGT", k=400_000))
+    tokenizer = BpeTokenizer.from_text(text, vocab_size=300)
+    assert tokenizer.vocab_size == 300
+    assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -9,7 +9,7 @@ from torch import nn
 
 from charrnn.config import RunConfig
 from charrnn.corpus import CharDataset, load_corpus
-from charrnn.models import MODELS, CharLSTM, build_model
+from charrnn.models import MODELS, CharGRU, CharLSTM, build_model
 from charrnn.training import (
     DivergedError,
     Evaluated,
@@ -365,3 +365,18 @@ def test_a_dataset_of_one_window_trains(tiny, tmp_path):
     trainer.fit()
     assert trainer.progress.step == 12
     assert isinstance(trainer.dataset, CharDataset)
+
+
+def test_evaluate_never_makes_more_logits_than_it_says(tiny):
+    class Watched(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.vocab_size, self.largest = CharGRU(5000, 3), 5000, 0
+
+        def forward(self, tokens, state):
+            self.largest = max(self.largest, tokens.numel())
+            return self.model(tokens, state)
+
+    model = Watched()
+    evaluate(model, np.zeros(30_000, dtype=np.uint16), warmup=512)
+    assert model.largest * 5000 <= 2**24

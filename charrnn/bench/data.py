@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from charrnn.config import TrainingConfig
 from charrnn.corpus import CharDataset, load_corpus
-from charrnn.sources import read_text
+from charrnn.sources import CorpusError, read_text
 
 
 def usual_ids(path: Path) -> list[int]:
@@ -62,8 +62,15 @@ def compare(
         rounds: how often each is timed.
         batches: delivered in each round, after the first, of the default batch_size and seq_length.
         progress: wraps the loop over the rounds, as `tqdm` does.
+
+    Raises:
+        CorpusError: the text is too short to deliver that many batches.
     """
     config = TrainingConfig()
+    text = read_text(name)
+    needed = config.batch_size * config.seq_length * (batches + 3)
+    if len(text) < needed:
+        raise CorpusError(f"{name}: expected a text of at least {needed:,} characters to measure on, got {len(text):,}")
     seconds: dict[str, list[float]] = {}
 
     def timed(what: str, function: Callable[[], Any], per: int = 1) -> Any:
@@ -74,7 +81,7 @@ def compare(
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.txt"
-        path.write_text(read_text(name), encoding="utf-8", newline="\n")
+        path.write_text(text, encoding="utf-8", newline="\n")
         for turn in progress(range(rounds)):
             ids = timed("usual preparation", lambda: usual_ids(path))
             cache = Path(folder) / str(turn)
@@ -123,14 +130,17 @@ def scale(sizes: Sequence[int], batches: int = 1000) -> Iterator[dict[str, Any]]
 
     Raises:
         OSError: not enough room for twice the size in the folder of temporary files.
-        subprocess.CalledProcessError: the process failed.
+        CorpusError: the process failed.
     """
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "input.txt"
             write_text(path, size)
             command = [sys.executable, "-m", __name__, str(path), str(batches)]
-            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            reason = (result.stderr.splitlines() or ["killed"])[-1]
+            raise CorpusError(f"expected to prepare {size:,} bytes, got an error: {reason}; try smaller --sizes")
         yield {"bytes": size, **json.loads(result.stdout)}
 
 

@@ -9,7 +9,7 @@ from charrnn.lab.figures import (
     plot_real_words,
 )
 from charrnn.lab.live import LivePlot
-from charrnn.lab.ngrams import NgramModel, discounts, ngram_ladder
+from charrnn.lab.ngrams import NgramModel, ngram_ladder
 from charrnn.lab.setting import Profile, check_machine, profile
 from charrnn.lab.texts import plot_frequencies, plot_ladder, plot_streams, plot_zipf, window_table
 from charrnn.lab.widgets import GenerationPanel, StreamsPanel
@@ -22,7 +22,6 @@ __all__ = [
     "Profile",
     "StreamsPanel",
     "check_machine",
-    "discounts",
     "next_character_probabilities",
     "ngram_ladder",
     "plot_curve",

@@ -93,7 +93,7 @@ def plot_curve(
         axes.minorticks_off()
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, top * 1.18))
     beside = f"; {reference[0]} {reference[1]:.2f}" if reference else ""
-    alt = f"Line chart: {ylabel} goes from {y[0]:.2f} at {xlabel} {x[0]:g} to {y[-1]:.2f} at {x[-1]:g}{beside}."
+    alt = f"Line chart of {ylabel} over {xlabel}: {y[0]:.2f} at {x[0]:g} to {y[-1]:.2f} at {x[-1]:g}{beside}."
     return Picture(figure, alt)
 
 

@@ -82,7 +82,7 @@ class NgramModel:
         parents = 1 if order == 1 else len(self._grams[order - 2])
         parent = np.zeros(len(count), np.int64) if order == 1 else self._grams[order - 1] // self.vocab_size
         # where every token was seen nothing has to be set aside for new ones: frequencies as they are
-        discount = np.zeros(4) if order == 1 and count.all() else discounts(count)
+        discount = np.zeros(4) if order == 1 and count.all() else _discounts(count)
         taken = np.minimum(discount[np.minimum(count, 3)], count)
         total = np.bincount(parent, count, parents)
         left = np.bincount(parent, taken, parents)
@@ -165,16 +165,15 @@ class NgramModel:
         return text[len(prompt) :]
 
 
-def discounts(count: Ints) -> Floats:
+def _discounts(count: Ints) -> Floats:
     """What is taken off a count of 0, 1, 2, 3 and more (Chen & Goodman, 1999, equation 26)."""
     once, twice, thrice, four = (int((count == times).sum()) for times in (1, 2, 3, 4))
-    if not (once and twice and thrice and four):
-        return np.array(
-            [0.0, 0.5, 1.0, 1.5]
-        )  # too few rare grams to estimate it; any discount below the count is sound
-    scale = once / (once + 2 * twice)
-    estimate = [1 - 2 * scale * twice / once, 2 - 3 * scale * thrice / twice, 3 - 4 * scale * four / thrice]
-    return np.array([0.0, *np.clip(estimate, 0.0, [1, 2, 3])])
+    if once and twice and thrice:
+        scale = once / (once + 2 * twice)
+        estimate = [1 - 2 * scale * twice / once, 2 - 3 * scale * thrice / twice, 3 - 4 * scale * four / thrice]
+        if min(estimate) > 0:  # a discount of nothing would leave nothing for what was never seen
+            return np.array([0.0, *estimate])
+    return np.array([0.0, 0.5, 1.0, 1.5])  # too few rare grams to estimate it from
 
 
 def ngram_ladder(model: NgramModel, tokenizer: Tokenizer, tokens: Tokens) -> dict[str, float]:
@@ -186,10 +185,11 @@ def ngram_ladder(model: NgramModel, tokenizer: Tokenizer, tokens: Tokens) -> dic
         tokens: ids `(N,)` of the split that a network is measured on, too; all but the first are predicted.
 
     Raises:
-        ValueError: fewer than two tokens.
+        ValueError: there is nothing to predict.
     """
-    if len(tokens) < 2:
-        raise ValueError(f"expected at least 2 tokens to predict, got {len(tokens)}; use a longer text or split")
-    per_character = (len(tokens) - 1) / count_characters(tokenizer, tokens[1:])
+    characters = count_characters(tokenizer, tokens[1:])
+    if not characters:
+        raise ValueError(f"expected a character to predict, got {len(tokens)} tokens; use a longer text or split")
+    per_character = (len(tokens) - 1) / characters
     names = ["uniform", "unigram", *(f"{order}-gram" for order in range(2, model.max_order + 1))]
     return {name: model.bits(tokens, order) * per_character for order, name in enumerate(names)}

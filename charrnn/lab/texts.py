@@ -22,11 +22,12 @@ def plot_frequencies(corpus: Corpus, count: int = 30) -> Picture:
     figure, axes = new_figure(9.0)
     axes.bar(range(len(names)), shares, color=BLUE)
     axes.set_xticks(range(len(names)), [{"space": "␣", "newline": "⏎"}.get(name, name) for name in names])
-    axes.set(ylabel="share of the text", title=f"The {len(names)} commonest of {len(counts)} characters")
+    kind = "characters" if corpus.tokenizer.kind == "char" else "tokens"
+    axes.set(ylabel="share of the text", title=f"The {len(names)} commonest of {len(counts)} {kind}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     alt = (
-        f"Bar chart of the {len(names)} commonest characters: {names[0]} is {shares[0]:.1%} of the text, {names[1]} "
-        f"{shares[1]:.1%}, and so on down to {names[-1]} with {shares[-1]:.1%}; together they are {shares.sum():.1%}."
+        f"Bar chart of the {len(names)} commonest {kind}: {names[0]} is {shares[0]:.1%} of the text, and so on down to "
+        f"{names[-1]} with {shares[-1]:.1%}; together they are {shares.sum():.1%}."
     )
     return Picture(figure, alt)
 
@@ -79,7 +80,8 @@ def plot_streams(text: str, batch_size: int, seq_length: int, window: int = 0, e
             color = ORANGE if marked else BLUE if number % 2 else GREEN
             box = {"facecolor": color, "edgecolor": color, "linewidth": 2.5 if marked else 0.8}
             axes.add_patch(Rectangle((begin, 0), width, rows, alpha=0.35 if marked else 0.12, **box))
-            axes.text(begin + width / 2, -0.25, f"{number}", ha="center", va="bottom", fontsize=9)
+            name = f"window {number}" if width >= 6 else f"{number}"
+            axes.text(begin + width / 2, -0.25, name, ha="center", va="bottom", fontsize=9)
     style = {"ha": "center", "va": "center", "family": "DejaVu Sans Mono", "fontsize": 10}
     for row in range(rows):
         start = row * dataset.stream_length
@@ -141,7 +143,6 @@ def plot_ladder(ladder: Mapping[str, float], networks: Mapping[str, float] | Non
             textcoords="offset points",
             ha="center",
             color=BLUE,
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"},
         )
     networks = networks or {}
     for (name, value), line in zip(networks.items(), itertools.cycle(("--", ":", "-.", "-")), strict=False):
