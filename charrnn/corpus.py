@@ -139,7 +139,7 @@ def data_config(data: str | Path | DataConfig, **settings: Any) -> DataConfig:
     return config.override(settings).data
 
 
-# The cache holds, for each text, `<key>.vocabulary.json` with the tokenizer that some settings made from it, and
+# The cache holds, for each text, `<key>.vocabulary` with the tokenizer that some settings made from it, and
 # `<key>.tokens` with the ids that some tokenizer gives. Each is checked before it is used, and made again if damaged.
 
 
@@ -180,18 +180,24 @@ def _hash(pieces: Iterable[str], name: str) -> str:
 def _vocabulary(source: Source, config: DataConfig, cache: Path, sha256: str) -> Tokenizer:
     """The tokenizer that the settings make from a text."""
     settings = f"{config.tokenizer} {config.vocab_size} {config.min_frequency}"
-    path = cache / f"{_key(sha256, settings)}.vocabulary.json"
+    path = cache / f"{_key(sha256, settings)}.vocabulary"
     kept = _read(path)
     try:
         if kept and zlib.crc32(kept[8:]) == int(kept[:8], 16):
             return tokenizer_from_json(kept[8:].decode())
     except ValueError:
         pass  # damaged: it is made again
-    pieces = cut_between_words(source.pieces("learning the tokens of"))
-    tokenizer = TOKENIZERS[config.tokenizer].from_text(pieces, config.vocab_size, config.min_frequency)
+    kind = TOKENIZERS[config.tokenizer]
+    pieces = _pieces(source, "learning the tokens of", kind.whole_words)
+    tokenizer = kind.from_text(pieces, config.vocab_size, config.min_frequency)
     data = tokenizer.to_json().encode()
     write_if_possible(path, [b"%08x" % zlib.crc32(data), data])
     return tokenizer
+
+
+def _pieces(source: Source, doing: str, whole_words: bool) -> Iterator[str]:
+    """A source's pieces, cut between words where that matters."""
+    return cut_between_words(source.pieces(doing)) if whole_words else source.pieces(doing)
 
 
 class _Encoding:
@@ -204,8 +210,7 @@ class _Encoding:
     def __iter__(self) -> Iterator[memoryview]:
         self.checksum = done = 0
         sha256 = hashlib.sha256()
-        pieces = self._source.pieces("encoding")
-        for piece in cut_between_words(pieces) if self._tokenizer.whole_words else pieces:
+        for piece in _pieces(self._source, "encoding", self._tokenizer.whole_words):
             sha256.update(piece.encode())
             try:
                 block = self._tokenizer.encode(piece).data
