@@ -1,6 +1,10 @@
 """Fixtures: a small text, a place for corpora that is not the checkout's, tiny settings."""
 
+import itertools
+import os
 import random
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
@@ -26,6 +30,26 @@ TINY = {
     "precision": "fp32",
     "threads": 1,
 }
+
+
+def killed_at_each_touch(action: Callable[[], object]) -> Iterator[int]:
+    """Run `action` in forked processes, the n-th of them killed at its n-th touch of the disk, until one survives.
+
+    Yields the exit code of each: 9 for a kill, 0 for the last.
+    """
+    for touch in itertools.count(1):
+        child = os.fork()
+        if child == 0:
+            touches = itertools.count(1)
+            sys.addaudithook(
+                lambda event, _: event.startswith(("open", "os.")) and next(touches) == touch and os._exit(9)  # noqa: B023
+            )
+            action()
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        yield code
+        if code != 9:
+            return
 
 
 @pytest.fixture(scope="session")

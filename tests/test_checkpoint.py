@@ -1,7 +1,5 @@
-import itertools
 import json
 import os
-import sys
 
 import pytest
 import safetensors.torch
@@ -12,6 +10,8 @@ from charrnn.checkpoint import CheckpointError, find_checkpoint, holds_run, load
 from charrnn.config import RunConfig
 from charrnn.models import CharGRU, CharLSTM
 from charrnn.tokenizer import CharTokenizer
+
+from .conftest import killed_at_each_touch
 
 TOKENIZER = CharTokenizer("\nabcé😀")
 FILES = {"model.safetensors", "config.json", "tokenizer.json", "training_state.json"}
@@ -74,21 +74,11 @@ def test_a_runs_directory_means_its_best(tmp_path):
 def test_a_kill_at_any_touch_of_the_disk_leaves_the_old_or_the_new_one(tmp_path):
     path = save(tmp_path / "m", make_model(1))
     ended = []
-    for touch in range(1, 100):
-        child = os.fork()
-        if child == 0:
-            touches = itertools.count(1)
-            sys.addaudithook(
-                lambda event, _: event.startswith(("open", "os.")) and next(touches) == touch and os._exit(9)  # noqa: B023
-            )
-            save(path, make_model(2))
-            os._exit(0)
-        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    for code in killed_at_each_touch(lambda: save(path, make_model(2))):
+        ended.append(code)
         loaded = load_checkpoint(path).model
         assert same(loaded, make_model(1)) or same(loaded, make_model(2))
-        if ended[-1] == 0:
-            break
-        if same(loaded, make_model(2)):
+        if code and same(loaded, make_model(2)):
             save(path, make_model(1))  # what the crash left behind is no hindrance
     assert ended[-1] == 0
     assert len(ended) > 10

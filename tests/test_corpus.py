@@ -1,7 +1,5 @@
-import itertools
 import os
 import shutil
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -19,6 +17,8 @@ from charrnn.config import ConfigError
 from charrnn.corpus import CharDataset, commonest, describe_text, entropy, load_corpus, token_counts
 from charrnn.sources import CorpusError
 from charrnn.tokenizer import CharTokenizer
+
+from .conftest import killed_at_each_touch
 
 # ------------------------------------------------------------------------------------------------ the token cache
 
@@ -73,24 +73,14 @@ def test_the_cache_survives_a_kill_at_any_touch_of_the_disk(text_file, text, dat
     load_corpus(str(text_file), kind)  # all that is imported late is here
     shutil.rmtree(data_dir)
     ended = []
-    for touch in range(1, 100):
-        child = os.fork()
-        if child == 0:
-            touches = itertools.count(1)
-            sys.addaudithook(
-                lambda event, _: event.startswith(("open", "os.")) and next(touches) == touch and os._exit(9)  # noqa: B023
-            )
-            load_corpus(str(text_file), kind)
-            os._exit(0)
-        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        assert set(ended) <= {0, 9}
+    for code in killed_at_each_touch(lambda: load_corpus(str(text_file), kind)):
+        ended.append(code)
         state = data_dir.with_name("as the kill left it")
-        shutil.copytree(data_dir, state) if data_dir.exists() else None
+        if data_dir.exists():
+            shutil.copytree(data_dir, state)
         corpus = load_corpus(str(text_file), kind, data_dir=state)
         assert corpus.tokenizer.decode(corpus.tokens) == text
         shutil.rmtree(state)
-        if ended[-1] == 0:
-            break
         shutil.rmtree(data_dir, ignore_errors=True)  # else the next run would have less to do
     assert ended[-1] == 0
     assert len(ended) > 8
