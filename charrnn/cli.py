@@ -536,6 +536,8 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {
         key.removeprefix("setting:"): value for key, value in vars(arguments).items() if key.startswith("setting:")
     }
+    if "separator" in given:  # a shell hands on \n as it is typed
+        given["separator"] = given["separator"].replace("\\n", "\n").replace("\\t", "\t")
     optional = {name for _, _, name, field in config_fields() if type(None) in get_args(field.annotation)}
     empty = ("none", "null")
     return {name: None if name in optional and value.lower() in empty else value for name, value in given.items()}

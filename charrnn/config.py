@@ -110,7 +110,7 @@ class DataConfig(_Section):
     min_frequency: int = Field(
         1, ge=1, description="characters and words that occur less often are unknown; bpe joins no such pairs"
     )
-    separator: str = Field("\n", description="text put between the files of a folder or glob")
+    separator: str = Field("\n", description="text put between the files of a folder or glob; \\n is a newline")
     encoding: str = Field("utf-8", description="encoding of the files")
     decode_errors: Literal["strict", "replace"] = Field(
         "strict", description="bytes that are no text: strict refuses, replace makes them U+FFFD"

@@ -97,10 +97,10 @@ def open_source(config: DataConfig, data_dir: Path | None = None) -> Source:
     """
     name = config.name
     kind, _, options = name.partition(":")
-    if kind in SYNTHETIC:
-        return _synthetic(name, kind, options)
-    if name in catalogue():
-        return _named(name, data_dir or default_data_dir())
+    if kind in SYNTHETIC or name in catalogue():
+        if (config.encoding, config.decode_errors) != ("utf-8", "strict"):
+            raise CorpusError(f"{name}: how to read it is known; leave out --encoding and --decode-errors")
+        return _synthetic(name, kind, options) if kind in SYNTHETIC else _named(name, data_dir or default_data_dir())
     if name == "-":
         return _piped(config, sys.stdin)
     path = os.path.expanduser(name)

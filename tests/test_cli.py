@@ -216,6 +216,15 @@ def test_data(text_file, capfd):
     assert re.search(r"unknown .* \d+\.\d\d% of the tokens", out)
 
 
+def test_a_separator_is_typed_as_in_a_string(tmp_path, capfd):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two")
+    assert main(["data", str(tmp_path), "--separator", "\\n--\\n", "--stats"]) == 0
+    out, _ = capfd.readouterr()
+    assert re.search(r"characters +│ 10 ", out)
+    assert re.search(r"lines +│ 3,", out)
+
+
 def test_baselines_from_worst_to_best_with_the_model_among_them(run, text_file, capfd):
     assert main(["data", str(text_file), "--baselines"]) == 0
     assert re.search(r"uniform .* 2\.8074", capfd.readouterr().out)  # log2 of 7

@@ -344,6 +344,13 @@ def test_synthetic_texts_are_seeded_and_as_long_as_wanted():
         assert long != read_text(f"{name}:length=300000,seed=2")
 
 
+@pytest.mark.parametrize("name", ["shakespeare", "python", "copy:delay=3"])
+@pytest.mark.parametrize("settings", [{"encoding": "latin-1"}, {"decode_errors": "replace"}])
+def test_how_a_named_corpus_is_read_is_not_a_setting(name, settings):
+    with pytest.raises(CorpusError, match="how to read it is known; leave out --encoding"):
+        open_source(data_config(name, **settings))
+
+
 @pytest.mark.parametrize(
     "name", ["copy:delay", "copy:depth=3", "copy:delay=x", "copy:width=0", "counting:a=1", "brackets:kinds=5"]
 )
