@@ -34,10 +34,11 @@ from typing import Any, BinaryIO, TextIO
 
 import platformdirs
 import yaml
+from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from charrnn.config import DataConfig
-from charrnn.synthetic import LIMITS, SYNTHETIC
+from charrnn.synthetic import SYNTHETIC
 
 BLOCK = 1 << 17  # bytes read at a time: small enough to stay in the processor's cache
 Advance = Callable[[int], object]
@@ -106,7 +107,11 @@ def open_source(config: DataConfig, data_dir: Path | None = None) -> Source:
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         inside = os.path.join(glob.escape(path), "**", "*.txt")
-        return _files(config, [*_glob(inside), *_glob(f"{inside}.gz")], "expected .txt or .txt.gz files in this folder")
+        return _files(
+            config,
+            [*_glob(inside), *_glob(f"{inside}.gz")],
+            "expected .txt or .txt.gz files in this folder (others: name a glob)",
+        )
     if os.path.isfile(path):
         return _files(config, [path])
     if os.path.exists(path):  # a pipe, such as /dev/stdin
@@ -260,22 +265,24 @@ def write_if_possible(path: Path, blocks: Iterable[bytes | memoryview]) -> bool:
 
 def _synthetic(name: str, kind: str, options: str) -> Source:
     """`copy:delay=20,length=5000`: the text that a function of `synthetic` makes with these arguments."""
-    known = inspect.signature(SYNTHETIC[kind]).parameters
-    values = {key: parameter.default for key, parameter in known.items()}
-    for option in filter(None, options.split(",")):
-        key, _, value = option.partition("=")
-        low, high = LIMITS.get(key, (0, 0))
-        if key not in known or not value.isdecimal() or not low <= int(value) <= high:
-            ranges = ", ".join(f"{key} ({LIMITS[key][0]} to {LIMITS[key][1]})" for key in known)
-            raise CorpusError(f"{name}: expected options such as {kind}:length=5000 out of {ranges}, got {option!r}")
-        values[key] = int(value)
+    make = SYNTHETIC[kind]
+    known = inspect.signature(make).parameters
+    values = dict(option.partition("=")[::2] for option in options.split(",") if option)
+    try:
+        make(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise CorpusError(
+            f"{name}: expected options such as {kind}:length=5000 out of {', '.join(known)}, got "
+            f"{problem['loc'][0]}={problem['input']}: {problem['msg']}"
+        ) from error
 
     def read(advance: Advance) -> Iterator[str]:
-        for piece in SYNTHETIC[kind](**values):
+        for piece in make(**values):
             advance(len(piece))
             yield piece
 
-    return Source(name, values["length"], read)
+    return Source(name, TypeAdapter(int).validate_python(values.get("length", known["length"].default)), read)
 
 
 def _named(name: str, data_dir: Path) -> Source:

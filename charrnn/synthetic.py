@@ -1,17 +1,30 @@
 """Texts made to order, for controlled experiments: what a network must remember is known exactly.
 
-Each function yields a seeded text of exactly `length` characters, piece by piece, so that any length costs no memory.
+Each function yields a seeded text of exactly `length` characters, piece by piece, so that any length costs no memory;
+it raises pydantic.ValidationError for a number out of range.
 """
 
 from collections.abc import Callable, Iterator
 from string import ascii_letters
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, validate_call
 
 _LINES = 4096  # made at a time
+Length = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1, le=10**4)]
 
 
-def copy(length: int = 1_000_000, seed: int = 0, delay: int = 10, width: int = 8, symbols: int = 8) -> Iterator[str]:
+@validate_call
+def copy(
+    length: Length = 1_000_000,
+    seed: Seed = 0,
+    delay: Annotated[int, Field(ge=0, le=10**4)] = 10,
+    width: Size = 8,
+    symbols: Annotated[int, Field(ge=1, le=52)] = 8,
+) -> Iterator[str]:
     """Delayed copy: `width` random letters, `delay` dots, the same letters again (Hochreiter & Schmidhuber, 1997).
 
     Only the first `width` of the 2 width + delay + 1 characters of a line are news: no model can do better than
@@ -37,7 +50,8 @@ def copy(length: int = 1_000_000, seed: int = 0, delay: int = 10, width: int = 8
     return _take(lines(), length)
 
 
-def counting(length: int = 1_000_000, seed: int = 0, largest: int = 20) -> Iterator[str]:
+@validate_call
+def counting(length: Length = 1_000_000, seed: Seed = 0, largest: Size = 20) -> Iterator[str]:
     """Lines of n times `a` and n times `b`, n from 1 to `largest` (Gers & Schmidhuber, 2001).
 
     Only n is news: no model can do better than log2(largest) / (largest + 2) bits per character.
@@ -58,7 +72,13 @@ def counting(length: int = 1_000_000, seed: int = 0, largest: int = 20) -> Itera
     return _take(lines(), length)
 
 
-def brackets(length: int = 1_000_000, seed: int = 0, depth: int = 4, kinds: int = 3) -> Iterator[str]:
+@validate_call
+def brackets(
+    length: Length = 1_000_000,
+    seed: Seed = 0,
+    depth: Annotated[int, Field(ge=1, le=100)] = 4,
+    kinds: Annotated[int, Field(ge=1, le=4)] = 3,
+) -> Iterator[str]:
     """Nested brackets, closed in order and never deeper than `depth`: what follows depends on what is still open.
 
     Args:
@@ -105,5 +125,3 @@ def _take(blocks: Iterator[bytes], length: int) -> Iterator[str]:
 
 
 SYNTHETIC: dict[str, Callable[..., Iterator[str]]] = {make.__name__: make for make in (copy, counting, brackets)}
-LIMITS = {"length": (1, 10**12), "seed": (0, 2**63), "delay": (0, 10**4), "width": (1, 10**4), "symbols": (1, 52)}
-LIMITS |= {"largest": (1, 10**4), "depth": (1, 100), "kinds": (1, 4)}

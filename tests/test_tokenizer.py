@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import charrnn.tokenizer
 from charrnn.tokenizer import (
     TOKENIZERS,
     UNKNOWN,
@@ -253,9 +254,15 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
         BpeTokenizer.from_text("ab")
 
 
-def test_a_text_without_spaces_is_learned_in_linear_time():
-    """As one word of 400,000 letters it would take a minute."""
-    text = "".join(random.Random(0).choices("ACGT", k=400_000))
+def test_the_trainer_never_sees_a_long_word(monkeypatch):
+    """Its time is quadratic in the length of a word, and a text without spaces is a single one."""
+    sizes = []
+    cut = charrnn.tokenizer.cut_between_words
+    monkeypatch.setattr(
+        charrnn.tokenizer, "cut_between_words", lambda pieces, size: [sizes.append(size), *cut(pieces, size)][1:]
+    )
+    text = "".join(random.Random(0).choices("ACGT", k=20_000))
     tokenizer = BpeTokenizer.from_text(text, vocab_size=300)
     assert tokenizer.vocab_size == 300
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert sizes
+    assert max(sizes) <= 1 << 12
