@@ -1,0 +1,5 @@
+"""Exercises of notebook 04."""
+
+from charrnn.lab.exercises.exercise import Exercise
+
+GATES: dict[str, Exercise] = {}

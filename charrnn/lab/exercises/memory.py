@@ -1,0 +1,5 @@
+"""Exercises of notebook 03."""
+
+from charrnn.lab.exercises.exercise import Exercise
+
+MEMORY: dict[str, Exercise] = {}
