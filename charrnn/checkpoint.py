@@ -75,7 +75,7 @@ def save_checkpoint(
     shutil.rmtree(new, ignore_errors=True)  # left by a crash
     new.mkdir(parents=True)
     try:
-        weights = {name: tensor.to("cpu", dtype) for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in model.state_dict().items()}
         config = config.model_copy(update={"model": model.config})
         about = {"format": FORMAT, "config": config.model_dump()}
         _write(new / "model.safetensors", safetensors.torch.save(weights))

@@ -48,6 +48,30 @@ class ModelConfig(_Section):
         description="size of a token's vector; null: one-hot, free to move (above 1024 tokens: hidden_size)",
     )
     forget_bias: float = Field(1.0, description="bias that an LSTM's forget gates start with, in total")
+    init: Literal["torch", "uniform", "orthogonal"] = Field(
+        "torch",
+        description="torch: ±1/sqrt(hidden_size); uniform: ±0.08 as in 2015; orthogonal: Xavier input, orthogonal "
+        "recurrent, no bias",
+    )
+    layer_norm: bool = Field(False, description="normalise an LSTM's products and cell (Ba et al., 2016)")
+    residual: bool = Field(False, description="add the input of each layer but the first to its output")
+    tie_weights: bool = Field(False, description="the head reads with the embedding's vectors (Press & Wolf, 2017)")
+    input_dropout: float = Field(0.0, ge=0, lt=1, description="share of the embedding's units dropped while training")
+    output_dropout: float = Field(0.0, ge=0, lt=1, description="share of the top layer's units dropped for the head")
+    variational: bool = Field(
+        False, description="drop the same units at every step of a window (Gal & Ghahramani, 2016)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.layer_norm and self.type != "lstm":
+            raise ValueError(f"expected layer_norm with type lstm only, got type {self.type}")
+        if self.tie_weights and self.embedding_dim not in (None, self.hidden_size):
+            raise ValueError(
+                f"expected tie_weights with an embedding_dim of hidden_size ({self.hidden_size}) or null, "
+                f"got {self.embedding_dim}"
+            )
+        return self
 
 
 class TrainingConfig(_Section):
@@ -170,6 +194,10 @@ class DeviceConfig(_Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the large products; auto: the fastest that is safe here"
+    )
+    backend: Literal["auto", "native", "fused", "readable"] = Field(
+        "auto",
+        description="what trains the layers: PyTorch's, our kernels or the equations step by step; auto: the fastest",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch's choice")
     seed: int = Field(1337, ge=0, lt=2**32, description="start of every random number")

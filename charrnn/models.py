@@ -11,20 +11,46 @@ after Graves (2013, arXiv:1308.0850): embed each token, run it through stacked r
 logits off the top.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from charrnn.cells import Cell, gru_cell, layer_norm_lstm_cell, lstm_cell, rnn_cell, unroll
 from charrnn.config import ModelConfig
+from charrnn.kernels import FUSED
 
 State = Any  # nested tuples of tensors whose first dimension is B
 LARGEST_ONE_HOT = 1024  # vocabulary size
 
 
+class LayerNormLSTM(nn.Module):
+    """The weights of one layer-normalised LSTM, named after torch's; what they do is `cells.layer_norm_lstm_cell`.
+
+    Gains start at 1, the other weights as in `nn.LSTM`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        bound = 1 / math.sqrt(hidden_size)
+
+        def uniform(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+        self.weight_ih_l0 = uniform(4 * hidden_size, input_size)
+        self.weight_hh_l0 = uniform(4 * hidden_size, hidden_size)
+        self.bias_l0 = uniform(4 * hidden_size)
+        self.gain_ih_l0 = nn.Parameter(torch.ones(4 * hidden_size))
+        self.gain_hh_l0 = nn.Parameter(torch.ones(4 * hidden_size))
+        self.gain_c_l0 = nn.Parameter(torch.ones(hidden_size))
+        self.bias_c_l0 = nn.Parameter(torch.zeros(hidden_size))
+
+
 class CharModel(nn.Module):
-    """Embedding, stacked recurrent layers, linear read-out. Subclasses name the recurrent layer.
+    """Embedding, stacked recurrent layers, linear read-out. Subclasses name the cell.
 
     Layers are stacked one by one with an explicit dropout between: the dropout inside multi-layer `nn.LSTM` is wrong on
     some Apple MPS releases.
@@ -35,15 +61,23 @@ class CharModel(nn.Module):
         num_layers: layers, one above the other.
         dropout: share of units dropped between layers while training.
         embedding_dim: size E of a token's vector. None means V, started as one-hot: the input of the 2015 char-rnn,
-            free to move from there. Of a vocabulary above 1024 that would be millions of weights, so there it means H.
-        forget_bias: what the two biases of an LSTM's forget gates sum to at the start; other cells have none. 1 lets a
+            free to move from there. Of a vocabulary above 1024 that would be millions of weights, so there it means H,
+            as it does with `tie_weights`.
+        forget_bias: what the biases of an LSTM's forget gates sum to at the start; other cells have none. 1 lets a
             new network remember (Gers et al., 2000; Jozefowicz et al., 2015).
+        options: the other fields of `config.ModelConfig`, by name.
+
+    Attributes:
+        backend: what computes the layers: `native` (torch's own), `fused` (`kernels`) or `readable` (`cells`). They
+            give the same numbers to rounding, and it is no part of what is saved.
+        config: what the model was made from.
 
     Raises:
-        pydantic.ValidationError: a number out of range.
+        pydantic.ValidationError: an unknown option, a number out of range, or options that do not go together.
     """
 
     kind: ClassVar[str]
+    cell: ClassVar[Cell]
     layer: ClassVar[type[nn.RNNBase]]
 
     def __init__(
@@ -54,6 +88,7 @@ class CharModel(nn.Module):
         dropout: float = 0.0,
         embedding_dim: int | None = None,
         forget_bias: float = 1.0,
+        **options: Any,
     ):
         super().__init__()
         self.config = ModelConfig(
@@ -63,28 +98,47 @@ class CharModel(nn.Module):
             dropout=dropout,
             embedding_dim=embedding_dim,
             forget_bias=forget_bias,
+            **options,
         )
-        one_hot = embedding_dim is None and vocab_size <= LARGEST_ONE_HOT
+        config = self.config
+        one_hot = embedding_dim is None and vocab_size <= LARGEST_ONE_HOT and not config.tie_weights
         width = vocab_size if one_hot else embedding_dim or hidden_size
+        widths = [width, *[hidden_size] * (num_layers - 1)]
         self.embedding = nn.Embedding(vocab_size, width)
-        self.layers = nn.ModuleList(
-            self.layer(width if i == 0 else hidden_size, hidden_size, batch_first=True) for i in range(num_layers)
-        )
-        self.dropout = nn.Dropout(dropout)
+        if config.layer_norm:
+            self.cell = layer_norm_lstm_cell
+            self.layers = nn.ModuleList(LayerNormLSTM(width, hidden_size) for width in widths)
+        else:
+            self.layers = nn.ModuleList(self.layer(width, hidden_size, batch_first=True) for width in widths)
         self.head = nn.Linear(hidden_size, vocab_size)
+        self.backend = self.backends[0]
+        self._initialise(one_hot)
+
+    def _initialise(self, one_hot: bool) -> None:
+        """What torch's defaults are not: the `init` that is asked for, the one-hot embedding, the forget gates."""
+        INITIALISATIONS[self.config.init](self)
+        if self.config.tie_weights:
+            self.head.weight = self.embedding.weight
         if one_hot:
             nn.init.eye_(self.embedding.weight)
         if self.layer is nn.LSTM:
-            forget = slice(hidden_size, 2 * hidden_size)  # gate order i, f, g, o
+            forget = slice(self.config.hidden_size, 2 * self.config.hidden_size)  # gate order i, f, g, o
             with torch.no_grad():
                 for layer in self.layers:
-                    layer.bias_ih_l0[forget] = forget_bias
-                    layer.bias_hh_l0[forget] = 0.0
+                    first, *others = (bias for name, bias in layer.named_parameters() if name in FORGET_BIASES)
+                    first[forget] = self.config.forget_bias
+                    for bias in others:
+                        bias[forget] = 0.0
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens V."""
         return self.head.out_features
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """What may compute the layers; torch has no layer-normalised LSTM."""
+        return ("fused", "readable") if self.config.layer_norm else ("native", "fused", "readable")
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Read `tokens`, going on from `state`.
@@ -96,21 +150,83 @@ class CharModel(nn.Module):
         Returns:
             Logits `(B, T, V)` of the token after each, and the state after the last: one entry per layer. Feeding a
             text in chunks with the state carried equals feeding it whole.
+
+        Raises:
+            ValueError: `backend` is none of `backends`.
         """
-        x = self.embedding(tokens)  # (B, T, E)
+        if self.backend not in self.backends:
+            raise ValueError(f"backend: expected {' or '.join(self.backends)} for this model, got {self.backend!r}")
+        config = self.config
+        state = self.zero_state(len(tokens)) if state is None else state
+        look_up = self.backend == "fused" and not (self.training and config.input_dropout)
+        look_up = look_up and self.vocab_size <= tokens.numel()  # else it is cheaper to multiply the rows that occur
+        x = None if look_up else self._drop(self.embedding(tokens), config.input_dropout)  # (B, T, E)
         new_state = []
         for i, layer in enumerate(self.layers):
-            if i > 0:
-                x = self.dropout(x)
-            x, layer_state = layer(x, None if state is None else _time_major(state[i]))  # (B, T, H)
-            new_state.append(map_state(lambda h: h[0], layer_state))  # (1, B, H) -> (B, H)
-        return self.head(x), tuple(new_state)  # (B, T, V)
+            below = x if i == 0 else self._drop(x, config.dropout)
+            if i == 0 and look_up:
+                x, layer_state = FUSED[self.cell](self.embedding.weight, state[i], *layer.parameters(), tokens=tokens)
+            else:
+                x, layer_state = self._run(layer, below, state[i])  # (B, T, H)
+            if config.residual and i > 0:
+                x = x + below
+            new_state.append(layer_state)
+        return self.head(self._drop(x, config.output_dropout)), tuple(new_state)  # (B, T, V)
+
+    def zero_state(self, batch_size: int) -> State:
+        """The state that every text starts from: one entry per layer, `(B, H)` each."""
+        zeros = self.head.weight.new_zeros(batch_size, self.config.hidden_size)
+        return tuple((zeros, zeros) if self.layer is nn.LSTM else zeros for _ in self.layers)
+
+    def _run(self, layer: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """One layer over `inputs` `(B, T, I)`: its outputs `(B, T, H)`, its state after the last."""
+        if self.backend == "readable":
+            return unroll(self.cell, inputs, state, *layer.parameters())
+        if self.backend == "fused":
+            return FUSED[self.cell](inputs, state, *layer.parameters())
+        outputs, state = layer(inputs, map_state(lambda h: h.unsqueeze(0), state))  # torch has (1, B, H)
+        return outputs, map_state(lambda h: h[0], state)
+
+    def _drop(self, x: Tensor, share: float) -> Tensor:
+        """Dropout on `x` `(B, T, N)`; the variational kind drops the same units at every step of the window."""
+        if self.config.variational:
+            mask = F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), share, self.training)
+            return x * mask if self.training and share else x
+        return F.dropout(x, share, self.training)
+
+
+FORGET_BIASES = ("bias_ih_l0", "bias_hh_l0", "bias_l0")
+
+
+def _init_2015(model: CharModel) -> None:
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.08, 0.08)
+
+
+def _init_orthogonal(model: CharModel) -> None:
+    for layer in model.layers:
+        for name, parameter in layer.named_parameters():
+            for gate in parameter.split(model.config.hidden_size):  # each gate is a matrix of its own
+                if name == "weight_ih_l0":
+                    nn.init.xavier_uniform_(gate)
+                elif name == "weight_hh_l0":
+                    nn.init.orthogonal_(gate)
+                elif name.startswith("bias"):
+                    nn.init.zeros_(gate)
+
+
+INITIALISATIONS: dict[str, Callable[[CharModel], None]] = {
+    "torch": lambda model: None,
+    "uniform": _init_2015,
+    "orthogonal": _init_orthogonal,
+}
 
 
 class CharRNN(CharModel):
     """Elman (1990) network: h = tanh(W_ih x + b_ih + W_hh h + b_hh)."""
 
     kind = "rnn"
+    cell = staticmethod(rnn_cell)
     layer = nn.RNN
 
 
@@ -118,6 +234,7 @@ class CharGRU(CharModel):
     """Gated recurrent unit of Cho et al. (2014, arXiv:1406.1078), with reset after the product, as in cuDNN."""
 
     kind = "gru"
+    cell = staticmethod(gru_cell)
     layer = nn.GRU
 
 
@@ -125,6 +242,7 @@ class CharLSTM(CharModel):
     """Long short-term memory of Hochreiter & Schmidhuber (1997) with the forget gates of Gers et al. (2000)."""
 
     kind = "lstm"
+    cell = staticmethod(lstm_cell)
     layer = nn.LSTM
 
 
@@ -177,7 +295,3 @@ def unflatten_state(tensors: Mapping[str, Tensor]) -> State:
         i, _, rest = path.partition(".")
         parts.setdefault(int(i), {})[rest] = value
     return tuple(unflatten_state(parts[i]) for i in sorted(parts))
-
-
-def _time_major(layer_state: State) -> State:
-    return map_state(lambda h: h.unsqueeze(0), layer_state)  # (B, H) -> (1, B, H), as torch's layers want it

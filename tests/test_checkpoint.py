@@ -168,3 +168,15 @@ def test_nothing_there(tmp_path):
 def test_a_checkpoint_from_a_gpu_opens_on_a_cpu(tmp_path):
     save(tmp_path / "m", make_model().cuda())
     assert same(load_checkpoint(tmp_path / "m").model, make_model())
+
+
+@pytest.mark.parametrize("options", [{"tie_weights": True}, {"layer_norm": True, "residual": True, "num_layers": 2}])
+def test_options_of_the_model_come_back(tmp_path, options):
+    tokenizer = CharTokenizer("abc")
+    model = CharLSTM(3, 4, **options).eval()
+    save_checkpoint(tmp_path / "model", model, tokenizer, RunConfig())
+    again = load_checkpoint(tmp_path / "model").model
+    tokens = torch.tensor([[0, 1, 2]])
+    assert torch.equal(again(tokens)[0], model(tokens)[0])
+    assert again.config == model.config
+    assert (again.head.weight is again.embedding.weight) == model.config.tie_weights

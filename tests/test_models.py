@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from charrnn.cells import gru_cell, lstm_cell, rnn_cell
 from charrnn.config import ModelConfig
 from charrnn.models import (
     MODELS,
@@ -185,9 +186,106 @@ def test_mps_computes_what_the_cpu_does():
 
 def test_layer_kinds():
     assert {kind: model.layer for kind, model in MODELS.items()} == {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+    assert {kind: model.cell for kind, model in MODELS.items()} == {"lstm": lstm_cell, "gru": gru_cell, "rnn": rnn_cell}
 
 
 def test_a_large_vocabulary_is_not_one_hot():
     assert CharLSTM(1024, 4).embedding.weight.shape == (1024, 1024)
     assert CharLSTM(1025, 4).embedding.weight.shape == (1025, 4)
     assert CharLSTM(1025, 4, embedding_dim=7).embedding.weight.shape == (1025, 7)
+
+
+# ---------------------------------------------------------------------------------------------------------- options
+
+
+def test_layer_norm_is_for_lstms():
+    with pytest.raises(ValueError, match="expected layer_norm with type lstm only, got type gru"):
+        CharGRU(7, 5, layer_norm=True)
+    model = CharLSTM(7, 5, 2, layer_norm=True)
+    assert model.backends == ("fused", "readable")
+    for layer in model.layers:
+        assert torch.equal(layer.bias_l0[5:10], torch.ones(5))
+        assert torch.equal(layer.gain_hh_l0, torch.ones(20))
+
+
+@pytest.mark.parametrize("width", [7, 3])
+def test_parameters_with_layer_norm_by_formula(width):
+    V, H = 7, 5  # noqa: N806
+    expected = V * width + 4 * H * (width + H) + 3 * 4 * H + 2 * H + V * H + V
+    assert count_parameters(CharLSTM(V, H, embedding_dim=width, layer_norm=True)) == expected
+
+
+def test_a_backend_that_is_not_there_is_refused():
+    model = CharLSTM(7, 5, layer_norm=True)
+    model.backend = "native"
+    with pytest.raises(ValueError, match="backend: expected fused or readable for this model, got 'native'"):
+        model(torch.zeros(1, 2, dtype=torch.int64))
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(ValueError, match="residuals"):
+        CharLSTM(7, 5, residuals=True)
+
+
+def test_tied_weights_are_one():
+    model = CharLSTM(7, 5, tie_weights=True)
+    assert model.head.weight is model.embedding.weight
+    assert count_parameters(model) == count_parameters(CharLSTM(7, 5, embedding_dim=5)) - 7 * 5
+    model(torch.zeros(1, 2, dtype=torch.int64))[0].sum().backward()
+    assert model.head.weight.grad is model.embedding.weight.grad
+    with pytest.raises(ValueError, match=r"tie_weights with an embedding_dim of hidden_size \(5\) or null, got 6"):
+        CharLSTM(7, 5, embedding_dim=6, tie_weights=True)
+
+
+def test_a_residual_connection_adds_a_layers_input():
+    tokens = torch.randint(7, (2, 4))
+    plain, residual = make("gru"), make("gru", residual=True)
+    torch.nn.init.zeros_(residual.layers[1].weight_ih_l0)
+    torch.nn.init.zeros_(residual.layers[1].weight_hh_l0)
+    torch.nn.init.zeros_(residual.layers[1].bias_ih_l0)
+    torch.nn.init.zeros_(residual.layers[1].bias_hh_l0)  # the second layer is silent: what it adds to is left
+    one = make("gru", num_layers=1)
+    one.load_state_dict({name: value for name, value in residual.state_dict().items() if "layers.1" not in name})
+    assert torch.equal(residual(tokens)[0], one(tokens)[0])
+    assert not torch.equal(plain(tokens)[0], one(tokens)[0])
+
+
+def test_initialisation_of_2015():
+    model = CharLSTM(7, 30, embedding_dim=4, init="uniform", forget_bias=0.0)
+    values = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    assert values.abs().max() <= 0.08
+    assert values.abs().max() > 0.079
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_orthogonal_initialisation(kind):
+    layer = MODELS[kind](7, 6, init="orthogonal", forget_bias=0.0).layers[0]
+    for gate in layer.weight_hh_l0.split(6):
+        torch.testing.assert_close(gate @ gate.T, torch.eye(6), atol=1e-5, rtol=0)
+    for gate in layer.weight_ih_l0.split(6):
+        assert gate.abs().max() <= math.sqrt(6 / (6 + 7))
+    assert not layer.bias_ih_l0.any()
+
+
+@pytest.mark.parametrize("place", ["input_dropout", "dropout", "output_dropout"])
+@pytest.mark.parametrize("variational", [False, True])
+def test_dropout_drops_its_share_and_keeps_the_mean(place, variational):
+    model = MODELS["rnn"](7, 400, 2, embedding_dim=400, variational=variational, **{place: 0.25})
+    x = torch.ones(3, 10, 400)
+    dropped = model._drop(x, 0.25)
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert dropped.mean().item() == pytest.approx(1, abs=0.05)
+    same_at_every_step = (dropped == dropped[:, :1]).all()
+    assert same_at_every_step == variational
+    assert torch.equal(model.eval()._drop(x, 0.25), x)
+
+
+@pytest.mark.parametrize("place", ["input_dropout", "dropout", "output_dropout"])
+@pytest.mark.parametrize("backend", ["native", "fused"])
+def test_every_dropout_is_at_its_place(place, backend):
+    tokens = torch.zeros(1, 3, dtype=torch.int64)
+    plain, noisy = (MODELS["lstm"](7, 8, 2, **options) for options in ({}, {place: 0.5}))
+    noisy.load_state_dict(plain.state_dict())
+    plain.backend = noisy.backend = backend
+    assert torch.equal(noisy.eval()(tokens)[0], plain(tokens)[0])
+    assert not torch.equal(noisy.train()(tokens)[0], plain(tokens)[0])
