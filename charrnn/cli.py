@@ -139,8 +139,11 @@ def _about(run: Run) -> dict[str, Any]:
     corpus, dataset, config = run.corpus, run.trainer.dataset, run.config
     splits = corpus.split(config.data.train_frac, config.data.val_frac)
     budgets = {name: getattr(config.training, name) for name in BUDGETS}
-    precision = run.trainer.progress.precision or config.device.precision
-    precision += " (the fastest, measured at the start)" if precision == "auto" else ""
+    progress = run.trainer.progress
+    chosen = [getattr(progress, name) or getattr(config.device, name) for name in ("precision", "backend")]
+    how = "precision {}, backend {}".format(*chosen) + (
+        " (auto: the fastest, measured first)" if "auto" in chosen else ""
+    )
     return {
         "text": f"{corpus.name}: {corpus.characters:,} characters",
         **_about_tokens(corpus),
@@ -149,7 +152,7 @@ def _about(run: Run) -> dict[str, Any]:
         f"{count_parameters(run.generator.model):,} parameters",
         "step": f"{dataset.batch_size} streams of {dataset.seq_length}, {len(dataset.borders(0)):,} steps an epoch",
         "budget": ", ".join(f"{name} {value:g}" for name, value in budgets.items() if value is not None),
-        "device": f"{run.trainer.device}, precision {precision}",
+        "device": f"{run.trainer.device}, {how}",
         "directory": run.directory or "none",
     }
 
@@ -301,6 +304,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         "epochs": f"{training.get('epoch', 0):.2f}",
         "seconds": f"{progress.get('seconds', 0):.0f}",
         "precision": progress.get("precision", "unknown"),
+        "backend": progress.get("backend", "unknown"),
         "validation loss": _number(training.get("val_loss"), "nats per token"),
         "validation bpc": _number(training.get("val_bpc"), "bits per character"),
     }
@@ -386,6 +390,31 @@ def bench_data(arguments: argparse.Namespace) -> int:
     if growth:
         _show_rows("texts of growing size", [_growth(row) for row in growth])
     return 0
+
+
+def bench_kernels(arguments: argparse.Namespace) -> int:
+    """Time a training step on each backend, for each cell and size."""
+    from charrnn.bench.kernels import compare
+
+    rows = compare(arguments.cells, rounds=arguments.rounds, progress=_bar("training"))
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    _show_rows("characters per second of training, each backend at its best", [_kernels(row) for row in rows])
+    return 0
+
+
+def _kernels(row: dict[str, Any]) -> dict[str, str]:
+    speeds = {name: row[name]["speed"] if name in row else None for name in ("readable", "fused", "native")}
+    num_layers, hidden_size, batch_size, seq_length = row["shape"]
+    return {
+        "cell": row["cell"],
+        "size": f"{num_layers}x{hidden_size}",
+        "B x T": f"{batch_size}x{seq_length}",
+        **{name: f"{speed:,.0f}" if speed else "-" for name, speed in speeds.items()},
+        "fused/native": f"{speeds['fused'] / speeds['native']:.2f}" if speeds["native"] else "-",
+        "fused/readable": f"{speeds['fused'] / speeds['readable']:.2f}",
+    }
 
 
 def _growth(row: dict[str, Any]) -> dict[str, str]:
@@ -479,6 +508,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", default="shakespeare", metavar="NAME", help="the text (default: shakespeare)")
     command.add_argument(
         "--sizes", nargs="*", type=_whole(1), default=[10, 100, 1000], metavar="MB", help="(default: 10 100 1000)"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command = _command(measurements, "kernels", bench_kernels)
+    kinds = ["rnn", "gru", "lstm", "ln-lstm"]
+    command.add_argument("--cells", nargs="+", choices=kinds, default=kinds, metavar="CELL", help="(default: all four)")
+    command.add_argument(
+        "--rounds", type=_whole(1), default=9, metavar="N", help="how often each setting is timed (default: 9)"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     return parser

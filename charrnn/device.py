@@ -1,11 +1,13 @@
 """Where it runs: device, precision, threads, and the seed of each step."""
 
 import contextlib
+import ctypes
+import itertools
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -56,18 +58,23 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
-def select_precision(config: DeviceConfig, device: torch.device, run_once: Callable[[str], None]) -> str:
-    """The precision `config` asks for; `auto` is the fastest of the safe ones.
+def select_fastest(
+    config: DeviceConfig, device: torch.device, backends: Sequence[str], run_once: Callable[[str, str], None]
+) -> tuple[str, str]:
+    """The backend and the precision that `config` asks for; `auto` is the fastest of what is safe.
 
-    A GPU's half precision is always the faster one. On a CPU it depends on processor, cell and size, so `run_once`,
-    one training step without its update, is timed in each precision.
+    A GPU is fastest with half precision and the first of `backends`. On a CPU it depends on processor, cell and size,
+    so `run_once`, one training step without its update, is timed with each combination. The readable backend is for
+    reading: it is used where it is asked for.
     """
-    if config.precision != "auto":
-        return config.precision
-    candidates = candidate_precisions(device)
-    if device.type != "cpu" or len(candidates) == 1:
-        return candidates[-1]
-    return min(candidates, key=lambda precision: _median_seconds(lambda: run_once(precision)))
+    precisions = candidate_precisions(device) if config.precision == "auto" else [config.precision]
+    backends = [name for name in backends if name != "readable"] if config.backend == "auto" else [config.backend]
+    if device.type != "cpu":
+        return backends[0], precisions[-1]
+    candidates = list(itertools.product(backends, precisions))
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(candidates, key=lambda candidate: _median_seconds(lambda: run_once(*candidate)))
 
 
 def _median_seconds(run: Callable[[], None], repeats: int = 5) -> float:
@@ -91,6 +98,21 @@ def set_threads(threads: int | None) -> None:
     """Use that many CPU threads; None leaves PyTorch's choice, one per physical core."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where the C library is glibc; elsewhere nothing is done.
+
+    A training step asks for the same blocks as the one before. By default glibc gives large blocks back to the system
+    at once, and the system clears each page anew before it lends it again: a third of a step's time and more.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(parameter, 2**30)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, in bytes
 
 
 def seed_step(device: torch.device, seed: int, step: int) -> None:

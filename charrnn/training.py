@@ -18,9 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from charrnn.config import DeviceConfig, TrainingConfig
+from charrnn.config import ConfigError, DeviceConfig, TrainingConfig
 from charrnn.corpus import CharDataset, Tokens, Window
-from charrnn.device import autocast, check_precision, seed_step, select_device, select_precision, set_threads
+from charrnn.device import (
+    autocast,
+    check_precision,
+    keep_freed_memory,
+    seed_step,
+    select_device,
+    select_fastest,
+    set_threads,
+)
 from charrnn.models import CharModel, State, detach_state, flatten_state, map_state, unflatten_state
 
 # ---------------------------------------------------------------------------------------------------------- events
@@ -101,6 +109,7 @@ class Progress:
     best_loss: float | None = None
     history: list[tuple[int, float, float]] = field(default_factory=list)  # step, epoch and loss of each evaluation
     precision: str | None = None  # chosen once, kept for the whole run
+    backend: str | None = None  # likewise
     loss_scale: dict[str, Any] | None = None  # of fp16 training
 
 
@@ -123,7 +132,7 @@ class Trainer:
 
     Raises:
         CorpusError: `train` is too short.
-        ConfigError: `device` is not on this machine, or cannot compute in that precision.
+        ConfigError: `device` is not on this machine, or cannot compute in that precision; no such backend for `model`.
     """
 
     def __init__(
@@ -141,6 +150,11 @@ class Trainer:
         self._device_config = device or DeviceConfig()
         self.device = select_device(self._device_config.device)
         check_precision(self._device_config.precision, self.device)
+        if self._device_config.backend not in ("auto", *model.backends):
+            raise ConfigError(
+                f"device.backend (--backend): expected auto, {' or '.join(model.backends)} for this model, "
+                f"got {self._device_config.backend!r}"
+            )
         self.model = model.to(self.device)
         self.dataset = CharDataset(
             train, self.config.batch_size, self.config.seq_length, self._device_config.seed, "the training split"
@@ -209,14 +223,14 @@ class Trainer:
     def restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from where another trainer of the same model was when it gave its `progress` and `tensors`.
 
-        A precision that was asked for, not `auto`, replaces the one that the run had.
+        A precision or backend that was asked for, not `auto`, replaces the one that the run had.
         """
         self.progress = Progress(**progress)
         self.progress.history = [tuple(evaluation) for evaluation in self.progress.history]
-        asked = self._device_config.precision
-        if asked not in ("auto", self.progress.precision):
-            self.progress.precision = None
-            tensors = {k: v.float() if k.startswith("state.") else v for k, v in tensors.items()}
+        for name in ("precision", "backend"):
+            if getattr(self._device_config, name) not in ("auto", getattr(self.progress, name)):
+                setattr(self.progress, name, None)
+                tensors = {k: v.float() if k.startswith("state.") else v for k, v in tensors.items()}
         index = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
         memory: dict[int, dict[str, Tensor]] = {}
         state = {}
@@ -236,8 +250,11 @@ class Trainer:
         self._stop = False
         progress = self.progress
         set_threads(self._device_config.threads)
-        if progress.precision is None:
-            progress.precision = select_precision(self._device_config, self.device, self._try_precision)
+        keep_freed_memory()
+        if progress.precision is None or progress.backend is None:
+            chosen = select_fastest(self._device_config, self.device, self.model.backends, self._try)
+            progress.backend, progress.precision = chosen
+        self.model.backend = progress.backend
         if progress.precision == "fp16" and not self._scaler.is_enabled():
             self._scaler = torch.amp.GradScaler(self.device.type)
             self._scaler.load_state_dict(progress.loss_scale or self._scaler.state_dict())
@@ -282,8 +299,9 @@ class Trainer:
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.to(self.device).flatten())
         return loss, detach_state(state)
 
-    def _try_precision(self, precision: str) -> None:
+    def _try(self, backend: str, precision: str) -> None:
         """The costly part of a step on made-up tokens, to be timed; leaves nothing behind."""
+        self.model.backend = backend
         tokens = torch.zeros(self.dataset.batch_size, self.config.seq_length, dtype=torch.int64)
         loss, _ = self._loss(tokens, tokens, precision)
         loss.backward()

@@ -1,10 +1,14 @@
 import json
 
 import pytest
+import torch
 
+from charrnn.bench import kernels
 from charrnn.bench.data import UsualWindows, compare, scale, usual_ids
 from charrnn.cli import main
+from charrnn.config import ModelConfig
 from charrnn.corpus import load_corpus
+from charrnn.models import build_model
 from charrnn.sources import CorpusError
 
 
@@ -56,3 +60,28 @@ def test_bench_data_prints_tables_and_json(capfd, monkeypatch):
     out, _ = capfd.readouterr()
     for expected in ("2 s", "500 µs", "4,000", "1,000 MB", "125 MB/s", "300 MB", "unknown"):
         assert expected in out
+
+
+def test_kernels_are_compared(monkeypatch, capfd):
+    monkeypatch.setattr("charrnn.bench.kernels.SHAPES", ())
+    rows = kernels.compare(shapes=[(2, 8, 3, 5)], rounds=1)
+    assert [row["cell"] for row in rows] == list(kernels.CELLS)
+    for row in rows:
+        for backend in {setting["backend"] for setting in row["settings"]}:
+            speeds = [setting["speed"] for setting in row["settings"] if setting["backend"] == backend]
+            assert row[backend]["speed"] == max(speeds) > 0
+    assert "native" not in rows[-1]
+    monkeypatch.setattr("charrnn.bench.kernels.compare", lambda *_, **__: rows)
+    assert main(["bench", "kernels", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == rows
+    assert main(["bench", "kernels", "--cells", "gru", "--rounds", "1"]) == 0
+    assert "ln-lstm" in capfd.readouterr().out
+
+
+def test_a_training_step_learns():
+    model = build_model(ModelConfig(hidden_size=8, num_layers=1), kernels.VOCAB_SIZE)
+    before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    step = kernels.training_step(model, 2, 5, "fp32")
+    step()
+    after = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    assert not torch.equal(after, before)

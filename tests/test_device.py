@@ -1,9 +1,14 @@
+import itertools
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
 import charrnn.device
 from charrnn.config import ConfigError, DeviceConfig
-from charrnn.device import autocast, candidate_precisions, describe_devices, seed_step, select_device, select_precision
+from charrnn.device import autocast, candidate_precisions, describe_devices, seed_step, select_device, select_fastest
 
 CPU = torch.device("cpu")
 
@@ -24,25 +29,56 @@ def test_a_device_that_is_not_here_is_an_error(monkeypatch):
         select_device("cuda:1")
 
 
-def test_precision_that_is_asked_for_is_not_measured():
-    assert select_precision(DeviceConfig(precision="bf16"), CPU, run_once=None) == "bf16"
+def test_what_is_asked_for_is_not_measured():
+    asked = DeviceConfig(precision="bf16", backend="readable")
+    assert select_fastest(asked, CPU, ["native", "fused", "readable"], run_once=None) == ("readable", "bf16")
 
 
-@pytest.mark.parametrize("faster", ["fp32", "bf16"])
-def test_auto_precision_on_a_cpu_is_the_one_measured_faster(monkeypatch, faster):
+@pytest.mark.parametrize("faster", list(itertools.product(["native", "fused"], ["fp32", "bf16"])))
+def test_auto_on_a_cpu_is_what_was_measured_fastest(monkeypatch, faster):
     monkeypatch.setattr(charrnn.device, "candidate_precisions", lambda device: ["fp32", "bf16"])
     clock = [0.0]
     monkeypatch.setattr(charrnn.device.time, "perf_counter", lambda: clock[0])
+    tried = set()
 
-    def run_once(precision):
-        clock[0] += 1.0 if precision == faster else 2.0
+    def run_once(*candidate):
+        tried.add(candidate)
+        clock[0] += 1.0 if candidate == faster else 2.0
 
-    assert select_precision(DeviceConfig(), CPU, run_once) == faster
+    assert select_fastest(DeviceConfig(), CPU, ["native", "fused", "readable"], run_once) == faster
+    assert len(tried) == 4  # nobody waits for the readable one
 
 
 def test_a_cpu_without_bf16_stays_at_fp32(monkeypatch):
     monkeypatch.setattr(charrnn.device, "candidate_precisions", lambda device: ["fp32"])
-    assert select_precision(DeviceConfig(), CPU, run_once=None) == "fp32"
+    assert select_fastest(DeviceConfig(backend="fused"), CPU, ["fused"], run_once=None) == ("fused", "fp32")
+
+
+def test_a_gpu_is_not_measured(monkeypatch):
+    monkeypatch.setattr(charrnn.device, "candidate_precisions", lambda device: ["fp32", "bf16"])
+    assert select_fastest(DeviceConfig(), torch.device("cuda"), ["native", "fused"], None) == ("native", "bf16")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept():
+    code = """
+import resource, torch
+from charrnn.device import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        blocks = [torch.ones(1 << 20) for _ in range(20)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+first = faults()
+keep_freed_memory()
+faults()
+print(first, faults())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, out.split())
+    assert after <= 20 < before
 
 
 def test_mps_stays_at_fp32():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from charrnn.config import RunConfig
+from charrnn.config import ConfigError, RunConfig
 from charrnn.corpus import CharDataset, load_corpus
 from charrnn.models import MODELS, CharGRU, CharLSTM, build_model
 from charrnn.training import (
@@ -42,11 +42,18 @@ def events_of(trainer, kind):
 # ------------------------------------------------------------------------------------------------- stop and go on
 
 
-@pytest.mark.parametrize("kind", MODELS)
+REGULARISED = {"layer_norm": True, "input_dropout": 0.1, "output_dropout": 0.1, "variational": True}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*({"model_type": kind} for kind in MODELS), {"backend": "fused"}, {"backend": "fused", **REGULARISED}],
+    ids=[*MODELS, "fused", "layer norm"],
+)
 @pytest.mark.parametrize("left_at", [1, 30, 68, 95])
-def test_resuming_equals_never_having_stopped(tiny, kind, left_at):
+def test_resuming_equals_never_having_stopped(tiny, options, left_at):
     """Weights, the best loss and the next batch, bit for bit, across epochs (68 steps each) and with dropout."""
-    settings = {"model_type": kind, "max_steps": 100, "save_interval": 1, "dropout": 0.3}
+    settings = {"max_steps": 100, "save_interval": 1, "dropout": 0.3, **options}
     whole = make_trainer(tiny, **settings)
     whole.fit()
 
@@ -117,7 +124,7 @@ def test_breaking_out_loses_no_event(tiny, left_at):
 
 def test_fp16_scales_its_loss_and_goes_on_with_that_scale(tiny, monkeypatch):
     """No CPU is offered fp16, but a GRU's can be computed there, and the road is the same as a GPU's."""
-    monkeypatch.setattr("charrnn.training.select_precision", lambda *_: "fp16")
+    monkeypatch.setattr("charrnn.training.select_fastest", lambda *_: ("native", "fp16"))
     whole, parts = (make_trainer(tiny, model_type="gru", max_steps=8, save_interval=1) for _ in range(2))
     whole.fit()
     next(event for event in parts if isinstance(event, SaveDue) and event.step == 5)
@@ -175,6 +182,43 @@ def test_an_epoch_is_one_pass(tiny):
     trainer.fit()
     dataset = trainer.dataset
     assert sum(read) == 2 * dataset.batch_size * dataset.stream_length
+
+
+def test_a_backend_is_measured_once_and_kept(tiny, monkeypatch):
+    trainer = make_trainer(tiny, backend="auto", precision="auto")
+    trainer.fit()
+    assert trainer.progress.backend in ("native", "fused")
+    assert trainer.model.backend == trainer.progress.backend
+    monkeypatch.setattr("charrnn.training.select_fastest", None)
+    resumed = make_trainer(tiny, backend="auto", precision="auto", max_steps=20)
+    resumed.restore(vars(trainer.progress), trainer.tensors())
+    resumed.fit()
+    assert resumed.progress.backend == trainer.progress.backend
+
+
+def test_a_backend_that_is_asked_for_replaces_the_runs(tiny):
+    trainer = make_trainer(tiny, precision="bf16")
+    trainer.fit()
+    resumed = make_trainer(tiny, precision="bf16", backend="fused", max_steps=20)
+    resumed.model.load_state_dict(trainer.model.state_dict())
+    resumed.restore(vars(trainer.progress), trainer.tensors())
+    resumed.fit()
+    assert (resumed.progress.backend, resumed.progress.step) == ("fused", 20)
+
+
+def test_a_backend_that_the_model_has_not_is_refused(tiny):
+    with pytest.raises(
+        ConfigError, match=r"--backend\): expected auto, fused or readable for this model, got 'native'"
+    ):
+        make_trainer(tiny, layer_norm=True, backend="native")
+
+
+@pytest.mark.parametrize("backend", ["fused", "readable"])
+def test_the_backend_does_not_change_what_is_learned(tiny, backend):
+    native, other = make_trainer(tiny, max_steps=30), make_trainer(tiny, max_steps=30, backend=backend)
+    native.fit()
+    other.fit()
+    assert other.progress.best_loss == pytest.approx(native.progress.best_loss, abs=1e-4)
 
 
 def test_state_is_carried_within_an_epoch_and_starts_anew_with_it(tiny):
@@ -263,12 +307,12 @@ def test_the_schedule_warms_up_holds_and_falls():
 
 def test_each_token_weighs_the_same(tiny):
     """The gradient of a window cut short is that of its summed loss over the size of a full window."""
+    tiny = tiny.override({"dropout": 0.0})
     trainer = make_trainer(tiny, grad_clip=1e9, max_steps=1)
     gradients = {}
     for name, parameter in trainer.model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda p, name=name: gradients.update({name: p.grad.clone()}))
     model = build_model(tiny.model, trainer.model.vocab_size, tiny.device.seed)
-    trainer.model.dropout.p = model.dropout.p = 0
     window = next(trainer.dataset.windows(0))
     assert window.inputs.shape[1] < tiny.training.seq_length
     trainer.fit()
