@@ -2,24 +2,23 @@
 
     outputs, state = lstm(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
 
-computes what `unroll(lstm_cell, ...)` does, several times faster. Autograd records every operation of every step and
-plays the record backwards, operation by operation. By hand, most of that work leaves the loop or shrinks:
+computes what `unroll(lstm_cell, ...)` does, faster. Autograd records every operation of every step and plays the record
+backwards, operation by operation. By hand, most of that work leaves the loop:
 
 1. *The input product.* x W_ih^T of all steps is one large product before the loop. Where the inputs are rows of an
    embedding, W_ih is multiplied with the V different rows once, and a token looks its product up.
-2. *The carry.* With a_t = products_t + h_{t-1} W_hh^T the inputs of the gates and L the loss, the chain rule says
+2. *The local factors.* With a_t = products_t + h_{t-1} W_hh^T the inputs of the gates and L the loss, the chain rule
+   says dL/da_t = dL/dh_t * F_t. F_t, the derivatives of the gates, is known after the forward pass: it is computed for
+   all steps at once. Only the carry stays in the loop:
 
-       dL/da_t = dL/dh_t * (the derivatives of the gates at step t)
        dL/dh_{t-1} = dL/dh_{t-1} from the outputs + dL/da_t W_hh + (what the cell passes on directly)
 
-   The derivatives are a few multiplications with numbers that the forward pass has kept.
 3. *The weight's gradient.* dL/dW_hh = sum over t of dL/da_t^T h_{t-1}: one large product after the loop.
 
-In each derivation below `d_x` stands for dL/dx. What bounds the speed is memory, not arithmetic. So the numbers of a
-step are read and written once, while they are in the cache; tensors are time-major, `(T, B, N)`, and gates are kept as
-`(T, G, B, H)`, each gate of a step one block: framework calls on blocks are up to seven times faster than on stripes.
-Under autocast the products have half-precision factors, where that is faster, and all else stays fp32: the state does
-not forget what bf16 would round.
+In each derivation below `d_x` stands for dL/dx. Tensors are time-major, `(T, B, N)`, and gates are kept as
+`(T, G, B, H)`: each gate of a step is one block of memory, on which framework calls are up to seven times faster than
+on stripes. Under autocast the products have half-precision factors, where that is faster, and all else stays fp32: the
+state does not forget what bf16 would round.
 """
 
 from collections.abc import Callable, Iterator
@@ -268,15 +267,12 @@ class _GRU(Function):
         shape = len(h0), 3, -1
         weight = _in_loop(weight_hh, half).t().contiguous()
         h, *outputs = states.unbind(0)
-        for x, views, output in zip(
-            products.to(h0.dtype).unflatten(2, (3, -1)).unbind(0), _by_gate(gates), outputs, strict=True
-        ):
-            _, r_z, r, z, n, m = views
-            x_r_z, x_n = x[:, :2].transpose(0, 1), x[:, 2]
+        inputs = products.to(h0.dtype).unflatten(2, (3, -1)).unbind(0)
+        for x, (_, r_z, r, z, n, m), output in zip(inputs, _by_gate(gates), outputs, strict=True):
             product = _times(h, weight, h.dtype).view(shape)
-            torch.add(x_r_z, product[:, :2].transpose(0, 1), out=r_z).sigmoid_()
+            torch.add(x[:, :2].transpose(0, 1), product[:, :2].transpose(0, 1), out=r_z).sigmoid_()
             torch.add(product[:, 2], bias_n, out=m)
-            torch.addcmul(x_n, r, m, out=n).tanh_()
+            torch.addcmul(x[:, 2], r, m, out=n).tanh_()
             h = torch.lerp(n, h, z, out=output)
         ctx.save_for_backward(gates, states, weight_hh)
         ctx.half, ctx.dtype = half, products.dtype
@@ -289,23 +285,22 @@ class _GRU(Function):
         weight = _in_loop(weight_hh, ctx.half)
         steps, batch, hidden = d_outputs.shape
         d_products = gates.new_empty(steps, batch, 3, hidden, dtype=weight.dtype)  # d_(a_r), d_(a_z), d_m
-        d_states = torch.empty_like(states)
-        d_states[-1] = d_outputs[-1]
-        flat, d_gates, kept = (
-            d_products.flatten(2).unbind(0),
+        by_gate, flat, kept = (
             d_products.transpose(1, 2).unbind(0),
+            d_products.flatten(2).unbind(0),
             gates[:, 1].unbind(0),
         )
-        d_hs, totals = _with_first(d_outputs), d_states.unbind(0)
+        d_states = torch.cat([torch.zeros_like(states[:1]), d_outputs])  # those from the outputs; the others are added
+        d_hs = d_states.unbind(0)
         to_n, factors = _GRU.factors(gates, states[:-1])
         for t, factor in reversed(list(enumerate(factors))):
-            torch.mul(totals[t + 1], factor, out=d_gates[t])
-            torch.addcmul(d_hs[t], totals[t + 1], kept[t], out=totals[t])
-            _add_product(totals[t], flat[t], weight)
+            torch.mul(d_hs[t + 1], factor, out=by_gate[t])
+            d_hs[t].addcmul_(d_hs[t + 1], kept[t])
+            _add_product(d_hs[t], flat[t], weight)
         d_weight = _weight_gradient(d_products.flatten(2), states, ctx.half)
         d_bias = d_products[:, :, 2].sum((0, 1), dtype=states.dtype)
         torch.mul(d_states[1:], to_n, out=d_products[:, :, 2])  # the input's part of n is not behind r
-        return d_products.flatten(2).to(ctx.dtype), totals[0], d_weight, d_bias, None
+        return d_products.flatten(2).to(ctx.dtype), d_hs[0], d_weight, d_bias, None
 
     @staticmethod
     def factors(gates: Tensor, before: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
