@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 # the run you trained last, else the model that ships
 CHECKPOINT ?= $(patsubst %/config.json,%,$(firstword $(shell ls -t checkpoints/*/config.json checkpoints/*/best/config.json 2>/dev/null)))
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 # what is taken out of a notebook before it is committed: widgets, which mean nothing without their kernel, and timings
 STRIP := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=widget \
 	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \

@@ -141,9 +141,7 @@ def _about(run: Run) -> dict[str, Any]:
     budgets = {name: getattr(config.training, name) for name in BUDGETS}
     progress = run.trainer.progress
     chosen = [getattr(progress, name) or getattr(config.device, name) for name in ("precision", "backend")]
-    how = "precision {}, backend {}".format(*chosen) + (
-        " (auto: the fastest, measured first)" if "auto" in chosen else ""
-    )
+    how = "precision {}, backend {}".format(*chosen) + (", the fastest, measured first" if "auto" in chosen else "")
     return {
         "text": f"{corpus.name}: {corpus.characters:,} characters",
         **_about_tokens(corpus),

@@ -135,7 +135,7 @@ def describe_devices() -> list[dict[str, str]]:
     if torch.backends.mps.is_available():
         rows.append(_row(torch.device("mps"), platform.processor(), "shared memory"))
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
-    rows.append(_row(torch.device("cpu"), f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}", threads))
+    rows.append(_row(torch.device("cpu"), f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}", threads))
     return rows
 
 
@@ -143,7 +143,8 @@ def _row(device: torch.device, name: str, size: str) -> dict[str, str]:
     return {"device": str(device), "name": name, "size": size, "precisions": ", ".join(candidate_precisions(device))}
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name where Linux tells it, else its family."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
             return next(line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name"))

@@ -1,10 +1,13 @@
+import io
 import math
 
 import ipywidgets
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import charrnn
 from charrnn import lab
@@ -50,6 +53,18 @@ def test_check_machine():
 
 
 # ------------------------------------------------------------------------------------------------------- figures
+
+
+def test_a_picture_looks_as_it_was_drawn_in_fewer_bytes():
+    picture = lab.plot_saturation({"f": np.random.default_rng(0).random((50, 20))})
+    drawn = io.BytesIO()
+    picture.figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    small = picture.png()
+    assert len(small) < len(drawn.getvalue()) / 2
+    shown, whole = (np.asarray(Image.open(file).convert("RGB"), float) for file in (io.BytesIO(small), drawn))
+    assert shown.shape == whole.shape
+    assert np.abs(shown - whole).max() < 64  # of 255, at the edge of a letter
+    assert np.abs(shown - whole).mean() < 1
 
 
 def test_the_bars_are_the_models_probabilities(generator):

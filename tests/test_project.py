@@ -12,10 +12,12 @@ from packaging.requirements import Requirement
 
 import charrnn
 from charrnn.checkpoint import load_checkpoint
+from charrnn.lab.exercises import EXERCISES
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ROOT / "checkpoints" / "shakespeare-lstm"
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SHIPPED = [ROOT / "checkpoints" / name for name in ("shakespeare-lstm", "shakespeare-rnn")]
+PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -71,30 +73,34 @@ def test_the_readme_names_only_what_exists():
         assert (ROOT / link).exists(), link
 
 
-def test_the_shipped_checkpoint_is_small_and_does_what_it_says():
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 2_000_000
-    assert not (SHIPPED / "optimizer.safetensors").exists()
-    checkpoint = load_checkpoint(SHIPPED)
-    result = charrnn.evaluate(charrnn.load_model(SHIPPED))
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_a_shipped_checkpoint_is_small_and_does_what_it_says(path):
+    assert sum(file.stat().st_size for file in path.iterdir()) < 2_000_000
+    assert not (path / "optimizer.safetensors").exists()
+    checkpoint = load_checkpoint(path)
+    result = charrnn.evaluate(charrnn.load_model(path))
     assert result.bpc == pytest.approx(checkpoint.training_state["val_bpc"], abs=1e-4)
     assert result.loss == pytest.approx(checkpoint.training_state["val_loss"], abs=1e-4)
 
 
-def test_the_shipped_checkpoint_was_trained_by_the_config_that_says_so():
-    told = charrnn.load_config(ROOT / "config" / "shakespeare-lstm.yaml")
-    trained = load_checkpoint(SHIPPED).config
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_a_shipped_checkpoint_was_trained_by_the_config_that_says_so(path):
+    told = charrnn.load_config(ROOT / "config" / f"{path.name}.yaml")
+    trained = load_checkpoint(path).config
     assert (trained.model, trained.training, trained.data) == (told.model, told.training, told.data)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_is_as_the_rules_say(path):
-    notebook = nbformat.read(path, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SOLUTIONS], ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_notebook_is_committed_as_it_ran(path):
+    code = code_cells(path)
     assert path.stat().st_size <= 500_000
     counts = enumerate((cell.execution_count for cell in code), 1)  # None where a widget's output was taken out
     assert all(count in (None, place) for place, count in counts), "not executed top to bottom"
-    assert "widgets" not in notebook.metadata
-    assert "CHARRNN_PROFILE" in code[0].source or "profile()" in code[0].source
+    assert "widgets" not in nbformat.read(path, as_version=4).metadata
     assert all(len(cell.source.splitlines()) <= 25 for cell in code)
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
@@ -102,8 +108,29 @@ def test_a_notebook_is_as_the_rules_say(path):
     for output in outputs:
         if "image/png" in output.get("data", {}):
             assert output.metadata["image/png"]["alt"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_of_the_course_is_read_first_and_run_second(path):
+    notebook, code = nbformat.read(path, as_version=4), code_cells(path)
+    assert "CHARRNN_PROFILE" in code[0].source or "profile()" in code[0].source
     prose = sum(len(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")
     assert prose > sum(len(cell.source) for cell in code)
+
+
+def exercises_in(path: Path) -> set[str]:
+    return set(re.findall(r'check\("(\w+)"', "\n".join(cell.source for cell in code_cells(path))))
+
+
+def test_every_exercise_has_its_place_and_its_solution():
+    solved = {path.name: exercises_in(path) for path in SOLUTIONS}
+    asked = {path.name: exercises_in(path) for path in PAGES if exercises_in(path)}
+    assert asked == solved
+    assert all(len(names) >= 3 for names in asked.values())
+    assert sorted(name for names in asked.values() for name in names) == sorted(EXERCISES)
+    for path in SOLUTIONS:
+        source = "\n".join(cell.source for cell in code_cells(path))
+        assert source.count("passed") >= len(solved[path.name])
 
 
 def test_no_trace_of_a_pickle():

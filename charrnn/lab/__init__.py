@@ -1,5 +1,6 @@
 """What the notebooks need beyond the library: figures, baselines, a live plot, widgets, and the size of the work."""
 
+from charrnn.lab.curves import plot_curves
 from charrnn.lab.figures import (
     Picture,
     next_character_probabilities,
@@ -8,30 +9,97 @@ from charrnn.lab.figures import (
     plot_next_character,
     plot_real_words,
 )
+from charrnn.lab.gates import (
+    busiest_units,
+    correlations,
+    gate_activations,
+    line_positions,
+    plot_by_position,
+    plot_gates,
+    plot_saturation,
+    plot_unit,
+    read_gates,
+    saturation,
+)
+from charrnn.lab.gates_panel import GatesPanel
+from charrnn.lab.gradients import cliff_loss, gradient_norms, log_slope, plot_descents, plot_norms, recurrent_matrix
+from charrnn.lab.gradients_panel import GradientsPanel, plot_radius
+from charrnn.lab.learning import plot_learning
 from charrnn.lab.live import LivePlot
+from charrnn.lab.memory import character_gradients, context_losses, copied_share, plot_measures, state_gradients
 from charrnn.lab.ngrams import NgramModel, ngram_ladder
 from charrnn.lab.setting import Profile, check_machine, profile
+from charrnn.lab.states import (
+    Components,
+    character_kinds,
+    plot_matrix,
+    plot_reading,
+    plot_states,
+    principal_components,
+    read_states,
+    share_between,
+    word_places,
+)
+from charrnn.lab.states_panel import StatesPanel
 from charrnn.lab.texts import plot_frequencies, plot_ladder, plot_streams, plot_zipf, window_table
+from charrnn.lab.unrolled import plot_unrolled
 from charrnn.lab.widgets import GenerationPanel, StreamsPanel
 
 __all__ = [
+    "Components",
+    "GatesPanel",
     "GenerationPanel",
+    "GradientsPanel",
     "LivePlot",
     "NgramModel",
     "Picture",
     "Profile",
+    "StatesPanel",
     "StreamsPanel",
+    "busiest_units",
+    "character_gradients",
+    "character_kinds",
     "check_machine",
+    "cliff_loss",
+    "context_losses",
+    "copied_share",
+    "correlations",
+    "gate_activations",
+    "gradient_norms",
+    "line_positions",
+    "log_slope",
     "next_character_probabilities",
     "ngram_ladder",
+    "plot_by_position",
     "plot_curve",
+    "plot_curves",
+    "plot_descents",
     "plot_frequencies",
+    "plot_gates",
     "plot_ladder",
+    "plot_learning",
     "plot_losses",
+    "plot_matrix",
+    "plot_measures",
     "plot_next_character",
+    "plot_norms",
+    "plot_radius",
+    "plot_reading",
     "plot_real_words",
+    "plot_saturation",
+    "plot_states",
     "plot_streams",
+    "plot_unit",
+    "plot_unrolled",
     "plot_zipf",
+    "principal_components",
     "profile",
+    "read_gates",
+    "read_states",
+    "recurrent_matrix",
+    "saturation",
+    "share_between",
+    "state_gradients",
     "window_table",
+    "word_places",
 ]

@@ -1,0 +1,291 @@
+"""Which cell learns most: RNN, GRU and LSTM side by side, at equal parameters and at equal time, over several seeds.
+
+    python -m charrnn.bench.ladder --seconds 25 --seeds 3 --out notebooks/04_ladder.json
+
+Every run is given the same number of parameters, the same text, batches and learning rate, and the same seconds. The
+learning rate is constant after its warm-up, so that a curve means the same wherever it is read: over the characters
+seen it compares the cells step by step, over the seconds it compares what they are worth on this machine.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from charrnn.api import Run
+from charrnn.config import RunConfig
+from charrnn.corpus import load_corpus
+from charrnn.device import cpu_name
+from charrnn.models import build_model, count_parameters
+from charrnn.training import Evaluated, Event, Stepped
+
+KINDS: dict[str, dict[str, Any]] = {  # settings of each kind, named as on the command line
+    "RNN": {"model_type": "rnn"},
+    "GRU": {"model_type": "gru"},
+    "LSTM": {"model_type": "lstm"},
+    "LayerNorm-LSTM": {"model_type": "lstm", "layer_norm": True},
+}
+SETTINGS: dict[str, Any] = {
+    "data": "shakespeare",
+    "val_frac": 0.01,  # read often, so a small one
+    "num_layers": 1,
+    "dropout": 0.0,
+    "forget_bias": 0.0,  # as in config/laptop.yaml: with the state carried, a bias of 1 holds an LSTM back
+    "batch_size": 32,
+    "seq_length": 64,
+    "learning_rate": 2e-3,
+    "grad_clip": 1.0,  # a plain RNN needs it, the others do not mind
+    "warmup_frac": 0.02,
+    "hold_frac": 0.98,
+    "eval_interval": 50,
+    "device": "cpu",
+    "precision": "fp32",
+    "backend": "auto",
+}
+PARAMETERS = 150_000
+TOLERANCE = 0.01  # by which the parameters may differ
+Curve = dict[str, list[float]]
+
+
+def equal_sizes(parameters: int, vocab_size: int, kinds: Iterable[str] = tuple(KINDS)) -> dict[str, dict[str, int]]:
+    """For each kind the `hidden_size` whose number of parameters is nearest to `parameters`, and that number.
+
+    Args:
+        parameters: to have, embedding and head included.
+        vocab_size: tokens V.
+        kinds: of `KINDS`.
+
+    Raises:
+        ValueError: no size comes within 1%.
+    """
+    sizes = {}
+    for kind in kinds:
+        low, high = 1, 1 + int(parameters**0.5)  # the recurrent weights alone are hidden_size squared
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if _parameters(kind, middle, vocab_size) <= parameters else (low, middle)
+        size = min((low, high), key=lambda size: abs(_parameters(kind, size, vocab_size) - parameters))
+        count = _parameters(kind, size, vocab_size)
+        if abs(count - parameters) > TOLERANCE * parameters:
+            raise ValueError(
+                f"expected a number of parameters that every kind can have within {TOLERANCE:.0%}, got {parameters:,}: "
+                f"{kind} comes as near as {count:,} with hidden_size {size}; ask for more"
+            )
+        sizes[kind] = {"hidden_size": size, "parameters": count}
+    return sizes
+
+
+def _parameters(kind: str, hidden_size: int, vocab_size: int) -> int:
+    with torch.device("meta"):  # counted, never made
+        return count_parameters(build_model(_config(kind, hidden_size).model, vocab_size))
+
+
+def _config(kind: str, hidden_size: int, **settings: Any) -> RunConfig:
+    return RunConfig().override({**SETTINGS, **KINDS[kind], "hidden_size": hidden_size, **settings})
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+class Recorder:
+    """A monitor: the validation loss over characters seen and over seconds of training, evaluations not counted.
+
+    Attributes:
+        curve: `characters`, `seconds` and `val_loss` (nats per token), an entry for each evaluation.
+    """
+
+    def __init__(self, epoch_length: int):
+        self.curve: Curve = {"characters": [], "seconds": [], "val_loss": []}
+        self._epoch_length = epoch_length
+        self._stepped = self._evaluating = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an evaluation, and of how long it took."""
+        if isinstance(event, Stepped):
+            self._stepped = event.seconds
+        elif isinstance(event, Evaluated):
+            self._evaluating += event.seconds - self._stepped
+            self.curve["characters"].append(round(event.epoch * self._epoch_length))
+            self.curve["seconds"].append(event.seconds - self._evaluating)
+            self.curve["val_loss"].append(event.loss)
+
+
+def run(kind: str, hidden_size: int, seed: int, seconds: float, **settings: Any) -> dict[str, Any]:
+    """Train one network.
+
+    Args:
+        kind: one of `KINDS`.
+        hidden_size: units H.
+        seed: of weights and batches.
+        seconds: of training, evaluations included.
+        **settings: to use instead of those in `SETTINGS`; max_steps, too, ends it.
+
+    Returns:
+        `kind`, `seed`, `hidden_size`, `parameters`, `backend` (the fastest here) and `curve`, as in `Recorder`.
+    """
+    trained = Run.start(_config(kind, hidden_size, seed=seed, max_seconds=seconds, **settings))
+    dataset = trained.trainer.dataset
+    recorder = Recorder(dataset.batch_size * dataset.stream_length)
+    trained.fit(recorder)
+    return {
+        "kind": kind,
+        "seed": seed,
+        "hidden_size": hidden_size,
+        "parameters": count_parameters(trained.generator.model),
+        "backend": trained.trainer.progress.backend,
+        "curve": recorder.curve,
+    }
+
+
+def ladder(
+    seconds: float,
+    seeds: Sequence[int],
+    parameters: int = PARAMETERS,
+    kinds: Sequence[str] = tuple(KINDS),
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train every kind from every seed, and say on what and with what.
+
+    Args:
+        seconds: for each run.
+        seeds: one run of each kind for each.
+        parameters: of every network, within 1%.
+        kinds: of `KINDS`.
+        progress: wraps the loop over the runs, as `tqdm` does.
+        **settings: to use instead of those in `SETTINGS`.
+
+    Returns:
+        `machine`, `versions`, `settings`, and `records`, as `run` gives them.
+    """
+    settings = {**SETTINGS, **settings}
+    vocab_size = load_corpus(_config(kinds[0], 1, **settings, max_seconds=seconds).data).tokenizer.vocab_size
+    sizes = equal_sizes(parameters, vocab_size, kinds)
+    runs = [(kind, seed) for seed in seeds for kind in kinds]  # by turns, so that a slow minute hits all kinds alike
+    records = [run(kind, sizes[kind]["hidden_size"], seed, seconds, **settings) for kind, seed in progress(runs)]
+    return {
+        "machine": {
+            "system": platform.platform(),
+            "processor": cpu_name(),
+            "cpu_count": os.cpu_count(),
+            "threads": settings.get("threads") or torch.get_num_threads(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "charrnn": importlib.metadata.version("charrnn"),
+        },
+        "settings": {**settings, "parameters": parameters, "seconds": seconds, "seeds": list(seeds)},
+        "records": records,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- summary
+
+
+def summarise(
+    records: Sequence[Mapping[str, Any]], over: str = "characters", points: int = 100
+) -> dict[str, dict[str, np.ndarray]]:
+    """Mean loss of each kind over its seeds, with a 95% interval.
+
+    Args:
+        records: what `run` gives.
+        over: `characters` (equal data) or `seconds` (equal time). Runs are read at the same places, by straight lines
+            between evaluations, from where all of a kind have begun to where the first of them ends.
+        points: at which a curve is read.
+
+    Returns:
+        For each kind `x`, `mean`, `low` and `high`, `(points,)` each. The interval is mean ± t s / √n, with s the
+        standard deviation over the n seeds and t the 97.5% point of Student's distribution with n - 1 degrees of
+        freedom: it supposes that seeds scatter normally. Of one seed there is none: `low` and `high` are NaN.
+    """
+    summary = {}
+    for kind in dict.fromkeys(record["kind"] for record in records):
+        curves = [record["curve"] for record in records if record["kind"] == kind]
+        x = np.linspace(max(curve[over][0] for curve in curves), min(curve[over][-1] for curve in curves), points)
+        losses = np.stack([np.interp(x, curve[over], curve["val_loss"]) for curve in curves])  # (seeds, points)
+        summary[kind] = {"x": x, **interval(losses)}
+    return summary
+
+
+def at_the_end(summary: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[float, dict[str, dict[str, float]]]:
+    """Where the shortest curve ends, and `mean`, `low` and `high` of every kind there."""
+    end = min(float(curve["x"][-1]) for curve in summary.values())
+    return end, {
+        kind: {name: float(np.interp(end, curve["x"], curve[name])) for name in ("mean", "low", "high")}
+        for kind, curve in summary.items()
+    }
+
+
+def interval(samples: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean of `samples` `(n, ...)` over the first axis, `low` and `high` of its 95% interval (Student's t)."""
+    n = len(samples)
+    mean = samples.mean(axis=0)
+    t = student_t(n - 1) if n > 1 else np.nan
+    half = t * samples.std(axis=0, ddof=min(1, n - 1)) / n**0.5
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def student_t(degrees: int, probability: float = 0.975) -> float:
+    """The point below which Student's t with so many degrees of freedom falls with `probability`, to about 1e-5.
+
+    With t = √degrees tan θ its density is proportional to cos(θ) to the power degrees - 1, on a bounded interval, and
+    a sum on a fine grid is integral enough.
+    """
+    angles = np.linspace(-math.pi / 2, math.pi / 2, 200_001)
+    density = np.cos(angles) ** (degrees - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(degrees) * math.tan(np.interp(probability, below / below[-1], angles))
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(_rounded(result), indent=1) + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits: what is measured is not known better."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the ladder as the command line says, write the result, and print where everyone ended."""
+    parser = argparse.ArgumentParser(prog="python -m charrnn.bench.ladder", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=25, help="seconds of each run (default 25)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default 3)")
+    parser.add_argument("--parameters", type=int, default=PARAMETERS, help=f"of each network (default {PARAMETERS:,})")
+    parser.add_argument("--data", default=SETTINGS["data"], help=f"the text (default {SETTINGS['data']})")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    settings = {"data": options.data, "threads": options.threads}
+    result = ladder(options.seconds, range(1, options.seeds + 1), options.parameters, progress=tqdm, **settings)
+    write_result(options.out, result)
+    for over in ("characters", "seconds"):
+        print(f"{over} and validation loss at the end, nats per character, with its 95% interval:")
+        for kind, curve in summarise(result["records"], over).items():
+            x, mean, low, high = (curve[name][-1] for name in ("x", "mean", "low", "high"))
+            known = f" ({low:.3f} to {high:.3f})" if math.isfinite(low) else ", one seed"
+            print(f"  {kind:15} {x:12,.1f}  {mean:.3f}{known}")
+
+
+if __name__ == "__main__":
+    main()
