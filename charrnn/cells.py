@@ -18,6 +18,7 @@ from torch import Tensor
 
 State = Any  # h, or (h, c)
 Cell = Callable[..., State]
+EPS = 1e-5  # added to a variance before it divides
 
 
 def rnn_cell(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
@@ -78,9 +79,9 @@ def layer_norm_lstm_cell(
     return h, c
 
 
-def normalise(x: Tensor, eps: float = 1e-5) -> Tensor:
+def normalise(x: Tensor) -> Tensor:
     """Each row of `x` `(B, N)` with mean 0 and variance 1."""
-    return F.layer_norm(x, x.shape[-1:], eps=eps)
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 def unroll(cell: Cell, inputs: Tensor, state: State, *weights: Tensor) -> tuple[Tensor, State]:
@@ -93,10 +94,11 @@ def unroll(cell: Cell, inputs: Tensor, state: State, *weights: Tensor) -> tuple[
         *weights: those of the cell, the same at every step.
 
     Returns:
-        h after every step, `(B, T, H)`, and the state after the last.
+        h after every step, `(B, T, H)`, a view of time-major memory as torch's layers give it; the state after the
+        last.
     """
     outputs = []
     for x in inputs.unbind(dim=1):  # (B, I)
         state = cell(x, state, *weights)
         outputs.append(state[0] if isinstance(state, tuple) else state)
-    return torch.stack(outputs, dim=1), state
+    return torch.stack(outputs).transpose(0, 1), state

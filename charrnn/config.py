@@ -47,7 +47,10 @@ class ModelConfig(_Section):
         le=2**16,
         description="size of a token's vector; null: one-hot, free to move (above 1024 tokens: hidden_size)",
     )
-    forget_bias: float = Field(1.0, description="bias that an LSTM's forget gates start with, in total")
+    forget_bias: float = Field(
+        0.0,
+        description="bias that an LSTM's forget gates start with, in total; the usual 1 is worse with a carried state",
+    )
     init: Literal["torch", "uniform", "orthogonal"] = Field(
         "torch",
         description="torch: ±1/sqrt(hidden_size); uniform: ±0.08 as in 2015; orthogonal: Xavier input, orthogonal "

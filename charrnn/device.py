@@ -74,17 +74,14 @@ def select_fastest(
     candidates = list(itertools.product(backends, precisions))
     if len(candidates) == 1:
         return candidates[0]
-    return min(candidates, key=lambda candidate: _median_seconds(lambda: run_once(*candidate)))
-
-
-def _median_seconds(run: Callable[[], None], repeats: int = 5) -> float:
-    run()  # the first call also builds kernels
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    seconds: dict[tuple[str, str], list[float]] = {candidate: [] for candidate in candidates}
+    for turn in range(6):  # by turns, so that a slow moment of the machine hits all alike
+        for candidate in candidates:
+            begin = time.perf_counter()
+            run_once(*candidate)
+            if turn > 0:  # the first call also builds kernels
+                seconds[candidate].append(time.perf_counter() - begin)
+    return min(candidates, key=lambda candidate: statistics.median(seconds[candidate]))
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
@@ -108,8 +105,9 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            mallopt(parameter, 2**30)
+        # before 2.35 it takes no more than 32 MiB; to set the other alone would make it return every block at once
+        if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):
+            mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, in bytes

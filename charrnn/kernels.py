@@ -16,9 +16,9 @@ backwards, operation by operation. By hand, most of that work leaves the loop:
 3. *The weight's gradient.* dL/dW_hh = sum over t of dL/da_t^T h_{t-1}: one large product after the loop.
 
 In each derivation below `d_x` stands for dL/dx. Tensors are time-major, `(T, B, N)`, and gates are kept as
-`(T, G, B, H)`: each gate of a step is one block of memory, on which framework calls are up to seven times faster than
-on stripes. Under autocast the products have half-precision factors, where that is faster, and all else stays fp32: the
-state does not forget what bf16 would round.
+`(T, G, B, H)`: each gate of a step is one block of memory, on which framework calls are faster than on stripes. Under
+autocast the products have half-precision factors, where that is faster, and all else stays fp32: the state does not
+forget what bf16 would round.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,12 +30,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from charrnn.cells import gru_cell, layer_norm_lstm_cell, lstm_cell, rnn_cell
+from charrnn.cells import EPS, gru_cell, layer_norm_lstm_cell, lstm_cell, rnn_cell
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (d, s) -> d * s * (1 - s), in one pass over memory
 tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (d, t) -> d * (1 - t^2)
 norm_backward = torch.ops.aten.native_layer_norm_backward.default
-EPS = 1e-5
 SMALL = 256  # hidden sizes below gain nothing from half precision inside the loop
 
 
@@ -63,8 +62,8 @@ def rnn(
         h after every step, `(B, T, H)`, and the state after the last. The first may be a view of time-major memory.
     """
     products = _looked_up(_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
-    outputs = _recur(_RNN, products, h, weight_hh)
-    return outputs.transpose(0, 1), outputs[-1]
+    outputs = _recur(_RNN, products, (h,), weight_hh)
+    return outputs.transpose(0, 1), outputs[-1].clone()
 
 
 def gru(
@@ -80,8 +79,8 @@ def gru(
     bias_r, bias_z, bias_n = bias_hh.chunk(3)
     bias = bias_ih + torch.cat([bias_r, bias_z, torch.zeros_like(bias_n)])  # that of n stays inside, behind r
     products = _looked_up(_products(inputs, weight_ih, bias, tokens), tokens)
-    outputs = _recur(_GRU, products, h, weight_hh, bias_n)
-    return outputs.transpose(0, 1), outputs[-1]
+    outputs = _recur(_GRU, products, (h,), weight_hh, bias_n)
+    return outputs.transpose(0, 1), outputs[-1].clone()
 
 
 def lstm(
@@ -95,8 +94,8 @@ def lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`lstm_cell` over a whole sequence; arguments and results as in `rnn`, but that the state is (h, c)."""
     products = _looked_up(_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
-    outputs, c = _recur(_LSTM, products, *state, weight_hh)
-    return outputs.transpose(0, 1), (outputs[-1], c)
+    outputs, c = _recur(_LSTM, products, state, weight_hh)
+    return outputs.transpose(0, 1), (outputs[-1].clone(), c)
 
 
 def layer_norm_lstm(
@@ -114,8 +113,8 @@ def layer_norm_lstm(
     """`layer_norm_lstm_cell` over a whole sequence; arguments and results as in `lstm`."""
     products = _products(inputs, weight_ih, None, tokens)
     products = _looked_up(F.layer_norm(products, gain_ih.shape, gain_ih, bias, EPS), tokens)
-    outputs, c = _recur(_LayerNormLSTM, products, *state, weight_hh, gain_hh, gain_c, bias_c)
-    return outputs.transpose(0, 1), (outputs[-1], c)
+    outputs, c = _recur(_LayerNormLSTM, products, state, weight_hh, gain_hh, gain_c, bias_c)
+    return outputs.transpose(0, 1), (outputs[-1].clone(), c)
 
 
 FUSED: dict[Callable[..., Any], Callable[..., Any]] = {  # the same recurrence, step by step and at once
@@ -144,13 +143,16 @@ def _looked_up(products: Tensor, tokens: Tensor | None) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ shared parts
 
 
-def _recur(function: type[Function], products: Tensor, *others: Any) -> Any:
+def _recur(
+    function: type[Function], products: Tensor, state: tuple[Tensor, ...], weight_hh: Tensor, *others: Tensor
+) -> Any:
     """Apply `function`, telling it what to round the factors of large products to: half precision under autocast."""
     device = products.device.type
-    single = others[0].dtype == torch.float32  # autocast leaves doubles alone
+    single = weight_hh.dtype == torch.float32  # autocast leaves doubles alone
     half = torch.get_autocast_dtype(device) if single and torch.is_autocast_enabled(device) else None
+    state = tuple(h.to(weight_hh.dtype) for h in state)
     with torch.autocast(device, enabled=False):
-        return function.apply(products, *others, half)
+        return function.apply(products, *state, weight_hh, *others, half)
 
 
 def _in_loop(weight: Tensor, half: torch.dtype | None) -> Tensor:
@@ -424,27 +426,28 @@ class _LayerNormLSTM(Function):
         shown = torch.empty_like(cells[1:])  # tanh(LN(c) * gain_c + bias_c)
         shape = len(h0), 4, -1
         weight = _in_loop(weight_hh, half).t().contiguous()
-        of_product, of_cell = [], []  # what was normalised, its mean, 1 / its standard deviation
+        norms = []  # of each step: h W_hh^T, its mean, 1 / its standard deviation; mean and the like of c
         h, *outputs = states.unbind(0)
         c, *cs = cells.unbind(0)
         inputs = products.to(h0.dtype).unflatten(2, (4, -1)).unbind(0)
         for x, gate, show, next_c, output in zip(inputs, _by_gate(gates), shown.unbind(0), cs, outputs, strict=True):
             product = _times(h, weight, h.dtype)
-            y, *moments = torch.native_layer_norm(product, gain_hh.shape, gain_hh, None, EPS)
-            of_product.append((product, *moments))
+            y, *of_product = torch.native_layer_norm(product, gain_hh.shape, gain_hh, None, EPS)
             torch.add(x, y.view(shape), out=gate[0])
             c = _next_cell(gate, c, out=next_c)
-            y, *moments = torch.native_layer_norm(c, gain_c.shape, gain_c, bias_c, EPS)
-            of_cell.append((c, *moments))
+            y, *of_cell = torch.native_layer_norm(c, gain_c.shape, gain_c, bias_c, EPS)
+            norms.append((product, *of_product, *of_cell))
             h = torch.mul(gate[-1], torch.tanh(y, out=show), out=output)
-        ctx.save_for_backward(gates, cells, shown, states, weight_hh, gain_hh, gain_c, bias_c)
-        ctx.of_product, ctx.of_cell, ctx.half, ctx.dtype = of_product, of_cell, half, products.dtype
+        norms = [torch.stack(parts) for parts in zip(*norms, strict=True)]
+        ctx.save_for_backward(gates, cells, shown, states, weight_hh, gain_hh, gain_c, *norms)
+        ctx.half, ctx.dtype = half, products.dtype
         return states[1:], c.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor, d_c: Tensor) -> tuple[Tensor | None, ...]:
-        gates, cells, shown, states, weight_hh, gain_hh, gain_c, bias_c = ctx.saved_tensors
+        gates, cells, shown, states, weight_hh, gain_hh, gain_c, recurrent, *moments = ctx.saved_tensors
+        of_product, of_cell = (recurrent, *moments[:2]), (cells[1:], *moments[2:])
         weight = _in_loop(weight_hh, ctx.half)
         steps, batch, hidden = d_outputs.shape
         d_products = gates.new_empty(steps, batch, 4, hidden)
@@ -456,30 +459,26 @@ class _LayerNormLSTM(Function):
         d_h, d_c = d_hs[-1], d_c.clone()
         for t, (to_shown, to_i_f_g, to_o) in reversed(list(enumerate(_cell_factors(gates, cells[:-1], shown)))):
             torch.mul(d_h, to_shown, out=d_ys[t])
-            d_c.add_(_through_norm(d_ys[t], ctx.of_cell[t], gain_c, bias_c))
+            d_c.add_(_through_norm(d_ys[t], t, of_cell, gain_c))
             torch.mul(d_c, to_i_f_g, out=d_i_f_g[t])
             torch.mul(d_h, to_o, out=d_o[t])
-            d_as[t].copy_(_through_norm(flat[t], ctx.of_product[t], gain_hh, None))
+            d_as[t].copy_(_through_norm(flat[t], t, of_product, gain_hh))
             d_h = _plus_product(d_hs[t], d_as[t], weight)
             d_c.mul_(kept[t])
         d_products = d_products.flatten(2)
-        d_gain_hh = (d_products * _normalised(ctx.of_product)).sum((0, 1))
-        d_gain_c = (d_shown * _normalised(ctx.of_cell)).sum((0, 1))
+        d_gain_hh = (d_products * _normalised(*of_product)).sum((0, 1))
+        d_gain_c = (d_shown * _normalised(*of_cell)).sum((0, 1))
         d_weight = _weight_gradient(d_recurrent, states, ctx.half)
         d_products = d_products.to(ctx.dtype)
         return d_products, d_h, d_c, d_weight, d_gain_hh, d_gain_c, d_shown.sum((0, 1)), None
 
 
-Moments = tuple[Tensor, Tensor, Tensor]  # x (B, N); its mean and 1 / its standard deviation (B, 1)
+def _through_norm(d: Tensor, t: int, normed: tuple[Tensor, ...], gain: Tensor) -> Tensor:
+    """d_x of LN(x) * gain at step t; `normed` are x `(T, B, N)`, its mean, and 1 / its standard deviation."""
+    x, mean, rstd = (part[t] for part in normed)
+    return norm_backward(d, x, gain.shape, mean, rstd, gain, None, [True, False, False])[0]
 
 
-def _through_norm(d: Tensor, moments: Moments, gain: Tensor, bias: Tensor | None) -> Tensor:
-    """d_x of LN(x) * gain + bias."""
-    x, mean, rstd = moments
-    return norm_backward(d, x, gain.shape, mean, rstd, gain, bias, [True, False, False])[0]
-
-
-def _normalised(steps: list[Moments]) -> Tensor:
+def _normalised(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     """LN(x) of every step, `(T, B, N)`."""
-    x, mean, rstd = (torch.stack(parts) for parts in zip(*steps, strict=True))
     return (x - mean) * rstd

@@ -63,8 +63,9 @@ class CharModel(nn.Module):
         embedding_dim: size E of a token's vector. None means V, started as one-hot: the input of the 2015 char-rnn,
             free to move from there. Of a vocabulary above 1024 that would be millions of weights, so there it means H,
             as it does with `tie_weights`.
-        forget_bias: what the biases of an LSTM's forget gates sum to at the start; other cells have none. 1 lets a
-            new network remember (Gers et al., 2000; Jozefowicz et al., 2015).
+        forget_bias: what the biases of an LSTM's forget gates sum to at the start; other cells have none. The usual 1
+            (Gers et al., 2000; Jozefowicz et al., 2015) lets a new network remember where each text starts from an
+            empty state. Here the state is carried through a whole epoch: started at 1 the cells run away.
         options: the other fields of `config.ModelConfig`, by name.
 
     Attributes:
@@ -87,7 +88,7 @@ class CharModel(nn.Module):
         num_layers: int = 1,
         dropout: float = 0.0,
         embedding_dim: int | None = None,
-        forget_bias: float = 1.0,
+        forget_bias: float = 0.0,
         **options: Any,
     ):
         super().__init__()
@@ -118,7 +119,7 @@ class CharModel(nn.Module):
         """What torch's defaults are not: the `init` that is asked for, the one-hot embedding, the forget gates."""
         INITIALISATIONS[self.config.init](self)
         if self.config.tie_weights:
-            self.head.weight = self.embedding.weight
+            self.embedding.weight = self.head.weight
         if one_hot:
             nn.init.eye_(self.embedding.weight)
         if self.layer is nn.LSTM:
@@ -158,8 +159,9 @@ class CharModel(nn.Module):
             raise ValueError(f"backend: expected {' or '.join(self.backends)} for this model, got {self.backend!r}")
         config = self.config
         state = self.zero_state(len(tokens)) if state is None else state
-        look_up = self.backend == "fused" and not (self.training and config.input_dropout)
-        look_up = look_up and self.vocab_size <= tokens.numel()  # else it is cheaper to multiply the rows that occur
+        fused = self.backend == "fused" and torch.is_grad_enabled()  # all that the kernels are good at is backward
+        rows_vary = self.training and config.input_dropout
+        look_up = fused and not rows_vary and self.vocab_size <= tokens.numel()  # else the rows that occur are fewer
         x = None if look_up else self._drop(self.embedding(tokens), config.input_dropout)  # (B, T, E)
         new_state = []
         for i, layer in enumerate(self.layers):
@@ -167,7 +169,7 @@ class CharModel(nn.Module):
             if i == 0 and look_up:
                 x, layer_state = FUSED[self.cell](self.embedding.weight, state[i], *layer.parameters(), tokens=tokens)
             else:
-                x, layer_state = self._run(layer, below, state[i])  # (B, T, H)
+                x, layer_state = self._run(layer, below, state[i], fused)  # (B, T, H)
             if config.residual and i > 0:
                 x = x + below
             new_state.append(layer_state)
@@ -178,29 +180,31 @@ class CharModel(nn.Module):
         zeros = self.head.weight.new_zeros(batch_size, self.config.hidden_size)
         return tuple((zeros, zeros) if self.layer is nn.LSTM else zeros for _ in self.layers)
 
-    def _run(self, layer: nn.Module, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    def _run(self, layer: nn.Module, inputs: Tensor, state: State, fused: bool) -> tuple[Tensor, State]:
         """One layer over `inputs` `(B, T, I)`: its outputs `(B, T, H)`, its state after the last."""
-        if self.backend == "readable":
-            return unroll(self.cell, inputs, state, *layer.parameters())
-        if self.backend == "fused":
+        if self.backend == "native":
+            outputs, state = layer(inputs, map_state(lambda h: h.unsqueeze(0), state))  # torch has (1, B, H)
+            return outputs, map_state(lambda h: h[0], state)
+        if fused:
             return FUSED[self.cell](inputs, state, *layer.parameters())
-        outputs, state = layer(inputs, map_state(lambda h: h.unsqueeze(0), state))  # torch has (1, B, H)
-        return outputs, map_state(lambda h: h[0], state)
+        return unroll(self.cell, inputs, state, *layer.parameters())
 
     def _drop(self, x: Tensor, share: float) -> Tensor:
         """Dropout on `x` `(B, T, N)`; the variational kind drops the same units at every step of the window."""
+        if not (self.training and share):
+            return x
         if self.config.variational:
-            mask = F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), share, self.training)
-            return x * mask if self.training and share else x
-        return F.dropout(x, share, self.training)
+            return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), share)
+        return F.dropout(x, share)
 
 
 FORGET_BIASES = ("bias_ih_l0", "bias_hh_l0", "bias_l0")
 
 
 def _init_2015(model: CharModel) -> None:
-    for parameter in model.parameters():
-        nn.init.uniform_(parameter, -0.08, 0.08)
+    for name, parameter in model.named_parameters():
+        if not name.endswith(("gain_ih_l0", "gain_hh_l0", "gain_c_l0", "bias_c_l0")):  # 2015 had no layer norm
+            nn.init.uniform_(parameter, -0.08, 0.08)
 
 
 def _init_orthogonal(model: CharModel) -> None:

@@ -110,6 +110,7 @@ class Progress:
     history: list[tuple[int, float, float]] = field(default_factory=list)  # step, epoch and loss of each evaluation
     precision: str | None = None  # chosen once, kept for the whole run
     backend: str | None = None  # likewise
+    device: str | None = None  # the kind of device that they were chosen for
     loss_scale: dict[str, Any] | None = None  # of fp16 training
 
 
@@ -120,7 +121,8 @@ class Trainer:
     """Trains `model` and tells what happens.
 
     Iterating yields events; `break` is safe at any of them, and iterating again goes on at the next step. The random
-    numbers of a step depend on the seed and the step's number alone.
+    numbers of a step depend on the seed and the step's number alone. From the first step on the process keeps the
+    memory that it frees, see `device.keep_freed_memory`.
 
     Args:
         model: trained in place, moved to `device`.
@@ -182,8 +184,15 @@ class Trainer:
 
     def __iter__(self) -> Iterator[Event]:
         """Events of a run; raises DivergedError when the loss or the gradient is no longer finite."""
-        progress = self.progress
+        before = self.model.backend
         self._start()
+        try:
+            yield from self._run()
+        finally:
+            self.model.backend = before  # what trains fastest need not be what writes fastest
+
+    def _run(self) -> Iterator[Event]:
+        progress = self.progress
         if not self._done():
             yield from self._due()  # at step 0, and where a caller broke out before it was told
         while not self._done():
@@ -230,14 +239,14 @@ class Trainer:
         for name in ("precision", "backend"):
             if getattr(self._device_config, name) not in ("auto", getattr(self.progress, name)):
                 setattr(self.progress, name, None)
-                tensors = {k: v.float() if k.startswith("state.") else v for k, v in tensors.items()}
         index = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
+        dtype = next(self.model.parameters()).dtype  # autocast may have left the state in half precision
         memory: dict[int, dict[str, Tensor]] = {}
         state = {}
         for key, value in tensors.items():
             kind, _, rest = key.partition(".")
             if kind == "state":
-                state[rest] = value.to(self.device)
+                state[rest] = value.to(self.device, dtype)
             else:
                 name, _, entry = rest.rpartition(".")
                 memory.setdefault(index[name], {})[entry] = value.clone()
@@ -251,9 +260,13 @@ class Trainer:
         progress = self.progress
         set_threads(self._device_config.threads)
         keep_freed_memory()
+        if progress.device != self.device.type:
+            progress.precision = progress.backend = None
         if progress.precision is None or progress.backend is None:
-            chosen = select_fastest(self._device_config, self.device, self.model.backends, self._try)
-            progress.backend, progress.precision = chosen
+            known = {name: getattr(progress, name) for name in ("precision", "backend") if getattr(progress, name)}
+            asked = self._device_config.model_copy(update=known)
+            progress.backend, progress.precision = select_fastest(asked, self.device, self.model.backends, self._try)
+        progress.device = self.device.type
         self.model.backend = progress.backend
         if progress.precision == "fp16" and not self._scaler.is_enabled():
             self._scaler = torch.amp.GradScaler(self.device.type)
@@ -302,6 +315,7 @@ class Trainer:
     def _try(self, backend: str, precision: str) -> None:
         """The costly part of a step on made-up tokens, to be timed; leaves nothing behind."""
         self.model.backend = backend
+        self.model.train()
         tokens = torch.zeros(self.dataset.batch_size, self.config.seq_length, dtype=torch.int64)
         loss, _ = self._loss(tokens, tokens, precision)
         loss.backward()

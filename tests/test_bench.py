@@ -71,10 +71,14 @@ def test_kernels_are_compared(monkeypatch, capfd):
             speeds = [setting["speed"] for setting in row["settings"] if setting["backend"] == backend]
             assert row[backend]["speed"] == max(speeds) > 0
     assert "native" not in rows[-1]
-    monkeypatch.setattr("charrnn.bench.kernels.compare", lambda *_, **__: rows)
+    asked = []
+    monkeypatch.setattr(
+        "charrnn.bench.kernels.compare", lambda cells, rounds, progress: asked.append((cells, rounds)) or rows
+    )
     assert main(["bench", "kernels", "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == rows
     assert main(["bench", "kernels", "--cells", "gru", "--rounds", "1"]) == 0
+    assert asked == [(list(kernels.CELLS), 9), (["gru"], 1)]
     assert "ln-lstm" in capfd.readouterr().out
 
 

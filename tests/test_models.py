@@ -98,9 +98,9 @@ def test_forget_gates_start_at_the_bias_in_total(forget_bias):
         assert (total[:5].abs() <= 2 / math.sqrt(5)).all()
 
 
-def test_forget_gates_start_at_one_by_default():
+def test_forget_gates_start_at_zero_by_default():
     layer = CharLSTM(7, 5).layers[0]
-    assert torch.equal((layer.bias_ih_l0 + layer.bias_hh_l0)[5:10], torch.ones(5))
+    assert not (layer.bias_ih_l0 + layer.bias_hh_l0)[5:10].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,7 +201,7 @@ def test_a_large_vocabulary_is_not_one_hot():
 def test_layer_norm_is_for_lstms():
     with pytest.raises(ValueError, match="expected layer_norm with type lstm only, got type gru"):
         CharGRU(7, 5, layer_norm=True)
-    model = CharLSTM(7, 5, 2, layer_norm=True)
+    model = CharLSTM(7, 5, 2, layer_norm=True, forget_bias=1.0)
     assert model.backends == ("fused", "readable")
     for layer in model.layers:
         assert torch.equal(layer.bias_l0[5:10], torch.ones(5))
@@ -231,6 +231,7 @@ def test_tied_weights_are_one():
     model = CharLSTM(7, 5, tie_weights=True)
     assert model.head.weight is model.embedding.weight
     assert count_parameters(model) == count_parameters(CharLSTM(7, 5, embedding_dim=5)) - 7 * 5
+    assert model.head.weight.abs().max() <= 1 / math.sqrt(5)  # it starts as a head, not as an embedding
     model(torch.zeros(1, 2, dtype=torch.int64))[0].sum().backward()
     assert model.head.weight.grad is model.embedding.weight.grad
     with pytest.raises(ValueError, match=r"tie_weights with an embedding_dim of hidden_size \(5\) or null, got 6"):
@@ -255,6 +256,8 @@ def test_initialisation_of_2015():
     values = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     assert values.abs().max() <= 0.08
     assert values.abs().max() > 0.079
+    normalised = CharLSTM(7, 5, layer_norm=True, init="uniform").layers[0]
+    assert torch.equal(normalised.gain_c_l0, torch.ones(5))  # 2015 had no layer norm
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -267,10 +270,9 @@ def test_orthogonal_initialisation(kind):
     assert not layer.bias_ih_l0.any()
 
 
-@pytest.mark.parametrize("place", ["input_dropout", "dropout", "output_dropout"])
 @pytest.mark.parametrize("variational", [False, True])
-def test_dropout_drops_its_share_and_keeps_the_mean(place, variational):
-    model = MODELS["rnn"](7, 400, 2, embedding_dim=400, variational=variational, **{place: 0.25})
+def test_dropout_drops_its_share_and_keeps_the_mean(variational):
+    model = MODELS["rnn"](7, 400, variational=variational)
     x = torch.ones(3, 10, 400)
     dropped = model._drop(x, 0.25)
     assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
@@ -281,7 +283,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(place, variational):
 
 
 @pytest.mark.parametrize("place", ["input_dropout", "dropout", "output_dropout"])
-@pytest.mark.parametrize("backend", ["native", "fused"])
+@pytest.mark.parametrize("backend", ["native", "fused", "readable"])
 def test_every_dropout_is_at_its_place(place, backend):
     tokens = torch.zeros(1, 3, dtype=torch.int64)
     plain, noisy = (MODELS["lstm"](7, 8, 2, **options) for options in ({}, {place: 0.5}))

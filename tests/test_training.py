@@ -9,7 +9,7 @@ from torch import nn
 
 from charrnn.config import ConfigError, RunConfig
 from charrnn.corpus import CharDataset, load_corpus
-from charrnn.models import MODELS, CharGRU, CharLSTM, build_model
+from charrnn.models import MODELS, CharGRU, CharLSTM, build_model, flatten_state
 from charrnn.training import (
     DivergedError,
     Evaluated,
@@ -186,9 +186,9 @@ def test_an_epoch_is_one_pass(tiny):
 
 def test_a_backend_is_measured_once_and_kept(tiny, monkeypatch):
     trainer = make_trainer(tiny, backend="auto", precision="auto")
-    trainer.fit()
+    assert {trainer.model.backend for event in trainer} == {trainer.progress.backend}
     assert trainer.progress.backend in ("native", "fused")
-    assert trainer.model.backend == trainer.progress.backend
+    assert trainer.model.backend == "native"  # as it was
     monkeypatch.setattr("charrnn.training.select_fastest", None)
     resumed = make_trainer(tiny, backend="auto", precision="auto", max_steps=20)
     resumed.restore(vars(trainer.progress), trainer.tensors())
@@ -196,14 +196,33 @@ def test_a_backend_is_measured_once_and_kept(tiny, monkeypatch):
     assert resumed.progress.backend == trainer.progress.backend
 
 
-def test_a_backend_that_is_asked_for_replaces_the_runs(tiny):
+@pytest.mark.parametrize("asked", [{"backend": "fused"}, {"precision": "fp32"}])
+def test_what_is_asked_for_on_resuming_is_all_that_changes(tiny, monkeypatch, asked):
     trainer = make_trainer(tiny, precision="bf16")
     trainer.fit()
-    resumed = make_trainer(tiny, precision="bf16", backend="fused", max_steps=20)
+    monkeypatch.setattr("charrnn.device.candidate_precisions", lambda device: pytest.fail("measured again"))
+    open_settings = {"precision": "auto", "backend": "auto", **asked}
+    resumed = make_trainer(tiny, **open_settings, max_steps=20)
     resumed.model.load_state_dict(trainer.model.state_dict())
     resumed.restore(vars(trainer.progress), trainer.tensors())
+    assert all(tensor.dtype == torch.float32 for tensor in flatten_state(resumed._state).values())
+    if "backend" in asked:
+        resumed.fit()
+        assert (resumed.progress.backend, resumed.progress.precision) == ("fused", "bf16")
+    else:
+        monkeypatch.undo()
+        resumed.fit()
+        assert (resumed.progress.backend, resumed.progress.precision) == ("native", "fp32")
+    assert resumed.progress.step == 20
+
+
+def test_another_kind_of_device_chooses_anew(tiny):
+    trainer = make_trainer(tiny, precision="bf16")
+    trainer.fit()
+    resumed = make_trainer(tiny, precision="auto", backend="fused", max_steps=20)
+    resumed.restore(vars(trainer.progress) | {"device": "cuda", "backend": "readable"}, trainer.tensors())
     resumed.fit()
-    assert (resumed.progress.backend, resumed.progress.step) == ("fused", 20)
+    assert (resumed.progress.device, resumed.progress.backend) == ("cpu", "fused")
 
 
 def test_a_backend_that_the_model_has_not_is_refused(tiny):

@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
     "val_frac": 0.01,  # read often, so a small one
     "num_layers": 1,
     "dropout": 0.0,
-    "forget_bias": 0.0,  # as in config/laptop.yaml: with the state carried, a bias of 1 holds an LSTM back
+    "forget_bias": 0.0,  # with the state carried, a bias of 1 holds an LSTM back
     "batch_size": 32,
     "seq_length": 64,
     "learning_rate": 2e-3,

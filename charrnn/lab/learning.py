@@ -17,7 +17,7 @@ def plot_learning(losses: Sequence[float], levels: Mapping[str, float], title: s
         smooth: each point is the mean over this many steps; at least 1.
     """
     values = np.convolve(losses, np.ones(smooth) / smooth, mode="valid")
-    figure, axes = new_figure(5.6, 2.7)
+    figure, axes = new_figure(7.0, 3.2)
     axes.plot(np.arange(smooth, len(losses) + 1), values, color=BLUE, linewidth=1.8)
     for name, level in levels.items():
         axes.axhline(level, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
@@ -30,9 +30,9 @@ def plot_learning(losses: Sequence[float], levels: Mapping[str, float], title: s
             ha="right",
             color=GREY,
         )
-    mean = f", mean of {smooth} steps" if smooth > 1 else ""
+    xlabel = f"step (each point is the mean of {smooth})" if smooth > 1 else "step"
     top = max(values.max(), *levels.values())
-    axes.set(xlabel="step", ylabel=f"nats per character{mean}", title=title, xlim=(0, len(losses)), ylim=(0, top * 1.1))
+    axes.set(xlabel=xlabel, ylabel="nats per character", title=title, xlim=(0, len(losses)), ylim=(0, top * 1.1))
     beside = "".join(f"; {name} {level:.2f}" for name, level in levels.items())
     alt = f"Line chart over {len(losses)} steps: the loss goes from {values[0]:.2f} to {values[-1]:.2f}{beside}."
     return Picture(figure, alt)

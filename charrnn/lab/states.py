@@ -141,7 +141,7 @@ def plot_states(
         title: stands above.
         path: a text and the points `(T, 2)` that it leads through.
     """
-    figure, axes = new_figure(6.4, 3.8)
+    figure, axes = new_figure(7.2, 4.4)
     _draw_plane(axes, points, groups, share)
     axes.set_title(title)
     legend = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -240,7 +240,7 @@ def plot_reading(
     begin = max(0, step - LONGEST)
     seen = slice(begin, step)
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     columns = text[begin : begin + LONGEST]
     shown = np.full((states.shape[1], len(columns)), np.nan)
