@@ -79,9 +79,9 @@ def layer_norm_lstm_cell(
     return h, c
 
 
-def normalise(x: Tensor) -> Tensor:
+def normalise(x: Tensor, eps: float = EPS) -> Tensor:
     """Each row of `x` `(B, N)` with mean 0 and variance 1."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 def unroll(cell: Cell, inputs: Tensor, state: State, *weights: Tensor) -> tuple[Tensor, State]:
