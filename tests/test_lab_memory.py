@@ -1,17 +1,10 @@
-import math
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import charrnn
 from charrnn import lab
-from charrnn.checkpoint import load_checkpoint
 from charrnn.models import CharGRU, CharLSTM, CharModel, CharRNN
-
-ROOT = Path(__file__).parents[1]
-SHIPPED = ROOT / "checkpoints" / "shakespeare-rnn"
 
 
 @pytest.fixture
@@ -116,17 +109,3 @@ def test_a_new_network_guesses():
     corpus = charrnn.load_corpus(f"copy:delay=3,width=2,symbols=4,length={400 * 8}")
     model = charrnn.create_model(corpus.tokenizer, "rnn", hidden_size=8, num_layers=1).model
     assert 0.1 < lab.copied_share(model, corpus, delay=3, width=2) < 0.4
-
-
-# ------------------------------------------------------------------------------------------------- the shipped network
-
-
-def test_the_shipped_rnn_is_small_and_was_trained_by_the_config_that_says_so():
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 700_000
-    told, trained = charrnn.load_config(ROOT / "config" / "shakespeare-rnn.yaml"), load_checkpoint(SHIPPED)
-    assert trained.config.model == told.model
-    assert trained.config.training == told.training
-    assert trained.config.data == told.data
-    result = charrnn.evaluate(charrnn.load_model(SHIPPED))
-    assert result.loss == pytest.approx(trained.training_state["val_loss"], abs=1e-4)
-    assert result.bpc == pytest.approx(result.loss / math.log(2))

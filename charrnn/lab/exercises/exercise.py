@@ -92,3 +92,9 @@ def described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
     return f"{type(value).__name__} {value!r}" if len(repr(value)) < 40 else type(value).__name__
+
+
+def randn(*shapes: tuple[int, ...], seed: int, scale: float = 1.0) -> tuple[Tensor, ...]:
+    """Tensors of normal numbers times `scale`, float64, from one seed: for cases."""
+    random = torch.Generator().manual_seed(seed)
+    return tuple(scale * torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes)

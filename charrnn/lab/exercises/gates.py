@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from charrnn.cells import gru_cell, normalise
-from charrnn.lab.exercises.exercise import Exercise
+from charrnn.lab.exercises.exercise import Exercise, randn
 
 GATES: dict[str, Exercise] = {}
-
-
-def randn(*shapes: tuple[int, ...], seed: int) -> list[Tensor]:
-    """Tensors of normal numbers, float64, from one seed."""
-    random = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
 
 
 # ------------------------------------------------------------------------------------------------------------ lstm_step

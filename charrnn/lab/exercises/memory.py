@@ -7,15 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from charrnn.lab.exercises.exercise import Exercise
+from charrnn.lab.exercises.exercise import Exercise, randn
 
 MEMORY: dict[str, Exercise] = {}
-
-
-def randn(*shapes: tuple[int, ...], seed: int) -> list[Tensor]:
-    """Tensors of normal numbers, float64, from one seed."""
-    random = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
 
 
 # ------------------------------------------------------------------------------------------------------ state_jacobian

@@ -14,13 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charrnn.config import ModelConfig
-from charrnn.lab.exercises.exercise import Exercise
+from charrnn.lab.exercises.exercise import Exercise, randn
 from charrnn.models import CharModel, build_model, detach_state
-
-
-def _normal(seed: int, *shapes: tuple[int, ...], scale: float = 1.0) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(scale * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
 
 
 def _transposed(function: Callable[..., Any], *places: int) -> Callable[..., Any]:
@@ -47,7 +42,7 @@ def _activation(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias
 def _step_cases() -> list[tuple[Tensor, ...]]:
     """x, h, both weights, both biases: `I = H`, so that nothing but the numbers tells a matrix from its transpose."""
     return [
-        _normal(seed, (B, H), (B, H), (H, H), (H, H), (H,), (H,), scale=0.5) for seed, B, H in [(0, 3, 4), (1, 1, 5)]
+        randn((B, H), (B, H), (H, H), (H, H), (H,), (H,), seed=seed, scale=0.5) for seed, B, H in [(0, 3, 4), (1, 1, 5)]
     ]
 
 
@@ -141,7 +136,7 @@ def _old_state_last(inputs: Tensor, h: Tensor, *weights: Tensor) -> tuple[Tensor
 def _forward_cases() -> list[tuple[Tensor, ...]]:
     """inputs, h, weights and biases: `B = T`, so that a loop over the wrong axis runs."""
     shapes = [(4, 4, 3), (4, 5), (5, 3), (5, 5), (5,), (5,)]
-    return [_normal(seed, *shapes, scale=0.7) for seed in (2, 3)]
+    return [randn(*shapes, seed=seed, scale=0.7) for seed in (2, 3)]
 
 
 RNN_FORWARD = Exercise(
@@ -195,7 +190,7 @@ def _loss_cases() -> list[tuple[Tensor, Tensor]]:
     """Logits and targets, `T = V`; the last logits are large."""
     generator = torch.Generator().manual_seed(4)
     targets = torch.randint(5, (3, 5), generator=generator)
-    return [(_normal(seed, (3, 5, 5), scale=scale)[0], targets) for seed, scale in [(5, 1.0), (6, 3.0), (7, 1000.0)]]
+    return [(randn((3, 5, 5), seed=seed, scale=scale)[0], targets) for seed, scale in [(5, 1.0), (6, 3.0), (7, 1000.0)]]
 
 
 def _finite_or_nan(function: Callable[[Tensor, Tensor], Any], logits: Tensor, targets: Tensor) -> Any:
@@ -306,7 +301,7 @@ def _backward_cases() -> list[tuple[Tensor, ...]]:
     """What comes from the losses, h_0 to h_T, weight_hh."""
     cases = []
     for seed in (8, 9):
-        grad_outputs, raw, weight_hh = _normal(seed, (2, 4, 3), (2, 5, 3), (3, 3))
+        grad_outputs, raw, weight_hh = randn((2, 4, 3), (2, 5, 3), (3, 3), seed=seed)
         cases.append((grad_outputs, raw.tanh(), weight_hh))
     return cases
 
