@@ -398,7 +398,10 @@ def bench_kernels(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(rows))
         return 0
-    _show_rows("characters per second of training, each backend at its best", [_kernels(row) for row in rows])
+    _show_rows(
+        "characters per second of training, and how many times faster fused is",
+        [_kernels(row) for row in rows],
+    )
     return 0
 
 
@@ -407,11 +410,10 @@ def _kernels(row: dict[str, Any]) -> dict[str, str]:
     num_layers, hidden_size, batch_size, seq_length = row["shape"]
     return {
         "cell": row["cell"],
-        "size": f"{num_layers}x{hidden_size}",
-        "B x T": f"{batch_size}x{seq_length}",
+        "size, B x T": f"{num_layers}x{hidden_size}, {batch_size}x{seq_length}",
         **{name: f"{speed:,.0f}" if speed else "-" for name, speed in speeds.items()},
-        "fused/native": f"{speeds['fused'] / speeds['native']:.2f}" if speeds["native"] else "-",
-        "fused/readable": f"{speeds['fused'] / speeds['readable']:.2f}",
+        "x native": f"{speeds['fused'] / speeds['native']:.2f}" if speeds["native"] else "-",
+        "x readable": f"{speeds['fused'] / speeds['readable']:.2f}",
     }
 
 

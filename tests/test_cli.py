@@ -417,7 +417,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text_file, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_kill_9_at_random_moments(text_file, tmp_path):
     """CHARRNN_KILLS=20 for the long way; a run that is killed and resumed ends with the weights of one that was not."""
-    kills = int(os.environ.get("CHARRNN_KILLS", "2"))
+    kills = int(os.environ.get("CHARRNN_KILLS", "1"))
     flags = [*FLAGS, "--max-steps", str(200 * (kills + 1)), "--data", str(text_file), "--quiet", "--save-interval", "5"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command("train", *flags, "--out", whole), check=True, capture_output=True)

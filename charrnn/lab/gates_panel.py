@@ -35,7 +35,7 @@ class GatesPanel:
         wide = {"style": {"description_width": "6em"}, "layout": {"width": "620px"}}
         names = [name for name in NAMES if name in read_gates(generator, text)]
         self.controls: dict[str, Any] = {
-            "text": ipywidgets.Textarea(text, description="text", rows=2, continuous_update=False, **wide),
+            "text": ipywidgets.Textarea(text, description="text", rows=3, continuous_update=False, **wide),
             "gate": ipywidgets.Dropdown(
                 options=[(NAMES[name], name) for name in names],
                 value="f" if "f" in names else names[0],

@@ -115,7 +115,8 @@ def plot_measures(measures: Mapping[str, Mapping[str, Mapping[int, float]]]) -> 
             axes.plot(x, y, line, marker=marker, markevery=every, color=color, markersize=5, label=name)
             said.append(f"{measure}, {name}: {y[0]:.2g} at {x[0]} to {y[-1]:.2g} at {x[-1]}")
         scale: dict[str, Any] = {"yscale": "log"} if "gradient" in measure else {}
-        axes.set(xscale="log", xlabel="characters back", title=measure, **scale)
+        xlabel = "characters back" if scale else "characters read"
+        axes.set(xscale="log", xlabel=xlabel, title=measure, **scale)
         ticks = [value for value in (1, 4, 16, 64, 256) if value <= x[-1]]
         axes.set_xticks(ticks, [str(value) for value in ticks])
         axes.spines[["top", "right"]].set_visible(False)
