@@ -178,9 +178,9 @@ def test_the_ladder_shows_counting_and_networks():
     assert picture.alt.endswith("the best by counting is the unigram with 2.50; mine 2.00; yours 1.50.")
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-@pytest.mark.parametrize("seq_length", [1, 24])
-@pytest.mark.parametrize(("window", "epoch"), [(0, 0), (12, 5)])
+@pytest.mark.parametrize(
+    ("batch_size", "seq_length", "window", "epoch"), [(1, 1, 0, 0), (8, 1, 12, 0), (1, 24, 12, 5), (8, 24, 0, 5)]
+)
 def test_the_sliders_of_the_streams_draw_what_the_functions_do(batch_size, seq_length, window, epoch):
     panel = lab.StreamsPanel(LINE * 6)
     values = {"batch_size": batch_size, "seq_length": seq_length, "window": window, "epoch": epoch}

@@ -50,7 +50,7 @@ REGULARISED = {"layer_norm": True, "input_dropout": 0.1, "output_dropout": 0.1, 
     [*({"model_type": kind} for kind in MODELS), {"backend": "fused"}, {"backend": "fused", **REGULARISED}],
     ids=[*MODELS, "fused", "layer norm"],
 )
-@pytest.mark.parametrize("left_at", [1, 30, 68, 95])
+@pytest.mark.parametrize("left_at", [1, 68])
 def test_resuming_equals_never_having_stopped(tiny, options, left_at):
     """Weights, the best loss and the next batch, bit for bit, across epochs (68 steps each) and with dropout."""
     settings = {"max_steps": 100, "save_interval": 1, "dropout": 0.3, **options}

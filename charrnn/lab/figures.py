@@ -35,7 +35,7 @@ class Picture:
         drawn, small = io.BytesIO(), io.BytesIO()
         self.figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight", facecolor="white")
         image = Image.open(drawn).convert("RGB")
-        image.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+        image.quantize(256, dither=Image.Dither.NONE).save(small, format="png")
         return small.getvalue()
 
     def _ipython_display_(self) -> None:
