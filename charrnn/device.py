@@ -101,7 +101,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, where the C library is glibc; elsewhere nothing is done.
 
     A training step asks for the same blocks as the one before. By default glibc gives large blocks back to the system
-    at once, and the system clears each page anew before it lends it again: a third of a step's time and more.
+    at once, and the system clears each page before it lends it again, which may take as long as the arithmetic.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

@@ -287,11 +287,8 @@ class _GRU(Function):
         weight = _in_loop(weight_hh, ctx.half)
         steps, batch, hidden = d_outputs.shape
         d_products = gates.new_empty(steps, batch, 3, hidden, dtype=weight.dtype)  # d_(a_r), d_(a_z), d_m
-        by_gate, flat, kept = (
-            d_products.transpose(1, 2).unbind(0),
-            d_products.flatten(2).unbind(0),
-            gates[:, 1].unbind(0),
-        )
+        by_gate, flat = d_products.transpose(1, 2).unbind(0), d_products.flatten(2).unbind(0)
+        kept = gates[:, 1].unbind(0)
         d_states = torch.cat([torch.zeros_like(states[:1]), d_outputs])  # those from the outputs; the others are added
         d_hs = d_states.unbind(0)
         to_n, factors = _GRU.factors(gates, states[:-1])

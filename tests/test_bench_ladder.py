@@ -87,10 +87,10 @@ def test_kinds_are_compared_where_the_shortest_ends():
     assert math.isnan(losses["RNN"]["low"])
 
 
-@pytest.mark.parametrize(("degrees", "expected"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (100, 1.9840)])
-def test_students_t_is_that_of_the_tables(degrees, expected):
-    assert ladder.student_t(degrees) == pytest.approx(expected, abs=2e-4)
-    assert ladder.student_t(degrees, 0.5) == pytest.approx(0, abs=1e-9)
+def test_an_interval_is_that_of_the_tables():
+    found = ladder.interval(np.array([1.0, 2.0, 3.0]))  # s = 1, and t with two degrees of freedom is 4.3027
+    assert found["mean"] == 2
+    assert found["high"] - 2 == 2 - found["low"] == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
 
 
 def test_an_interval_holds_the_true_mean_in_95_of_100_cases():

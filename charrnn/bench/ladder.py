@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from tqdm import tqdm
 
 from charrnn.api import Run
@@ -228,23 +229,9 @@ def at_the_end(summary: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[float, 
 
 def interval(samples: np.ndarray) -> dict[str, np.ndarray]:
     """Mean of `samples` `(n, ...)` over the first axis, `low` and `high` of its 95% interval (Student's t)."""
-    n = len(samples)
-    mean = samples.mean(axis=0)
-    t = student_t(n - 1) if n > 1 else np.nan
-    half = t * samples.std(axis=0, ddof=min(1, n - 1)) / n**0.5
+    n, mean = len(samples), samples.mean(axis=0)
+    half = stats.t.ppf(0.975, n - 1) * stats.sem(samples) if n > 1 else np.nan
     return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def student_t(degrees: int, probability: float = 0.975) -> float:
-    """The point below which Student's t with so many degrees of freedom falls with `probability`, to about 1e-5.
-
-    With t = √degrees tan θ its density is proportional to cos(θ) to the power degrees - 1, on a bounded interval, and
-    a sum on a fine grid is integral enough.
-    """
-    angles = np.linspace(-math.pi / 2, math.pi / 2, 200_001)
-    density = np.cos(angles) ** (degrees - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(degrees) * math.tan(np.interp(probability, below / below[-1], angles))
 
 
 # ------------------------------------------------------------------------------------------------------ command line
