@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from typing import Any, Self
 
 import torch
 
+from charrnn import distributed
 from charrnn.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -33,11 +35,11 @@ from charrnn.checkpoint import (
 from charrnn.config import ConfigError, DataConfig, ModelConfig, RunConfig, load_config
 from charrnn.corpus import Corpus, data_config, load_corpus
 from charrnn.device import select_device
-from charrnn.models import build_model, count_parameters
+from charrnn.models import build_model, count_parameters, with_vocabulary
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import TextGenerator
 from charrnn.sources import CorpusError, absolute_name
-from charrnn.tokenizer import Tokenizer, UnknownCharacterError, count_characters
+from charrnn.tokenizer import CharTokenizer, Tokenizer, UnknownCharacterError, count_characters
 from charrnn.training import Monitor, Trainer
 from charrnn.training import evaluate as mean_loss
 
@@ -234,7 +236,7 @@ class Run:
     """A training run: its text, its model, its trainer, and the directory it is written to.
 
     Attributes:
-        directory: None where nothing is written.
+        directory: None where nothing is written, as by all ranks but the first.
     """
 
     config: RunConfig
@@ -251,13 +253,17 @@ class Run:
             config: all of its settings.
             out: its directory; None writes nothing.
             init_from: a checkpoint whose weights and vocabulary to start from; what `config` says of them gives way.
+                Characters of the text that it does not know are added to its vocabulary.
 
         Raises:
             CheckpointError: `out` holds a run already, or `init_from` no checkpoint.
             CorpusError: the text cannot be had or is too short.
+
+        Warns:
+            UserWarning: the vocabulary of `init_from` has grown.
         """
         directory = Path(out) if out is not None else None
-        if directory is not None:
+        if directory is not None and distributed.rank() == 0:
             _refuse_taken(directory)
         source = load_checkpoint(init_from) if init_from is not None else None
         config = _with_absolute_path(config)
@@ -265,10 +271,14 @@ class Run:
             kept = {name: getattr(source.config.data, name) for name in TOKENS} | {"tokenizer": source.tokenizer.kind}
             data = config.data.model_copy(update=kept)
             config = config.model_copy(update={"model": source.config.model, "data": data})
-        corpus = load_corpus(config.data, source.tokenizer if source else None)
+        corpus = _corpus_for(source.tokenizer, config.data) if source else load_corpus(config.data)
         _check_prompt(config, corpus.tokenizer)
         vocab_size = corpus.tokenizer.vocab_size
-        model = source.model if source else build_model(config.model, vocab_size, config.device.seed)
+        if source:
+            model = with_vocabulary(source.model, vocab_size)
+            config = config.model_copy(update={"model": model.config})
+        else:
+            model = build_model(config.model, vocab_size, config.device.seed)
         return cls._assemble(config, corpus, TextGenerator(model, corpus.tokenizer, config), directory)
 
     @classmethod
@@ -320,17 +330,22 @@ class Run:
                 "best checkpoint chosen; use a longer text or a larger val_frac",
                 stacklevel=3,
             )
-        return cls(config, corpus, generator, trainer, directory)
+        return cls(config, corpus, generator, trainer, directory if distributed.rank() == 0 else None)
 
     def fit(self, *monitors: Monitor) -> TextGenerator:
-        """Train to the end of the budget or until Ctrl-C, which saves first; the best model, where one was saved."""
-        with _stop_on_interrupt(self.trainer), _process_left_as_it_was(self.trainer.device):
+        """Train to the end of the budget, or until Ctrl-C or SIGTERM, which save first.
+
+        Returns:
+            The best model, where one was saved, else the last.
+        """
+        with _stop_on_signals(self.trainer), _process_left_as_it_was(self.trainer.device):
             self.trainer.fit(*self._own_monitors(), *monitors)
         if self.directory is not None and (self.directory / "best").exists():
             return load_model(self.directory / "best", str(self.trainer.device))
         progress = self.trainer.progress
         measured = progress.history and progress.evaluated_at == progress.step
         self.generator.training_state = self._training_state(progress.history[-1][-1] if measured else None)
+        self.generator.model = self.trainer.evaluated_model
         return self.generator
 
     def _own_monitors(self) -> list[Monitor]:
@@ -342,11 +357,12 @@ class Run:
             own.append(TensorBoardWriter(Path(self.config.logging.log_dir) / self.directory.name))
         self.directory.mkdir(parents=True, exist_ok=True)
         metrics = MetricsFile(self.directory / "metrics.jsonl", self.trainer.progress.step)
-        return [CheckpointSaver(self.directory, self._save), metrics, *own]
+        saver = CheckpointSaver(self.directory, self._save, self.config.logging.keep_best, self.config.model.type)
+        return [saver, metrics, *own]
 
     def _save(self, path: Path, resumable: bool, val_loss: float | None) -> None:
         tensors = self.trainer.tensors() if resumable else None
-        model, tokenizer = self.generator.model, self.generator.tokenizer
+        model, tokenizer = self.trainer.evaluated_model, self.generator.tokenizer
         save_checkpoint(path, model, tokenizer, self.config, self._training_state(val_loss), tensors)
 
     @cached_property
@@ -388,6 +404,24 @@ def _refuse_taken(directory: Path) -> None:
         )
 
 
+def _corpus_for(tokenizer: Tokenizer, config: DataConfig) -> Corpus:
+    """The text in the tokens of a trained model; characters that it does not know are added to their end."""
+    try:
+        return load_corpus(config, tokenizer)
+    except CorpusError as error:
+        if not isinstance(error.__cause__, UnknownCharacterError) or not isinstance(tokenizer, CharTokenizer):
+            raise
+    text = load_corpus(config.model_copy(update={"min_frequency": 1, "vocab_size": sys.maxunicode + 1}))
+    new = "".join(character for character in text.tokenizer.characters if character not in tokenizer.characters)
+    known = tokenizer.vocab_size
+    warnings.warn(
+        f"{config.name}: the vocabulary of {known} characters grows to {known + len(new)}, by {new[:40]!r}"
+        + (" and more" if len(new) > 40 else ""),
+        stacklevel=3,
+    )
+    return load_corpus(config, CharTokenizer(tokenizer.characters + new))
+
+
 def _with_absolute_path(config: RunConfig) -> RunConfig:
     """So that a run can be resumed from another folder."""
     return config.override({"data": absolute_name(config.data.name)})
@@ -396,7 +430,7 @@ def _with_absolute_path(config: RunConfig) -> RunConfig:
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:
     config = _with_absolute_path(checkpoint.config.override(overrides))
     fixed = [("model", name) for name in ModelConfig.model_fields]
-    fixed += [("training", "batch_size"), *(("data", name) for name in ("train_frac", "val_frac", *TOKENS))]
+    fixed += [("training", "batch_size"), ("training", "optimizer"), *(("data", name) for name in ("train_frac", "val_frac", *TOKENS))]
     for section, name in fixed:
         theirs, mine = (getattr(getattr(c, section), name) for c in (checkpoint.config, config))
         if mine != theirs:
@@ -451,18 +485,20 @@ def _process_left_as_it_was(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_on_interrupt(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C ends the run after the present step, with everything saved; a second one interrupts at once."""
+def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run after the present step, with everything saved; Ctrl-C again interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
 
     def stop(signum: int, frame: Any) -> None:
         trainer.stop()
-        signal.signal(signal.SIGINT, before)
+        if signum == signal.SIGINT and distributed.world_size() == 1:  # torchrun hands on the one it got, too
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -84,13 +84,46 @@ class TrainingConfig(_Section):
     seq_length: int = Field(
         50, ge=1, le=2**20, description="tokens a gradient flows back through; context is carried beyond it"
     )
-    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(1e-5, ge=0, description="AdamW's decoupled weight decay")
+    accumulation: int = Field(
+        1, ge=1, description="parts that the streams of a step are computed in, one after another, to save memory"
+    )
+    optimizer: Literal["adamw", "adam", "muon", "rmsprop", "sgd"] = Field(
+        "adamw", description="adamw, adam, rmsprop, sgd, or muon: Muon for the recurrent matrices, AdamW for the rest"
+    )
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
+    muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon, for its matrices")
+    beta1: float = Field(0.9, ge=0, lt=1, description="share kept of the mean gradient: Adam's beta1, SGD's momentum")
+    beta2: float = Field(0.999, ge=0, lt=1, description="share kept of its mean square: Adam's beta2, RMSprop's alpha")
+    weight_decay: float = Field(1e-5, ge=0, description="decoupled from the gradient with adamw and muon, else L2")
     grad_clip: float = Field(5.0, gt=0, description="largest norm of the whole gradient; longer ones are scaled down")
-    warmup_frac: float = Field(0.02, ge=0, le=1, description="share of the budget in which the learning rate climbs")
+    clip_by: Literal["norm", "value"] = Field(
+        "norm", description="value: grad_clip bounds each entry of the gradient, as in 2015"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a target given to all tokens alike; never in a reported loss"
+    )
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="share kept at each step by the mean of the weights that is evaluated; 0: no mean"
+    )
+    schedule: Literal["cosine", "onecycle", "plateau", "step", "constant"] = Field(
+        "cosine", description="cosine, onecycle, plateau, step or constant: how the rate goes over the budget, whichever"
+    )
+    warmup_frac: float = Field(
+        0.02, ge=0, le=1, description="share of the budget in which the learning rate climbs; onecycle wants 0.3"
+    )
     hold_frac: float = Field(
         0.0, ge=0, le=1, description="share of the budget at the peak before the cosine falls to 0"
     )
+    decay: float = Field(0.5, gt=0, le=1, description="factor at each fall of the schedules step and plateau")
+    decay_every: float = Field(5.0, gt=0, description="epochs from one fall to the next with the schedule step")
+    decay_after: float = Field(5.0, ge=0, description="epochs before the first fall with the schedule step")
+    decay_patience: int = Field(
+        2, ge=1, description="evaluations without a better loss before a fall with the schedule plateau"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="evaluations without a better loss that end the run; null: it is never ended early"
+    )
+    min_delta: float = Field(0.0, ge=0, description="nats by which a loss must be lower to count as better for these")
     max_epochs: float | None = Field(50, gt=0, description="budget: passes over the training text")
     max_steps: int | None = Field(None, ge=1, description="budget: updates")
     max_seconds: float | None = Field(None, gt=0, description="budget: seconds of training, evaluations included")
@@ -108,7 +141,7 @@ class TrainingConfig(_Section):
     def _check(self) -> Self:
         if all(getattr(self, budget) is None for budget in BUDGETS):
             raise ValueError(f"expected a budget, got none: set one of {', '.join(BUDGETS)}")
-        if self.warmup_frac + self.hold_frac > 1:
+        if self.schedule == "cosine" and self.warmup_frac + self.hold_frac > 1:
             raise ValueError(
                 f"expected --warmup-frac + --hold-frac of at most 1, got {self.warmup_frac + self.hold_frac:g}"
             )
@@ -189,6 +222,9 @@ class LoggingConfig(_Section):
     checkpoint_dir: str = Field("checkpoints", description="folder that a run's own folder is made in")
     log_interval: int = Field(100, ge=1, description="steps between reports of the training loss")
     tensorboard: bool = Field(False, description="write TensorBoard files, too")
+    keep_best: int = Field(
+        0, ge=0, description="best checkpoints kept beside best/, in folders such as lm_lstm_epoch10.00_1.2345"
+    )
 
 
 class DeviceConfig(_Section):

@@ -320,16 +320,20 @@ class CharDataset:
         first = int(np.random.default_rng([self._seed, epoch]).integers(1, self.seq_length, endpoint=True))
         return [*range(first, self.stream_length, self.seq_length), self.stream_length]
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+    def windows(self, epoch: int, start: int = 0, device: torch.device | str = "cpu") -> Iterator[Window]:
         """The windows of one epoch in order, from the one that begins at token `start` of each stream.
 
-        Their tensors share memory: read them, do not write.
+        Their tensors, on `device`, share memory: read them, do not write. A GPU gets many windows in one copy, while it
+        computes.
         """
         ends = self.borders(epoch)
         at_once = max(1, _AT_ONCE // (self.batch_size * self.seq_length))
         for first in range(bisect.bisect_right(ends, start), len(ends), at_once):
             group = ends[first : first + at_once]
             block = torch.from_numpy(self._rows[:, start : group[-1] + 1].astype(np.int64))
+            if torch.device(device).type == "cuda":
+                block = block.pin_memory()
+            block = block.to(device, non_blocking=True)
             lengths = [end - begin for begin, end in pairwise([start, *group])]
             # "unsafe" only for tensors with a gradient, which ids never have; half the time of split
             inputs = torch.unsafe_split_with_sizes(block[:, :-1], lengths, dim=1)

@@ -113,9 +113,12 @@ def keep_freed_memory() -> None:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, in bytes
 
 
-def seed_step(device: torch.device, seed: int, step: int) -> None:
-    """Make what follows on `device` (dropout) a function of `seed` and `step` alone, so that resuming needs no more."""
-    value = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def seed_step(device: torch.device, seed: int, step: int, rank: int = 0) -> None:
+    """Make what follows on `device` (dropout) a function of `seed`, `step` and, of several processes, `rank` alone.
+
+    So resuming needs no more than these.
+    """
+    value = int(np.random.SeedSequence([seed, step, rank] if rank else [seed, step]).generate_state(1)[0])
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.manual_seed_all(value)  # manual_seed is for the current GPU, which need not be `device`

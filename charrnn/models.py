@@ -261,6 +261,27 @@ def build_model(config: ModelConfig, vocab_size: int, seed: int = 0) -> CharMode
         return MODELS[config.type](vocab_size, **options)
 
 
+def with_vocabulary(model: CharModel, vocab_size: int) -> CharModel:
+    """A copy of `model` for a vocabulary that has grown to `vocab_size` at its end; itself if it has not.
+
+    A new token starts as the mean of the old ones, in embedding and head, so that it changes their probabilities
+    little (Hewitt, 2021, "Initializing New Word Embeddings for Pretrained Language Models").
+    """
+    old = model.vocab_size
+    if vocab_size == old:
+        return model
+    config = model.config.model_copy(update={"embedding_dim": model.embedding.embedding_dim})
+    grown = build_model(config, vocab_size)
+    weights = {}
+    for name, value in model.state_dict().items():
+        if name.startswith(("embedding.", "head.")):  # a row, or a number, for each token
+            new = value.mean(dim=0, keepdim=True).expand(vocab_size - old, *value.shape[1:])
+            value = torch.cat([value, new])
+        weights[name] = value
+    grown.load_state_dict(weights)
+    return grown
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of trained numbers."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -95,11 +96,22 @@ class CheckpointSaver:
         directory: of the run.
         save: writes one checkpoint; gets the directory, whether it must be resumable, and the validation loss of the
             present weights, None where it was not measured.
+        keep_best: so many of the lowest losses keep a folder of their own beside those two, named after epoch and
+            loss, such as `lm_lstm_epoch10.00_1.2345`.
+        kind: of the model, for that name.
     """
 
-    def __init__(self, directory: Path, save: Callable[[Path, bool, float | None], None]):
+    def __init__(
+        self,
+        directory: Path,
+        save: Callable[[Path, bool, float | None], None],
+        keep_best: int = 0,
+        kind: str = "lstm",
+    ):
         self._directory = directory
         self._save = save
+        self._keep_best = keep_best
+        self._kind = kind
         self._measured: tuple[int, float] | None = None
 
     def __call__(self, event: Event) -> None:
@@ -109,9 +121,22 @@ class CheckpointSaver:
                 self._measured = step, loss
                 if best:
                     self._save(self._directory / "best", False, loss)
+                self._keep(event)
             case SaveDue(step=step):
                 known = self._measured is not None and self._measured[0] == step
                 self._save(self._directory / "last", True, self._measured[1] if known else None)
+
+    def _keep(self, event: Evaluated) -> None:
+        """A folder for this loss, if it is among the lowest; the one that is no longer among them goes."""
+        if not self._keep_best:
+            return
+        kept = {path: float(path.name.rpartition("_")[2]) for path in self._directory.glob("lm_*_epoch*_*")}
+        if len(kept) < self._keep_best or event.loss < max(kept.values()):
+            path = self._directory / f"lm_{self._kind}_epoch{event.epoch:.2f}_{event.loss:.4f}"
+            self._save(path, False, event.loss)
+            kept[path] = event.loss
+            for worst in sorted(kept, key=lambda path: kept[path])[self._keep_best :]:
+                shutil.rmtree(worst)
 
 
 class TensorBoardWriter:

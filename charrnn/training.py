@@ -7,6 +7,8 @@ Truncated backpropagation through time (Williams & Peng, 1990): the state is car
 the graph in between; it starts from zeros at the beginning of each epoch.
 """
 
+import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from charrnn import distributed
 from charrnn.config import ConfigError, DeviceConfig, TrainingConfig
 from charrnn.corpus import CharDataset, Tokens, Window
 from charrnn.device import (
@@ -30,6 +33,8 @@ from charrnn.device import (
     set_threads,
 )
 from charrnn.models import CharModel, State, detach_state, flatten_state, map_state, unflatten_state
+from charrnn.optimizers import build_optimizers
+from charrnn.schedules import evaluations_since_best, rate_factor
 
 # ---------------------------------------------------------------------------------------------------------- events
 
@@ -53,7 +58,7 @@ class Logged:
     seconds: float
     loss: float  # nats per token
     grad_norm: float  # before clipping
-    learning_rate: float
+    learning_rate: float  # Muon's has its own peak, and goes the same way
     tokens_per_second: float
 
 
@@ -79,13 +84,14 @@ class SaveDue:
 
 @dataclass(frozen=True)
 class Finished:
-    """The budget is used up, or `stop` was called; nothing comes after."""
+    """The budget is used up, the patience is at its end, or `stop` was called; nothing comes after."""
 
     step: int
     epoch: float
     seconds: float
     best_loss: float | None  # None where nothing was evaluated
-    stopped: bool
+    stopped: bool  # on request
+    early: bool = False  # for want of a better loss
 
 
 Event = Stepped | Logged | Evaluated | SaveDue | Finished
@@ -122,7 +128,7 @@ class Trainer:
 
     Iterating yields events; `break` is safe at any of them, and iterating again goes on at the next step. The random
     numbers of a step depend on the seed and the step's number alone. From the first step on the process keeps the
-    memory that it frees, see `device.keep_freed_memory`.
+    memory that it frees, see `device.keep_freed_memory`. Under torchrun every rank has a trainer, see `distributed`.
 
     Args:
         model: trained in place, moved to `device`.
@@ -132,9 +138,13 @@ class Trainer:
         device: where, how precisely and from which seed.
         log_interval: steps between `Logged` events.
 
+    Attributes:
+        average: with `ema_decay` a model whose weights are the running mean of the trained ones, else None.
+
     Raises:
         CorpusError: `train` is too short.
-        ConfigError: `device` is not on this machine, or cannot compute in that precision; no such backend for `model`.
+        ConfigError: `device` is not on this machine, or cannot compute in that precision; no such backend for `model`;
+            the streams cannot be shared out evenly.
     """
 
     def __init__(
@@ -161,16 +171,22 @@ class Trainer:
         self.dataset = CharDataset(
             train, self.config.batch_size, self.config.seq_length, self._device_config.seed, "the training split"
         )
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        if self.dataset.batch_size % distributed.world_size():
+            raise ConfigError(
+                f"training.batch_size (--batch-size): expected a multiple of the {distributed.world_size()} processes, "
+                f"got {self.dataset.batch_size}"
+            )
+        self.optimizers = build_optimizers(self.model, self.config)
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if self.config.ema_decay else None
         self.val = val
         self._state: State = None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self._stop = False
+
+    @property
+    def evaluated_model(self) -> CharModel:
+        """The model whose loss is measured and which is kept: the mean of the weights where there is one."""
+        return self.model if self.average is None else self.average
 
     def fit(self, *monitors: Monitor) -> None:
         """Run to the end of the budget, telling every event to every monitor."""
@@ -180,7 +196,9 @@ class Trainer:
 
     def stop(self) -> None:
         """End at the next step, with a `SaveDue` and a `Finished`; safe to call from a signal handler or a monitor."""
-        self._stop = True
+        self._asked_to_stop = True
+        if distributed.world_size() == 1:  # else the ranks agree on it in `_update`
+            self._stop = True
 
     def __iter__(self) -> Iterator[Event]:
         """Events of a run; raises DivergedError when the loss or the gradient is no longer finite."""
@@ -196,7 +214,7 @@ class Trainer:
         if not self._done():
             yield from self._due()  # at step 0, and where a caller broke out before it was told
         while not self._done():
-            for window in self.dataset.windows(progress.epoch, progress.position):
+            for window in self.dataset.windows(progress.epoch, progress.position, self.device):
                 self._update(window)
                 yield from self._report()
                 if self._done():
@@ -204,7 +222,8 @@ class Trainer:
             else:  # the next epoch reads the text from its beginning
                 progress.epoch, progress.position, self._state = progress.epoch + 1, 0, None
         yield from self._due(now=not self._stop, save=True)
-        yield Finished(progress.step, self.epoch, progress.seconds, progress.best_loss, stopped=self._stop)
+        early = self.out_of_patience() and not self._stop
+        yield Finished(progress.step, self.epoch, progress.seconds, progress.best_loss, self._stop, early)
 
     @property
     def epoch(self) -> float:
@@ -217,17 +236,33 @@ class Trainer:
         budgets = {name: getattr(self.config, name) for name in spent}
         return min(1.0, max(spent[name] / budget for name, budget in budgets.items() if budget is not None))
 
+    def out_of_patience(self) -> bool:
+        """Whether as many evaluations as `patience` says have brought no better loss."""
+        patience = self.config.patience
+        return patience is not None and evaluations_since_best(self._losses(), self.config.min_delta) >= patience
+
+    def _losses(self) -> list[float]:
+        return [loss for _, _, loss in self.progress.history]
+
     # ------------------------------------------------------------------------------------------- to stop and go on
 
     def tensors(self) -> dict[str, Tensor]:
-        """What `restore` needs beside the weights and `progress`: the optimizer's memory and the carried state."""
+        """What `restore` needs beside `progress` and the weights of `evaluated_model`.
+
+        That is the optimizer's memory, the carried state (of several ranks, as it was at the last `SaveDue`), and where
+        the mean of the weights is evaluated, the weights themselves.
+        """
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         tensors = {
             f"optimizer.{names[parameter]}.{key}": value
-            for parameter, memory in self.optimizer.state.items()
+            for optimizer in self.optimizers
+            for parameter, memory in optimizer.state.items()
             for key, value in memory.items()
         }
-        return tensors | {f"state.{key}": value for key, value in flatten_state(self._state).items()}
+        if self.average is not None:
+            tensors |= {f"weights.{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
+        state = self._state if distributed.world_size() == 1 else self._gathered
+        return tensors | {f"state.{key}": value for key, value in flatten_state(state).items()}
 
     def restore(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from where another trainer of the same model was when it gave its `progress` and `tensors`.
@@ -239,24 +274,40 @@ class Trainer:
         for name in ("precision", "backend"):
             if getattr(self._device_config, name) not in ("auto", getattr(self.progress, name)):
                 setattr(self.progress, name, None)
-        index = {name: i for i, (name, _) in enumerate(self.model.named_parameters())}
-        dtype = next(self.model.parameters()).dtype  # autocast may have left the state in half precision
-        memory: dict[int, dict[str, Tensor]] = {}
-        state = {}
+        parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "weights": {}, "state": {}}
         for key, value in tensors.items():
-            kind, _, rest = key.partition(".")
-            if kind == "state":
-                state[rest] = value.to(self.device, dtype)
-            else:
-                name, _, entry = rest.rpartition(".")
-                memory.setdefault(index[name], {})[entry] = value.clone()
-        self._state = unflatten_state(state)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": memory})
+            part, _, name = key.partition(".")
+            parts[part][name] = value.to(self.device)
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name in parts["weights"]:
+                    parameter.copy_(parts["weights"][name])
+        dtype = next(self.model.parameters()).dtype  # autocast may have left the state in half precision
+        state = unflatten_state(parts["state"])
+        rows = distributed.own_rows(self.dataset.batch_size)
+        self._state = None if state is None else map_state(lambda h: h[rows].to(dtype), state)
+        self._restore_optimizers(parts["optimizer"])
+
+    def _restore_optimizers(self, memory: Mapping[str, Tensor]) -> None:
+        """Give each optimizer its part of `memory`, whose keys are the name of a parameter and of an entry."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        entries: dict[str, dict[str, Tensor]] = {name: {} for name in names.values()}
+        for key, value in memory.items():
+            name, _, entry = key.rpartition(".")
+            entries[name][entry] = value.clone()
+        for optimizer in self.optimizers:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                i: entries[names[parameter]] for i, parameter in enumerate(parameters) if entries[names[parameter]]
+            }
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
     # -------------------------------------------------------------------------------------------------- one step
 
     def _start(self) -> None:
-        self._stop = False
+        self._stop = self._asked_to_stop = False
         progress = self.progress
         set_threads(self._device_config.threads)
         keep_freed_memory()
@@ -265,61 +316,107 @@ class Trainer:
         if progress.precision is None or progress.backend is None:
             known = {name: getattr(progress, name) for name in ("precision", "backend") if getattr(progress, name)}
             asked = self._device_config.model_copy(update=known)
-            progress.backend, progress.precision = select_fastest(asked, self.device, self.model.backends, self._try)
+            fastest = select_fastest(asked, self.device, self.model.backends, self._try)
+            progress.backend, progress.precision = distributed.from_rank_0(fastest)
         progress.device = self.device.type
         self.model.backend = progress.backend
         if progress.precision == "fp16" and not self._scaler.is_enabled():
             self._scaler = torch.amp.GradScaler(self.device.type)
             self._scaler.load_state_dict(progress.loss_scale or self._scaler.state_dict())
+        self._replica = distributed.replicated(self.model, self.device)
         self._started = time.perf_counter() - progress.seconds
         self._clear_means()
 
     def _done(self) -> bool:
-        return self._stop or self.share_used() >= 1
+        return self._stop or self.share_used() >= 1 or self.out_of_patience()
 
     def _update(self, window: Window) -> None:
         begin = time.perf_counter()
         config, progress = self.config, self.progress
-        seed_step(self.device, self._device_config.seed, progress.step)
+        seed_step(self.device, self._device_config.seed, progress.step, distributed.rank())
         self.model.train()
-        loss, self._state = self._loss(window.inputs, window.targets, progress.precision)
-        # every token weighs the same, so a window cut short at an epoch's border pulls less
-        weight = window.inputs.numel() / (self.dataset.batch_size * config.seq_length)
-        self._scaler.scale(loss * weight).backward()
-        self._scaler.unscale_(self.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        self._rate = config.learning_rate * scheduled(self.share_used(), config.warmup_frac, config.hold_frac)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate
-        self._scaler.step(self.optimizer)
+        self._backward(window)
+        for optimizer in self.optimizers:
+            self._scaler.unscale_(optimizer)
+        grad_norm = self._clip()
+        factor = rate_factor(config, self.share_used(), self.epoch, self._losses())
+        self._rate = config.learning_rate * factor
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            self._scaler.step(optimizer)
+            optimizer.zero_grad()
         self._scaler.update()
-        self.optimizer.zero_grad()
 
         progress.step += 1
         progress.position = window.end
+        self._average()
         progress.seconds = time.perf_counter() - self._started
-        self._loss_sum += loss.detach() * window.inputs.numel()
+        progress.seconds, stop = distributed.largest(progress.seconds, self._asked_to_stop)
+        self._stop = bool(stop)
         # a scaled gradient that overflows is the scaler's business: it skips that step and lowers the scale
         self._norm_sum += grad_norm.nan_to_num(0, 0, 0) if self._scaler.is_enabled() else grad_norm
-        self._tokens += window.inputs.numel()
         self._steps += 1
         self._busy += time.perf_counter() - begin
 
-    def _loss(self, inputs: Tensor, targets: Tensor, precision: str) -> tuple[Tensor, State]:
-        """Mean nats per token of a window `(B, T)`, and the state to carry on."""
-        with autocast(self.device, precision):
-            logits, state = self.model(inputs.to(self.device), self._state)  # (B, T, V)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.to(self.device).flatten())
-        return loss, detach_state(state)
+    def _backward(self, window: Window) -> None:
+        """Gradients of the mean loss over this rank's streams, in as many parts as asked for; carries the state on."""
+        rows = distributed.own_rows(self.dataset.batch_size)
+        inputs, targets = window.inputs[rows], window.targets[rows]  # (B, T)
+        # every token weighs the same, so a window cut short at an epoch's border pulls less
+        full, parts = len(inputs) * self.config.seq_length, min(self.config.accumulation, len(inputs))
+        states: list[State] = []
+        for part in np.array_split(np.arange(len(inputs)), parts):
+            own = slice(part[0], part[-1] + 1)
+            state = None if self._state is None else map_state(lambda h, own=own: h[own], self._state)
+            last = len(states) == parts - 1
+            with contextlib.nullcontext() if last or self._replica is self.model else self._replica.no_sync():
+                objective, loss, state = self._loss(self._replica, inputs[own], targets[own], state)
+                self._scaler.scale(objective * (inputs[own].numel() / full)).backward()
+            states.append(state)
+            self._loss_sum += loss * inputs[own].numel()
+        self._tokens += inputs.numel()
+        self._state = map_state(lambda *h: torch.cat(h), *states)
+
+    def _loss(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, state: State = None, precision: str | None = None
+    ) -> tuple[Tensor, Tensor, State]:
+        """What is minimised, the mean nats per token of a window `(B, T)`, and the state to carry on."""
+        with autocast(self.device, precision or self.progress.precision):
+            logits, state = model(inputs, state)  # (B, T, V)
+        log_p = F.log_softmax(logits.float().flatten(0, 1), dim=1)  # (B T, V)
+        loss, smoothing = F.nll_loss(log_p, targets.flatten()), self.config.label_smoothing
+        objective = (1 - smoothing) * loss - smoothing * log_p.mean() if smoothing else loss
+        return objective, loss.detach(), detach_state(state)
+
+    def _clip(self) -> Tensor:
+        """Bound the gradient; its norm before that."""
+        parameters, bound = list(self.model.parameters()), self.config.grad_clip
+        if self.config.clip_by == "norm":
+            return nn.utils.clip_grad_norm_(parameters, bound)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        nn.utils.clip_grad_value_(parameters, bound)
+        return norm
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the mean of the weights on; at first it forgets faster, not to remember the untrained ones."""
+        if self.average is not None:
+            step = self.progress.step
+            kept = min(self.config.ema_decay, (1 + step) / (10 + step))
+            for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(parameter, 1 - kept)
 
     def _try(self, backend: str, precision: str) -> None:
         """The costly part of a step on made-up tokens, to be timed; leaves nothing behind."""
         self.model.backend = backend
         self.model.train()
-        tokens = torch.zeros(self.dataset.batch_size, self.config.seq_length, dtype=torch.int64)
-        loss, _ = self._loss(tokens, tokens, precision)
-        loss.backward()
-        self.optimizer.zero_grad()
+        rows = distributed.own_rows(self.dataset.batch_size)
+        size = (math.ceil((rows.stop - rows.start) / self.config.accumulation), self.config.seq_length)
+        tokens = torch.zeros(size, dtype=torch.int64, device=self.device)
+        objective, _, _ = self._loss(self.model, tokens, tokens, precision=precision)
+        objective.backward()
+        self.model.zero_grad()
 
     # --------------------------------------------------------------------------------------------- what it tells
 
@@ -348,20 +445,20 @@ class Trainer:
     def _log(self) -> Logged:
         begin = time.perf_counter()
         self._check_finite()
-        loss, norm = self._loss_sum.item() / self._tokens, self._norm_sum.item() / self._steps
+        loss, norm = distributed.mean(self._loss_sum.item() / self._tokens, self._norm_sum.item() / self._steps)
         self._busy += time.perf_counter() - begin  # a GPU's work ends only here
-        speed = self._tokens / self._busy
+        speed = distributed.world_size() * self._tokens / self._busy
         self._clear_means()
         return Logged(self.progress.step, self.epoch, self.progress.seconds, loss, norm, self._rate, speed)
 
     def _evaluate(self) -> Evaluated:
         progress = self.progress
         self._check_finite()
-        loss = evaluate(self.model, self.val)
+        loss = evaluate(self.evaluated_model, self.val) if distributed.rank() == 0 else 0.0
+        loss, progress.seconds = distributed.from_rank_0((loss, time.perf_counter() - self._started))
         best = progress.best_loss is None or loss < progress.best_loss
         if best:
             progress.best_loss = loss
-        progress.seconds = time.perf_counter() - self._started
         progress.evaluated_at = progress.step
         progress.history.append((progress.step, self.epoch, loss))
         if progress.saved_at == progress.step:
@@ -370,6 +467,7 @@ class Trainer:
 
     def _save_due(self) -> SaveDue:
         self._check_finite()
+        self._gathered = distributed.gather_rows(self._state)
         self.progress.saved_at = self.progress.step
         self.progress.loss_scale = self._scaler.state_dict() or None
         return SaveDue(self.progress.step, self.epoch, self.progress.seconds)
@@ -384,20 +482,6 @@ class Trainer:
                     f"has diverged; lower learning_rate (now {self.config.learning_rate:g}) or grad_clip "
                     f"(now {self.config.grad_clip:g}); the last good checkpoint, if one was written, is kept"
                 )
-
-
-def scheduled(share: float, warmup_frac: float, hold_frac: float) -> float:
-    """Learning rate as a share of its peak, when `share` of the budget is used up.
-
-    It climbs linearly from a tenth to the peak, stays there, and falls to 0 as half a cosine (Loshchilov & Hutter,
-    2017, arXiv:1608.03983).
-    """
-    if share < warmup_frac:
-        return 0.1 + 0.9 * share / warmup_frac
-    fall_begins = warmup_frac + hold_frac
-    if share <= fall_begins:
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (share - fall_begins) / (1 - fall_begins)))
 
 
 # -------------------------------------------------------------------------------------------------------- evaluation

@@ -19,7 +19,6 @@ from charrnn.training import (
     Stepped,
     Trainer,
     evaluate,
-    scheduled,
 )
 
 
@@ -32,7 +31,11 @@ def make_trainer(config: RunConfig, **overrides) -> Trainer:
 
 
 def weights(trainer):
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    return parameters(trainer.model)
+
+
+def parameters(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def events_of(trainer, kind):
@@ -53,23 +56,47 @@ REGULARISED = {"layer_norm": True, "input_dropout": 0.1, "output_dropout": 0.1, 
 @pytest.mark.parametrize("left_at", [1, 68])
 def test_resuming_equals_never_having_stopped(tiny, options, left_at):
     """Weights, the best loss and the next batch, bit for bit, across epochs (68 steps each) and with dropout."""
-    settings = {"max_steps": 100, "save_interval": 1, "dropout": 0.3, **options}
-    whole = make_trainer(tiny, **settings)
-    whole.fit()
+    assert_resumes(tiny, {"max_steps": 100, "dropout": 0.3, **options}, left_at)
 
-    first = make_trainer(tiny, **settings)
+
+RECIPES = {
+    **{name: {"optimizer": name} for name in ("adam", "muon", "rmsprop", "sgd")},
+    **{name: {"schedule": name} for name in ("onecycle", "step", "constant")},
+    "sgd without momentum": {"optimizer": "sgd", "beta1": 0, "clip_by": "value", "grad_clip": 0.1},
+    "plateau": {"schedule": "plateau", "decay_patience": 1, "eval_interval": 3, "min_delta": 0.05},
+    "early stopping": {"patience": 3, "min_delta": 0.2, "eval_interval": 3, "max_steps": 400},
+    "mean of the weights": {"ema_decay": 0.9, "eval_interval": 10},
+    "parts, smoothed": {"accumulation": 2, "label_smoothing": 0.1, "optimizer": "muon", "ema_decay": 0.5},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_resuming_equals_never_having_stopped_with_every_recipe(tiny, recipe):
+    assert_resumes(tiny, {"max_steps": 30, "decay_every": 0.1, "decay_after": 0.1, "dropout": 0.3, **recipe}, 11)
+
+
+def assert_resumes(config, settings, left_at):
+    settings = {"save_interval": 1, **settings}
+    whole = make_trainer(config, **settings)
+    rates = [event.learning_rate for event in events_of(whole, Logged)]
+
+    first = make_trainer(config, **settings)
     next(event for event in first if isinstance(event, SaveDue) and event.step == left_at)
     torch.rand(7)  # what the caller draws in between changes nothing
-    second = make_trainer(tiny, **settings, seed=99)
+    second = make_trainer(config, **settings, seed=99)
     second._device_config = first._device_config
     second.dataset = first.dataset
-    second.model.load_state_dict(first.model.state_dict())
+    second.model.load_state_dict(first.evaluated_model.state_dict())
     second.restore(vars(first.progress), first.tensors())
     second.fit()
 
     assert torch.equal(weights(second), weights(whole))
+    assert torch.equal(parameters(second.evaluated_model), parameters(whole.evaluated_model))
+    assert second._rate == rates[-1]
+    assert second.progress.history == whole.progress.history
     assert second.progress.best_loss == whole.progress.best_loss
     assert (second.progress.step, second.progress.position) == (whole.progress.step, whole.progress.position)
+    assert whole.progress.step > left_at
 
 
 def test_breaking_out_and_iterating_again_equals_one_loop(tiny):
@@ -178,7 +205,7 @@ def test_an_epoch_is_one_pass(tiny):
     trainer = make_trainer(tiny, max_epochs=2, batch_size=3)
     read = []
     original = trainer._loss
-    trainer._loss = lambda inputs, *rest: read.append(inputs.numel()) or original(inputs, *rest)
+    trainer._loss = lambda model, inputs, *rest, **_: read.append(inputs.numel()) or original(model, inputs, *rest)
     trainer.fit()
     dataset = trainer.dataset
     assert sum(read) == 2 * dataset.batch_size * dataset.stream_length
@@ -245,9 +272,9 @@ def test_state_is_carried_within_an_epoch_and_starts_anew_with_it(tiny):
     fresh = []
     original = trainer._loss
 
-    def spy(inputs, targets, precision):
-        fresh.append(trainer._state is None)
-        return original(inputs, targets, precision)
+    def spy(model, inputs, targets, state=None, **precision):
+        fresh.append(state is None)
+        return original(model, inputs, targets, state, **precision)
 
     trainer._loss = spy
     trainer.fit()
@@ -312,18 +339,6 @@ def test_an_infinite_gradient_is_noticed_before_the_weights_are_saved(tiny):
 # ------------------------------------------------------------------------------------------------- rates and weights
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_the_schedule_stays_between_zero_and_the_peak(share, warmup, hold):
-    hold = min(hold, 1 - warmup)
-    assert 0 <= scheduled(share, warmup, hold) <= 1
-
-
-def test_the_schedule_warms_up_holds_and_falls():
-    shares = [0, 0.05, 0.1, 0.3, 0.6, 0.8, 1.0]
-    assert [scheduled(share, 0.1, 0.5) for share in shares] == pytest.approx([0.1, 0.55, 1, 1, 1, 0.5, 0])
-    assert scheduled(0, 0, 0) == 1
-
-
 def test_each_token_weighs_the_same(tiny):
     """The gradient of a window cut short is that of its summed loss over the size of a full window."""
     tiny = tiny.override({"dropout": 0.0})
@@ -345,13 +360,13 @@ def test_each_token_weighs_the_same(tiny):
 def test_gradients_are_clipped_by_their_whole_norm(tiny):
     trainer = make_trainer(tiny, grad_clip=1e-3, max_steps=3, log_interval=1)
     norms = []
-    original = trainer.optimizer.step
+    original = trainer.optimizers[0].step
 
     def spy(*args, **kwargs):
         norms.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item())
         return original(*args, **kwargs)
 
-    trainer.optimizer.step = spy
+    trainer.optimizers[0].step = spy
     logged = events_of(trainer, Logged)
     assert norms == pytest.approx([1e-3] * 3, rel=1e-3)
     assert all(event.grad_norm > 1e-3 for event in logged)  # reported as it was before
@@ -443,3 +458,131 @@ def test_evaluate_never_makes_more_logits_than_it_says(tiny):
     model = Watched()
     evaluate(model, np.zeros(30_000, dtype=np.uint16), warmup=512)
     assert model.largest * 5000 <= 2**24
+
+
+# ------------------------------------------------------------------------------------------------------ ingredients
+
+
+def test_a_step_in_parts_is_the_step(tiny):
+    """Gradients, loss and state of three parts (of 4, 3 and 3 streams) are those of the whole, window by window."""
+    runs = [
+        make_trainer(tiny, dropout=0, batch_size=10, max_steps=12, precision="fp32", accumulation=n) for n in (1, 3)
+    ]
+    losses = [[event.loss for event in events_of(trainer, Logged)] for trainer in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert torch.allclose(weights(runs[0]), weights(runs[1]), atol=1e-5)
+    states = [flatten_state(trainer._state) for trainer in runs]
+    assert all(torch.allclose(states[0][key], states[1][key], atol=1e-4) for key in states[0])
+
+
+def test_more_parts_than_streams_are_as_many_as_streams(tiny):
+    make_trainer(tiny, batch_size=2, accumulation=5, max_steps=2).fit()
+
+
+def test_label_smoothing_is_that_of_torch_and_never_reported(tiny):
+    smooth = make_trainer(tiny, dropout=0, label_smoothing=0.3, max_steps=1)
+    smooth.progress.precision = "fp32"
+    window = next(smooth.dataset.windows(0))
+    objective, loss, _ = smooth._loss(smooth.model, window.inputs, window.targets)
+    logits = smooth.model(window.inputs)[0].flatten(0, 1)
+    theirs = nn.functional.cross_entropy(logits, window.targets.flatten(), label_smoothing=0.3)
+    assert objective.item() == pytest.approx(theirs.item())
+    assert loss.item() == pytest.approx(nn.functional.cross_entropy(logits, window.targets.flatten()).item())
+    smooth = make_trainer(tiny, dropout=0, label_smoothing=0.3, max_steps=1, log_interval=1, precision="fp32")
+    assert events_of(smooth, Logged)[0].loss == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_early_stopping_stops(tiny):
+    """A rate of next to nothing never brings a better loss by min_delta: the third evaluation after the first ends."""
+    trainer = make_trainer(
+        tiny, patience=3, min_delta=1e-3, learning_rate=1e-9, eval_interval=5, max_steps=1000, log_interval=1
+    )
+    events = list(trainer)
+    assert trainer.progress.step == 20
+    assert events[-1] == Finished(20, trainer.epoch, trainer.progress.seconds, trainer.progress.best_loss, False, True)
+    assert isinstance(events[-2], SaveDue)
+    assert trainer.share_used() < 1
+    assert [type(event) for event in trainer] == [Finished]  # nothing is left to do
+
+
+def test_patience_is_not_lost_where_the_loss_falls(tiny):
+    trainer = make_trainer(tiny, patience=2, eval_interval=10, max_steps=60)
+    assert events_of(trainer, Finished)[0].early is False
+    assert trainer.progress.step == 60
+
+
+def test_the_mean_of_the_weights_is_what_is_evaluated(tiny):
+    trainer = make_trainer(tiny, ema_decay=0.9, dropout=0, max_steps=30, eval_interval=30)
+    mean = parameters(trainer.average)
+    for event in trainer:
+        if isinstance(event, Stepped):
+            kept = min(0.9, (1 + event.step) / (10 + event.step))
+            mean = kept * mean + (1 - kept) * weights(trainer)
+        elif isinstance(event, Evaluated):
+            assert event.loss == evaluate(trainer.average, trainer.val)
+    assert torch.allclose(parameters(trainer.average), mean, atol=1e-6)
+    assert (weights(trainer) - mean).abs().max() > 1e-4
+
+
+def test_clipping_by_value_bounds_each_entry_and_reports_the_norm_before(tiny):
+    trainer = make_trainer(tiny, grad_clip=1e-4, clip_by="value", max_steps=1, log_interval=1)
+    seen = []
+    original = trainer.optimizers[0].step
+    trainer.optimizers[0].step = lambda: (
+        seen.extend(p.grad.abs().max() for p in trainer.model.parameters()) or original()
+    )
+    (logged,) = events_of(trainer, Logged)
+    assert max(seen).item() == pytest.approx(1e-4)
+    assert logged.grad_norm > 1e-2
+
+
+def test_one_cycle_ends_a_run_at_its_end(tiny):
+    rates = [
+        event.learning_rate
+        for event in events_of(
+            make_trainer(tiny, schedule="onecycle", warmup_frac=0.3, max_steps=50, log_interval=1), Logged
+        )
+    ]
+    assert max(rates) == rates[15] == pytest.approx(2e-3)
+    assert rates[0] == pytest.approx(2e-3 / 25)
+    assert rates[-1] < 2e-3 / 100
+
+
+@pytest.mark.parametrize("budget", [{"max_steps": 40}, {"max_epochs": 0.5}, {"max_seconds": 0.3}])
+def test_the_schedule_follows_whichever_budget_there_is(tiny, budget):
+    trainer = make_trainer(tiny, log_interval=1, hold_frac=0, warmup_frac=0, **budget)
+    rates = [event.learning_rate for event in events_of(trainer, Logged)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(2e-3)
+    assert rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon", "rmsprop", "sgd"])
+def test_every_optimizer_learns(tiny, optimizer, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("abcd" * 500, encoding="utf-8")
+    rate = {"sgd": 1.0}.get(optimizer, 0.03)
+    trainer = make_trainer(tiny, data=str(path), optimizer=optimizer, learning_rate=rate, max_steps=60, dropout=0)
+    assert events_of(trainer, Evaluated)[-1].loss < 0.3  # to guess is ln 4 = 1.39
+
+
+# -------------------------------------------------------------------------------------------------- other devices
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_trains_as_the_cpu_does(tiny, precision):
+    assert_same_as_cpu(tiny, "cuda", precision)
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no MPS device on this machine")
+def test_mps_trains_as_the_cpu_does(tiny):
+    assert_same_as_cpu(tiny, "mps", "fp32")
+
+
+def assert_same_as_cpu(config, device, precision):
+    settings = {"dropout": 0, "max_steps": 20, "eval_interval": 20, "log_interval": 20}
+    runs = [make_trainer(config, device="cpu", precision="fp32", **settings)]
+    runs += [make_trainer(config, device=device, precision=precision, **settings)]
+    ends = [[(event.loss) for event in trainer if isinstance(event, Logged | Evaluated)] for trainer in runs]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-3 if precision == "fp32" else 3e-2)

@@ -1,0 +1,100 @@
+"""Many processes that train one model: `torchrun --nproc-per-node N -m charrnn train …`.
+
+Each process (a rank) holds the whole model and reads its share of the streams; gradients are averaged at every step
+(torch's DistributedDataParallel), so N ranks make the steps that one process would make with the same batch_size. What
+decides about the course of a run (time, loss, stopping) is agreed on, for ranks that disagree wait for each other
+forever. Without torchrun there is one rank and nothing to agree on.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from charrnn.models import State, map_state
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started, for the length of the `with` block; alone without torchrun."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_available():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0; that one speaks and writes."""
+    return dist.get_rank() if _together() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if _together() else 1
+
+
+def replicated(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with gradients that are averaged over the ranks after backward; `model` itself if there is one rank."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def from_rank_0(value: Any) -> Any:
+    """The value that rank 0 has."""
+    if world_size() > 1:
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+    return value
+
+
+def largest(*values: float) -> tuple[float, ...]:
+    """The largest of each value over the ranks."""
+    return _reduced(values, dist.ReduceOp.MAX) if world_size() > 1 else values
+
+
+def mean(*values: float) -> tuple[float, ...]:
+    """The mean of each value over the ranks."""
+    if world_size() == 1:
+        return values
+    return tuple(value / world_size() for value in _reduced(values, dist.ReduceOp.SUM))
+
+
+def own_rows(rows: int) -> slice:
+    """Which of `rows` streams are this rank's; `rows` is a multiple of the number of ranks."""
+    share = rows // world_size()
+    return slice(rank() * share, (rank() + 1) * share)
+
+
+def gather_rows(state: State) -> State:
+    """The state of all streams, from that of each rank's; to be called by all of them."""
+    return state if state is None or world_size() == 1 else map_state(_gathered, state)
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def _reduced(values: tuple[float, ...], operation: Any) -> tuple[float, ...]:
+    """Through the processors' group, gloo: on a GPU nothing waits for it."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, operation)
+    return tuple(tensor.tolist())
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()

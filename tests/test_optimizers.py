@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from charrnn.config import ModelConfig, TrainingConfig
+from charrnn.models import build_model
+from charrnn.optimizers import build_optimizers, muon_parameters
+
+NAMES = ["adamw", "adam", "muon", "rmsprop", "sgd"]
+
+
+def tiny_model(**options):
+    return build_model(ModelConfig(**{"hidden_size": 8, "num_layers": 2, **options}), 5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_trained_by_one_optimizer_from_its_peak(name):
+    model = tiny_model()
+    optimizers = build_optimizers(model, TrainingConfig(optimizer=name, learning_rate=0.01, muon_learning_rate=0.03))
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    assert len(parameters) == len({id(p) for p in parameters}) == len(list(model.parameters()))
+    assert {group["peak"] for group in groups} == ({0.01, 0.03} if name == "muon" else {0.01})
+
+
+@pytest.mark.parametrize("options", [{}, {"type": "gru"}, {"layer_norm": True}, {"tie_weights": True}])
+def test_muon_is_for_the_recurrent_matrices(options):
+    model = tiny_model(**options)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen = [names[id(parameter)] for parameter in muon_parameters(model)]
+    assert chosen == ["layers.0.weight_hh_l0", "layers.1.weight_hh_l0"]
+
+
+def test_rmsprop_is_that_of_2015():
+    """m = 0.95 m + 0.05 g², w -= rate g / sqrt(m)."""
+    model = tiny_model()
+    config = TrainingConfig(optimizer="rmsprop", beta2=0.95, learning_rate=2e-3, weight_decay=0)
+    (optimizer,) = build_optimizers(model, config)
+    weight = model.head.weight
+    before, square = weight.detach().clone(), torch.zeros_like(weight)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        square = 0.95 * square + 0.05 * weight.grad**2
+        before -= 2e-3 * weight.grad / (square.sqrt() + 1e-8)
+        optimizer.step()
+    assert torch.allclose(weight, before)
+
+
+def test_weight_decay_is_decoupled_in_adamw_alone():
+    """With no gradient AdamW shrinks a weight by rate times decay; Adam's decay is scaled to steps of the rate."""
+    for name, factor in (("adamw", 1 - 0.1 * 0.5), ("adam", None)):
+        model = tiny_model()
+        (optimizer,) = build_optimizers(model, TrainingConfig(optimizer=name, learning_rate=0.1, weight_decay=0.5))
+        before = model.head.weight.detach().clone()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        moved = model.head.weight / before
+        assert torch.allclose(moved, torch.full_like(moved, factor)) if factor else moved.std() > 0.1
