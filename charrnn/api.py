@@ -430,7 +430,11 @@ def _with_absolute_path(config: RunConfig) -> RunConfig:
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:
     config = _with_absolute_path(checkpoint.config.override(overrides))
     fixed = [("model", name) for name in ModelConfig.model_fields]
-    fixed += [("training", "batch_size"), ("training", "optimizer"), *(("data", name) for name in ("train_frac", "val_frac", *TOKENS))]
+    fixed += [
+        ("training", "batch_size"),
+        ("training", "optimizer"),
+        *(("data", name) for name in ("train_frac", "val_frac", *TOKENS)),
+    ]
     for section, name in fixed:
         theirs, mine = (getattr(getattr(c, section), name) for c in (checkpoint.config, config))
         if mine != theirs:

@@ -196,10 +196,13 @@ def _replace(path: Path, new: Path) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk, most likely
+        raise OSError(error.errno, f"{error.strerror}; what stood there before is whole", str(path)) from error
 
 
 def _sync_directory(path: Path) -> None:

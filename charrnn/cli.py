@@ -10,21 +10,25 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from tqdm import tqdm
+from typing import Any
 
 import charrnn
+from charrnn import cli_bench, console, distributed
 from charrnn.api import TOKENS, Run, evaluate, evaluation_config, get_model_info, load_model, new_run_directory
-from charrnn.config import BUDGETS, ConfigError, DataConfig, RunConfig, config_fields, dump_config, load_config
+from charrnn.config import (
+    BUDGETS,
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    TrainingConfig,
+    config_fields,
+    dump_config,
+    load_config,
+)
 from charrnn.corpus import Corpus, commonest, describe_text, entropy, load_corpus
 from charrnn.device import describe_devices, select_device
 from charrnn.models import count_parameters
@@ -34,7 +38,7 @@ from charrnn.sources import catalogue, open_source
 from charrnn.tokenizer import UnknownCharacterError
 from charrnn.training import DivergedError
 
-MISUSE, FAILURE, INTERRUPTED = 2, 1, 130
+FAILURE, INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _say(f"charrnn: warning: {message}")
+            warnings.showwarning = _warn
             code = arguments.run(arguments)
         sys.stdout.flush()
         return code
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except ConfigError as error:
-        return _fail(error, MISUSE)
+        return _fail(error, console.MISUSE)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, FAILURE)
     except (ValueError, ImportError, DivergedError) as error:
@@ -63,6 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         return _fail("out of memory: lower --hidden-size, --num-layers, --batch-size or --seq-length", FAILURE)
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    if distributed.rank() == 0:
+        console.say(f"charrnn: warning: {message}")
 
 
 def _fail(error: object, code: int) -> int:
@@ -74,29 +83,39 @@ def _fail(error: object, code: int) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train a model, or go on training one."""
+    """Train a model, or go on training one; started by torchrun, with all of its processes together."""
     overrides = _settings(arguments)
     _refuse_together(arguments, "resume", "config", "out")
     _refuse_together(arguments, "init_from", *(name for _, _, name, _ in config_fields("model")), *TOKENS)
-    if arguments.resume:
-        run = Run.resume(arguments.resume, overrides)
-    else:
-        config = load_config(arguments.config) if arguments.config else RunConfig()
-        config = config.override(overrides)
-        out = None if arguments.dry_run else arguments.out or new_run_directory(config)
-        run = Run.start(config, out, arguments.init_from)
+    with distributed.process_group():
+        if arguments.resume:
+            run = Run.resume(arguments.resume, overrides)
+        else:
+            config = load_config(arguments.config) if arguments.config else RunConfig()
+            config = config.override(overrides)
+            out = None if arguments.dry_run else arguments.out or new_run_directory(config)
+            run = Run.start(config, out, arguments.init_from)
+        return _train(run, arguments)
+
+
+def _train(run: Run, arguments: argparse.Namespace) -> int:
+    if distributed.rank() > 0:  # the first speaks for all
+        if not arguments.dry_run:
+            run.fit()
+        return 0
     if arguments.dry_run:
         sys.stdout.write(dump_config(run.config))
-        _show("would train", _about(run))
+        console.show("would train", _about(run))
         return 0
-    if run.trainer.share_used() >= 1:
+    if run.trainer.done():
         run.fit()  # what a crash may have left undone at the very end
-        _say(
-            f"{run.directory}: already finished, at step {run.trainer.progress.step:,}; a larger budget goes on with it"
+        more = "patience" if run.trainer.out_of_patience() else "budget"
+        console.say(
+            f"{run.directory}: already finished, at step {run.trainer.progress.step:,}; a larger {more} goes on with it"
         )
         return 0
     if not arguments.quiet:
-        _show("training", _about(run))
+        console.show("training", _about(run))
     bar = None if arguments.quiet else ProgressBar(run.trainer.share_used())
     try:
         generator = run.fit(*[bar] if bar else [])
@@ -118,20 +137,22 @@ def _refuse_together(arguments: argparse.Namespace, name: str, *others: str) -> 
 
 
 def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
-    if run.trainer.share_used() < 1:
-        step = run.trainer.progress.step
-        _say(f"stopped at step {step:,}; go on with: {_program()} train --resume {run.directory}")
+    step = run.trainer.progress.step
+    if not run.trainer.done():
+        console.say(f"stopped at step {step:,}; go on with: {console.program()} train --resume {run.directory}")
         return INTERRUPTED
     if quiet:
         print(run.directory)
         return 0
+    if run.trainer.out_of_patience():
+        console.say(f"ended early at step {step:,}: {run.config.training.patience} evaluations brought no better loss")
     best = run.trainer.progress.best_loss
     if best is not None:
-        _say(f"best validation loss {best:.4f} nats per token; {run.directory / 'best'}")
+        console.say(f"best validation loss {best:.4f} nats per token; {run.directory / 'best'}")
     settings = run.config.generation.model_dump() | {"length": 500, "seed": run.config.device.seed}
-    _say("a sample:")
+    console.say("a sample:")
     _stream(generator, settings)
-    _say(f"more of it: {_program()} sample {run.directory}")
+    console.say(f"more of it: {console.program()} sample {run.directory}")
     return 0
 
 
@@ -150,9 +171,25 @@ def _about(run: Run) -> dict[str, Any]:
         f"{count_parameters(run.generator.model):,} parameters",
         "step": f"{dataset.batch_size} streams of {dataset.seq_length}, {len(dataset.borders(0)):,} steps an epoch",
         "budget": ", ".join(f"{name} {value:g}" for name, value in budgets.items() if value is not None),
-        "device": f"{run.trainer.device}, {how}",
+        "recipe": _recipe(config.training),
+        "device": f"{run.trainer.device}{_ranks()}, {how}",
         "directory": run.directory or "none",
     }
+
+
+def _ranks() -> str:
+    return f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+
+
+def _recipe(config: TrainingConfig) -> str:
+    """How it is trained, in a line: what is at its default is left out but for the first two."""
+    words = [f"{config.optimizer} {config.learning_rate:g}", f"schedule {config.schedule}"]
+    if config.optimizer == "muon":
+        words[0] += f", its matrices {config.muon_learning_rate:g}"
+    for name in ("ema_decay", "label_smoothing", "accumulation", "patience"):
+        if getattr(config, name) != TrainingConfig.model_fields[name].default:
+            words.append(f"{name} {getattr(config, name):g}")
+    return ", ".join(words)
 
 
 def _about_tokens(corpus: Corpus) -> dict[str, str]:
@@ -173,7 +210,7 @@ def sample(arguments: argparse.Namespace) -> int:
     settings = generator.config.override(overrides).generation.model_dump()
     settings["seed"] = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
     if not arguments.quiet:
-        _say(f"{arguments.checkpoint}: " + ", ".join(f"{k} {v!r}" for k, v in settings.items() if v is not None))
+        console.say(f"{arguments.checkpoint}: " + ", ".join(f"{k} {v!r}" for k, v in settings.items() if v is not None))
     try:
         if arguments.interactive:
             return _interact(generator, settings)
@@ -184,7 +221,7 @@ def sample(arguments: argparse.Namespace) -> int:
         known = (
             {"total": settings["length"], "unit": "char"} if generator.tokenizer.kind == "char" else {"unit": "token"}
         )
-        bar = functools.partial(_bar("writing"), **known)
+        bar = functools.partial(console.bar("writing"), **known)
         texts = generator.generate_batch([prompt] * arguments.num, **settings, progress=bar)
     except UnknownCharacterError as error:
         raise ConfigError(f"--prompt: {error}") from error
@@ -208,13 +245,13 @@ def _stream(generator: TextGenerator, settings: dict[str, Any]) -> None:
 
 def _interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
     """Each line typed is a prompt; Ctrl-C stops the text, end of input the program."""
-    _say("type a prompt and press Enter; Ctrl-C stops the text, Ctrl-D ends")
+    console.say("type a prompt and press Enter; Ctrl-C stops the text, Ctrl-D ends")
     for turn in itertools.count():
         try:
             prompt = input("> " if sys.stdin.isatty() else "")
             _stream(generator, settings | {"prompt": prompt, "seed": settings["seed"] + turn})
         except UnknownCharacterError as error:
-            _say(str(error))
+            console.say(str(error))
         except KeyboardInterrupt:
             print()
         except EOFError:
@@ -229,7 +266,7 @@ def eval_(arguments: argparse.Namespace) -> int:
     config = evaluation_config(generator, given.pop("data", None), **given)
     corpus = load_corpus(config, generator.tokenizer)
     fractions = {"train_frac": config.train_frac, "val_frac": config.val_frac}
-    result = evaluate(generator, corpus, arguments.split, progress=_bar("evaluating"), **fractions)
+    result = evaluate(generator, corpus, arguments.split, progress=console.bar("evaluating"), **fractions)
     values = {
         "checkpoint": str(arguments.checkpoint),
         "data": config.name,
@@ -253,36 +290,28 @@ def eval_(arguments: argparse.Namespace) -> int:
     values |= {name: f"{values[name]:,}" for name in ("characters", "tokens")}
     if generator.tokenizer.unknown is None:
         del values["unknown"]
-    _show("evaluation", values)
+    console.show("evaluation", values)
     if ladder:
         _show_ladder(ladder)
     return 0
 
 
-def _bar(doing: str) -> Any:
-    return functools.partial(tqdm, desc=doing, disable=None, leave=False)
-
-
 def _baselines(corpus: Corpus, split: str, train_frac: float, val_frac: float) -> dict[str, float]:
     """Bits per character of n-gram models on the split that a network is measured on."""
-    try:
+    with console.libraries_of_the_notebooks("--baselines"):
         from charrnn.lab.ngrams import NgramModel, ngram_ladder
-    except ImportError as error:
-        raise ImportError(
-            f"--baselines: expected the libraries of the notebooks, got none ({error}); run: pip install ipywidgets "
-            "matplotlib"
-        ) from error
+
     splits = corpus.split(train_frac, val_frac)
     tokens = corpus.tokens if split == "all" else splits._asdict()[split]
     order = min(8, len(splits.train))
-    model = NgramModel(splits.train, corpus.tokenizer.vocab_size, order, progress=_bar("counting n-grams"))
+    model = NgramModel(splits.train, corpus.tokenizer.vocab_size, order, progress=console.bar("counting n-grams"))
     return ngram_ladder(model, corpus.tokenizer, tokens)
 
 
 def _show_ladder(ladder: dict[str, float]) -> None:
     """The models from worst to best."""
     rows = [{"model": name, "bits per character": f"{bpc:.4f}"} for name, bpc in ladder.items()]
-    _show_rows("baselines", sorted(rows, key=lambda row: -float(row["bits per character"])))
+    console.show_rows("baselines", sorted(rows, key=lambda row: -float(row["bits per character"])))
 
 
 def inspect(arguments: argparse.Namespace) -> int:
@@ -306,13 +335,13 @@ def inspect(arguments: argparse.Namespace) -> int:
         "validation loss": _number(training.get("val_loss"), "nats per token"),
         "validation bpc": _number(training.get("val_bpc"), "bits per character"),
     }
-    _show("checkpoint", rows)
+    console.show("checkpoint", rows)
     history = progress.get("history", [])
     if history:
         shown = history[: -1 : max(1, len(history) // 10)] + history[-1:]
         names = ("step", "epoch", "validation loss")
         cells = ((f"{step:,}", f"{epoch:.2f}", f"{loss:.4f}") for step, epoch, loss in shown)
-        _show_rows("training history", [dict(zip(names, row, strict=True)) for row in cells])
+        console.show_rows("training history", [dict(zip(names, row, strict=True)) for row in cells])
     return 0
 
 
@@ -326,7 +355,7 @@ def data(arguments: argparse.Namespace) -> int:
         rows = [
             {"name": name, **{k: entry[k] for k in ("description", "license")}} for name, entry in catalogue().items()
         ]
-        _show_rows("corpora", rows)
+        console.show_rows("corpora", rows)
         return 0
     config = RunConfig().override(_settings(arguments) | {"data": arguments.name}).data
     corpus = load_corpus(config)
@@ -337,7 +366,7 @@ def data(arguments: argparse.Namespace) -> int:
         **{f"{name} split": f"{len(tokens):,} tokens" for name, tokens in splits._asdict().items()},
         "sha256": corpus.sha256,
     }
-    _show(corpus.name, rows | (_statistics(config, corpus) if arguments.stats else {}))
+    console.show(corpus.name, rows | (_statistics(config, corpus) if arguments.stats else {}))
     if arguments.baselines:
         _show_ladder(_baselines(corpus, "val", config.train_frac, config.val_frac))
     return 0
@@ -362,77 +391,21 @@ def _statistics(config: DataConfig, corpus: Corpus) -> dict[str, str]:
     return rows
 
 
-def bench_data(arguments: argparse.Namespace) -> int:
-    """Time how a text becomes batches, beside the usual way and at growing sizes."""
-    from charrnn.bench.data import compare, scale
+def plot(arguments: argparse.Namespace) -> int:
+    """Draw what a run has told, or compare several runs."""
+    with console.libraries_of_the_notebooks("plot"):
+        from charrnn.lab.runs import load_runs, run_picture, runs_picture, write_picture
 
-    comparison = compare(arguments.data, progress=_bar("comparing"))
-    sizes = [megabytes * 10**6 for megabytes in arguments.sizes]
-    bar = tqdm(scale(sizes), desc="growing", total=len(sizes), disable=None, leave=False)
-    growth = list(bar)
-    if arguments.json:
-        print(json.dumps({"comparison": comparison, "growth": growth}))
-        return 0
-    _show_rows(
-        f"{arguments.data}: the usual way and charrnn",
-        [
-            {
-                "": row["what"],
-                "usual": _seconds(row["usual_seconds"]),
-                "charrnn": _seconds(row["seconds"]),
-                "times faster": f"{row['times_faster']:,.0f}",
-            }
-            for row in comparison
-        ],
-    )
-    if growth:
-        _show_rows("texts of growing size", [_growth(row) for row in growth])
+    several = len(arguments.runs) > 1
+    if several and not arguments.out:
+        raise ConfigError("--out: expected a file for the figure of several runs, got none")
+    runs = load_runs(arguments.runs)
+    picture = runs_picture(runs) if several else run_picture(*runs.values(), title=next(iter(runs)))
+    out = arguments.out or arguments.runs[0] / "plot.png"
+    write_picture(picture, out)
+    console.say(picture.alt)
+    print(out)
     return 0
-
-
-def bench_kernels(arguments: argparse.Namespace) -> int:
-    """Time a training step on each backend, for each cell and size."""
-    from charrnn.bench.kernels import compare
-
-    rows = compare(arguments.cells, rounds=arguments.rounds, progress=_bar("training"))
-    if arguments.json:
-        print(json.dumps(rows))
-        return 0
-    _show_rows(
-        "characters per second of training, and how many times faster fused is",
-        [_kernels(row) for row in rows],
-    )
-    return 0
-
-
-def _kernels(row: dict[str, Any]) -> dict[str, str]:
-    speeds = {name: row[name]["speed"] if name in row else None for name in ("readable", "fused", "native")}
-    num_layers, hidden_size, batch_size, seq_length = row["shape"]
-    return {
-        "cell": row["cell"],
-        "size, B x T": f"{num_layers}x{hidden_size}, {batch_size}x{seq_length}",
-        **{name: f"{speed:,.0f}" if speed else "-" for name, speed in speeds.items()},
-        "x native": f"{speeds['fused'] / speeds['native']:.2f}" if speeds["native"] else "-",
-        "x readable": f"{speeds['fused'] / speeds['readable']:.2f}",
-    }
-
-
-def _growth(row: dict[str, Any]) -> dict[str, str]:
-    peak, start = row["peak_bytes"], row["peak_bytes_at_start"]
-    return {
-        "size": f"{row['bytes'] / 1e6:,.0f} MB",
-        "prepare": _seconds(row["prepare_seconds"]),
-        "speed": f"{row['bytes_per_second'] / 1e6:,.0f} MB/s",
-        "again": _seconds(row["again_seconds"]),
-        f"{row['batches']:,} batches": _seconds(row["batches_seconds"]),
-        "peak memory": "unknown" if peak is None else f"{peak / 1e6:,.0f} MB",
-        "of it at the start": "unknown" if start is None else f"{start / 1e6:,.0f} MB",
-    }
-
-
-def _seconds(value: float) -> str:
-    unit, factor = next(((u, f) for u, f in (("s", 1), ("ms", 1e3)) if value * f >= 1), ("µs", 1e6))
-    return f"{value * factor:,.3g} {unit}" if value < 1000 else f"{value:,.0f} s"
 
 
 def devices(arguments: argparse.Namespace) -> int:
@@ -440,26 +413,20 @@ def devices(arguments: argparse.Namespace) -> int:
     chosen = select_device()
     rows = describe_devices()
     for row in rows:
-        row["auto"] = "chosen" if row["device"].split(":")[0] == chosen.type and row is rows[0] else ""
-    _show_rows("devices", rows)
+        row["device auto"] = "chosen" if row["device"].split(":")[0] == chosen.type and row is rows[0] else ""
+    console.show_rows("devices", rows)
     return 0
 
 
 # ---------------------------------------------------------------------------------------------------------- the parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(MISUSE)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="charrnn", description=charrnn.__doc__, allow_abbrev=False)
+    parser = console.Parser(prog="charrnn", description=charrnn.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=importlib.metadata.version("charrnn"))
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=console.Parser)
 
-    command = _command(commands, "train", train)
+    command = console.add_command(commands, "train", train)
     command.add_argument("config", nargs="?", type=Path, help="YAML file of settings; flags win over it")
     command.add_argument("--out", type=Path, metavar="DIR", help="the run's directory (default: a new one, by time)")
     start = command.add_mutually_exclusive_group()
@@ -467,56 +434,48 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--init-from", type=Path, metavar="DIR", help="start from the weights and vocabulary in DIR")
     command.add_argument("--dry-run", action="store_true", help="check and show everything, train and write nothing")
     command.add_argument("--quiet", action="store_true", help="print the run's directory alone")
-    _add_settings(command)
+    console.add_settings(command, config_fields())
 
-    command = _command(commands, "sample", sample)
+    command = console.add_command(commands, "sample", sample)
     _add_checkpoint(command)
     _add_device(command)
-    _add_settings(command, "generation", default="that of the checkpoint")
+    console.add_settings(command, config_fields("generation"), default="that of the checkpoint")
     command.add_argument("--argmax", action="store_true", help="always the likeliest character: temperature 0")
     command.add_argument(
-        "--seed", type=_whole(0), help="the same seed gives the same text (default: another each time)"
+        "--seed", type=console.whole(0), help="the same seed gives the same text (default: another each time)"
     )
-    command.add_argument("--num", type=_whole(1), default=1, help="number of texts (default: 1)")
+    command.add_argument("--num", type=console.whole(1), default=1, help="number of texts (default: 1)")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the text to FILE")
     command.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
     command.add_argument("--quiet", action="store_true", help="print the text alone")
 
-    command = _command(commands, "eval", eval_)
+    command = console.add_command(commands, "eval", eval_)
     _add_checkpoint(command)
     _add_device(command)
-    _add_settings(command, "data", default="that of the checkpoint", without=TOKENS)
+    console.add_settings(command, config_fields("data"), default="that of the checkpoint", without=TOKENS)
     command.add_argument("--split", choices=("train", "val", "test", "all"), default="val", help="(default: val)")
     _add_baselines(command)
-    command.add_argument("--json", action="store_true", help="print JSON")
+    console.add_json(command)
 
-    _add_checkpoint(_command(commands, "inspect", inspect))
+    _add_checkpoint(console.add_command(commands, "inspect", inspect))
 
-    command = _command(commands, "data", data)
+    command = console.add_command(commands, "data", data)
     command.add_argument(
         "name", nargs="?", metavar="NAME|PATH", help="a corpus, a file, a folder, a glob, or - (default: a list)"
     )
     command.add_argument("--stats", action="store_true", help="bytes, lines, words, entropy and the commonest, too")
     _add_baselines(command)
-    _add_settings(command, "data", without=("data",))
+    console.add_settings(command, config_fields("data"), without=("data",))
 
-    _command(commands, "devices", devices)
+    command = console.add_command(commands, "plot", plot)
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the directory of a run, finished or not")
+    command.add_argument(
+        "--out", type=console.picture_file, metavar="FILE", help="a .png or .svg file (default: RUN/plot.png)"
+    )
 
-    benches = commands.add_parser("bench", help="Measure side by side.", description="Measure side by side.")
-    measurements = benches.add_subparsers(title="measurements", required=True, metavar="WHAT", parser_class=_Parser)
-    command = _command(measurements, "data", bench_data)
-    command.add_argument("--data", default="shakespeare", metavar="NAME", help="the text (default: shakespeare)")
-    command.add_argument(
-        "--sizes", nargs="*", type=_whole(1), default=[10, 100, 1000], metavar="MB", help="(default: 10 100 1000)"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command = _command(measurements, "kernels", bench_kernels)
-    kinds = ["rnn", "gru", "lstm", "ln-lstm"]
-    command.add_argument("--cells", nargs="+", choices=kinds, default=kinds, metavar="CELL", help="(default: all four)")
-    command.add_argument(
-        "--rounds", type=_whole(1), default=9, metavar="N", help="how often each setting is timed (default: 9)"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    console.add_command(commands, "devices", devices)
+
+    cli_bench.add_commands(commands)
     return parser
 
 
@@ -527,12 +486,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         near = difflib.get_close_matches(unknown[0], flags, n=1)
         arguments.parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
     return arguments
-
-
-def _command(commands: Any, name: str, run: Any) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
-    command.set_defaults(run=run, parser=command)
-    return command
 
 
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -549,69 +502,5 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, mps or auto (default: cpu)")
 
 
-def _add_settings(
-    command: argparse.ArgumentParser, *sections: str, default: str = "", without: tuple[str, ...] = ()
-) -> None:
-    """A flag for every field of the config's sections; those not given stay out of the namespace."""
-    for _section, key, name, field in config_fields(*sections):
-        if name in without:
-            continue
-        value = "none" if field.default is None else field.default
-        value = repr(value) if value in ("", "\n") else value
-        switch = {"action": argparse.BooleanOptionalAction} if field.annotation is bool else {"metavar": key.upper()}
-        command.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=f"setting:{name}",
-            default=argparse.SUPPRESS,
-            help=f"{field.description} (default: {default or value})".replace("%", "%%"),
-            **switch,
-        )
-
-
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    given = {
-        key.removeprefix("setting:"): value for key, value in vars(arguments).items() if key.startswith("setting:")
-    }
-    if "separator" in given:  # a shell hands on \n as it is typed
-        given["separator"] = given["separator"].replace("\\n", "\n").replace("\\t", "\t")
-    optional = {name for _, _, name, field in config_fields() if type(None) in get_args(field.annotation)}
-    empty = ("none", "null")
-    return {name: None if name in optional and value.lower() in empty else value for name, value in given.items()}
-
-
-def _whole(least: int) -> Any:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-        return int(text)
-
-    return number
-
-
-# ------------------------------------------------------------------------------------------------------------- to speak
-
-
-def _program() -> str:
-    """This program as it can be typed here."""
-    path = Path(sys.argv[0])
-    if path.name == "__main__.py":
-        return "python -m charrnn"
-    return path.name if shutil.which(path.name) else str(path)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _show(title: str, values: dict[str, Any]) -> None:
-    table = Table("", "", title=title, show_header=False, title_justify="left")
-    for name, value in values.items():
-        table.add_row(Text(name), Text(str(value), overflow="fold"))
-    Console().print(table)
-
-
-def _show_rows(title: str, rows: Sequence[dict[str, str]]) -> None:
-    table = Table(*rows[0], title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(Text(value, overflow="fold") for value in row.values()))
-    Console().print(table)
+    return console.given_settings(arguments, config_fields())

@@ -127,7 +127,7 @@ def seed_step(device: torch.device, seed: int, step: int, rank: int = 0) -> None
 
 
 def describe_devices() -> list[dict[str, str]]:
-    """What `charrnn devices` shows: a row per device with its name, memory or threads, and precisions."""
+    """What `charrnn devices` shows: for each device its name, memory or threads, and the precisions of its products."""
     rows = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -141,7 +141,18 @@ def describe_devices() -> list[dict[str, str]]:
 
 
 def _row(device: torch.device, name: str, size: str) -> dict[str, str]:
-    return {"device": str(device), "name": name, "size": size, "precisions": ", ".join(candidate_precisions(device))}
+    precisions = candidate_precisions(device)
+    measured = device.type == "cpu" and len(precisions) > 1
+    # TF32 rounds the factors of fp32 products to 10 bits; PyTorch leaves it off, and so do we: fp32 means fp32
+    tf32 = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    return {
+        "device": str(device),
+        "name": name,
+        "size": size,
+        "precisions": ", ".join(precisions),
+        "precision auto": "the fastest, measured" if measured else precisions[-1],
+        "TF32": "on" if tf32 else "off" if device.type == "cuda" else "-",
+    }
 
 
 def cpu_name() -> str:

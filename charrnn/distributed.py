@@ -21,7 +21,11 @@ from charrnn.models import State, map_state
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started, for the length of the `with` block; alone without torchrun."""
+    """Join the processes that torchrun started, for the length of the `with` block; alone without torchrun.
+
+    Raises:
+        ConnectionError: another of the processes ended in the middle.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_available():
         yield
         return
@@ -30,6 +34,13 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ConnectionError(
+                f"rank {dist.get_rank()}: expected {dist.get_world_size()} processes that go on together, but another "
+                "one has ended; what was saved last is whole: go on from it with --resume"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -211,16 +211,18 @@ class Trainer:
 
     def _run(self) -> Iterator[Event]:
         progress = self.progress
-        if not self._done():
+        if not self._ends():
             yield from self._due()  # at step 0, and where a caller broke out before it was told
-        while not self._done():
+        while not self._ends():
             for window in self.dataset.windows(progress.epoch, progress.position, self.device):
                 self._update(window)
                 yield from self._report()
-                if self._done():
+                if self._ends():
                     break
             else:  # the next epoch reads the text from its beginning
                 progress.epoch, progress.position, self._state = progress.epoch + 1, 0, None
+        if self._steps:
+            yield self._log()
         yield from self._due(now=not self._stop, save=True)
         early = self.out_of_patience() and not self._stop
         yield Finished(progress.step, self.epoch, progress.seconds, progress.best_loss, self._stop, early)
@@ -235,6 +237,10 @@ class Trainer:
         spent = {"max_steps": self.progress.step, "max_epochs": self.epoch, "max_seconds": self.progress.seconds}
         budgets = {name: getattr(self.config, name) for name in spent}
         return min(1.0, max(spent[name] / budget for name, budget in budgets.items() if budget is not None))
+
+    def done(self) -> bool:
+        """Whether nothing is left to do: the budget is used up, or the patience at its end."""
+        return self.share_used() >= 1 or self.out_of_patience()
 
     def out_of_patience(self) -> bool:
         """Whether as many evaluations as `patience` says have brought no better loss."""
@@ -327,8 +333,8 @@ class Trainer:
         self._started = time.perf_counter() - progress.seconds
         self._clear_means()
 
-    def _done(self) -> bool:
-        return self._stop or self.share_used() >= 1 or self.out_of_patience()
+    def _ends(self) -> bool:
+        return self._stop or self.done()
 
     def _update(self, window: Window) -> None:
         begin = time.perf_counter()
@@ -422,9 +428,9 @@ class Trainer:
 
     def _report(self) -> Iterator[Event]:
         yield Stepped(self.progress.step, self.epoch, self.progress.seconds, self.share_used())
-        if self.progress.step % self.log_interval == 0 or self._done():
+        if self.progress.step % self.log_interval == 0 or self._ends():
             yield self._log()
-        if not self._done():  # at the end the last evaluation comes before the last save
+        if not self._ends():  # at the end the last evaluation comes before the last save
             yield from self._due()
 
     def _due(self, now: bool = False, save: bool = False) -> Iterator[Event]:

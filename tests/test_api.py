@@ -3,6 +3,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 
@@ -318,20 +319,116 @@ def test_starting_from_other_weights(tiny, tmp_path):
     torch.testing.assert_close(weights(second.fit()), weights(first), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"tie_weights": True}, {"embedding_dim": 5}])
+def test_a_new_text_may_add_to_the_vocabulary(tiny, tmp_path, options):
+    """Old tokens keep their ids; the new ones change the probabilities of the old only by taking a share."""
+    first = Run.start(tiny.override(options), tmp_path / "first").fit()
+    known = first.tokenizer.characters
+    text = tmp_path / "other.txt"
+    text.write_text((known * 5 + "ÄÖ") * 40, encoding="utf-8")
+    with pytest.warns(
+        UserWarning, match=f"the vocabulary of {len(known)} characters grows to {len(known) + 2}, by 'ÄÖ'"
+    ):
+        run = Run.start(tiny.override({"data": str(text), "max_steps": 3}), tmp_path / "second", tmp_path / "first")
+    assert run.generator.tokenizer.characters == known + "ÄÖ"
+    tokens = torch.tensor([first.tokenizer.encode(known).astype(int).tolist()])
+    old, new = (generator.model.eval()(tokens)[0] for generator in (first, run.generator))
+    torch.testing.assert_close(new[..., : len(known)], old)
+    assert new.shape[-1] == len(known) + 2
+    tuned = run.fit()
+    assert charrnn.load_model(tmp_path / "second").generate("ÄÖ", length=5, seed=1) == tuned.generate("ÄÖ", 5, seed=1)
+
+
+def test_what_is_kept_is_the_mean_of_the_weights_that_was_measured(tiny, tmp_path):
+    run = Run.start(tiny.override({"ema_decay": 0.9, "learning_rate": 0.02, "max_steps": 30}), tmp_path / "run")
+    best = run.fit()
+    assert charrnn.evaluate(best).loss == pytest.approx(run.trainer.progress.best_loss)
+    last = load_checkpoint(tmp_path / "run" / "last")
+    flat, of_run = torch.nn.utils.parameters_to_vector, run.trainer
+    assert torch.equal(weights(last), flat(of_run.average.parameters()))
+    assert not torch.equal(weights(last), flat(of_run.model.parameters()))
+    unwritten = Run.start(tiny.override({"ema_decay": 0.9, "max_steps": 5}))
+    assert unwritten.fit().model is unwritten.trainer.average
+
+
+def test_the_best_few_are_kept_under_names_that_say_it(tiny, tmp_path):
+    run = Run.start(tiny.override({"keep_best": 2, "max_steps": 40, "learning_rate": 0.01}), tmp_path / "run")
+    run.fit()
+    lowest = sorted((loss, epoch) for _, epoch, loss in run.trainer.progress.history)[:2]
+    expected = {f"lm_lstm_epoch{epoch:.2f}_{loss:.4f}" for loss, epoch in lowest}
+    assert {path.name for path in (tmp_path / "run").glob("lm_*")} == expected
+    for name in expected:
+        assert load_checkpoint(tmp_path / "run" / name).training_state["val_loss"] == pytest.approx(
+            float(name.rpartition("_")[2]), abs=5e-5
+        )
+
+
+def test_another_optimizer_cannot_take_over(tiny, tmp_path):
+    Run.start(tiny, tmp_path / "run").fit()
+    with pytest.raises(CheckpointError, match="its own optimizer adamw, got muon"):
+        Run.resume(tmp_path / "run", {"optimizer": "muon"})
+
+
+def test_a_run_out_of_patience_goes_on_with_more(tiny, tmp_path):
+    run = Run.start(tiny.override({"patience": 1, "min_delta": 9.0, "max_steps": 99}), tmp_path / "run")
+    run.fit()
+    assert run.trainer.progress.step == 10
+    resumed = Run.resume(tmp_path / "run")
+    assert resumed.trainer.done()
+    resumed.fit()
+    assert resumed.trainer.progress.step == 10
+    more = Run.resume(tmp_path / "run", {"patience": 2})
+    more.fit()
+    assert more.trainer.progress.step == 15
+
+
 # ------------------------------------------------------------------------------------------------- what goes wrong
 
 
-def test_ctrl_c_saves_at_the_end_of_the_step(tiny, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_at_the_end_of_the_step(tiny, tmp_path, number):
     run = Run.start(tiny.override({"max_steps": 10_000}), tmp_path / "run")
 
     def interrupt(event):
         if isinstance(event, Stepped) and event.step == 7:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     run.fit(interrupt)
     assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 7
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.parametrize("full_at", [8, 15])  # a save of last/, and one of best/
+def test_a_full_disk_loses_nothing_that_was_there(tiny, tmp_path, full_at):
+    """No file may grow beyond 3,000 bytes: weights fail to be written, and the run goes on later as if they had not."""
+    import resource
+
+    tiny = tiny.override({"learning_rate": 0.01, "max_steps": 30})
+    Run.start(tiny, tmp_path / "whole").fit()
+    run = Run.start(tiny, tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(event):
+        if isinstance(event, Stepped) and event.step == full_at:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="what stood there before is whole") as caught:
+            run.fit(fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "model.safetensors" in str(caught.value.filename)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "last", "metrics.jsonl"]
+    assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == full_at // 4 * 4 - 4 * (
+        full_at % 4 == 0
+    )
+    Run.resume(tmp_path / "run").fit()
+    for name in ("best", "last"):
+        assert torch.equal(*(weights(load_checkpoint(tmp_path / run / name)) for run in ("whole", "run")))
 
 
 def test_a_second_ctrl_c_interrupts_at_once(tiny, tmp_path):

@@ -108,6 +108,12 @@ def test_the_cpu_is_described():
     assert "fp32" in describe_devices()[-1]["precisions"]
 
 
+def test_what_auto_takes_is_described(monkeypatch):
+    for candidates, auto in ((["fp32"], "fp32"), (["fp32", "bf16"], "the fastest, measured")):
+        monkeypatch.setattr("charrnn.device.candidate_precisions", lambda device, names=candidates: names)
+        assert describe_devices()[-1]["precision auto"] == auto
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_cuda_has_a_half_precision():
     assert candidate_precisions(torch.device("cuda"))[-1] in ("bf16", "fp16")

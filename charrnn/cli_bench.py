@@ -1,0 +1,259 @@
+"""`charrnn bench`: thin commands over `charrnn.bench`, which is imported only by the command that needs it."""
+
+import argparse
+import json
+import math
+from typing import Any
+
+from tqdm import tqdm
+
+from charrnn import console
+
+Row = dict[str, Any]
+
+
+def add_commands(commands: Any) -> None:
+    """The `bench` command and its measurements."""
+    what = "Measure side by side."
+    benches = commands.add_parser("bench", help=what, description=what)
+    measurements = benches.add_subparsers(
+        title="measurements", required=True, metavar="WHAT", parser_class=console.Parser
+    )
+    for add in (_add_train, _add_ladder, _add_data, _add_kernels):
+        console.add_json(add(measurements))
+
+
+def _add_text(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", default="shakespeare", metavar="NAME", help="the text (default: shakespeare)")
+
+
+def _add_rounds(command: argparse.ArgumentParser, rounds: int) -> None:
+    command.add_argument(
+        "--rounds",
+        type=console.whole(1),
+        default=rounds,
+        metavar="N",
+        help=f"how often each setting is timed (default: {rounds})",
+    )
+
+
+def _add_seconds(command: argparse.ArgumentParser, seconds: float, what: str) -> None:
+    command.add_argument(
+        "--seconds", type=console.positive, default=seconds, metavar="S", help=f"{what} (default: {seconds})"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- train
+
+
+def _add_train(measurements: Any) -> argparse.ArgumentParser:
+    command = console.add_command(measurements, "train", train)
+    _add_text(command)
+    _add_rounds(command, 3)
+    _add_seconds(command, 10, "measured in each turn")
+    return command
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Time whole training, beside PyTorch's LSTM in a plain loop and shuffled windows of a DataLoader."""
+    from charrnn.bench.train import CONTENDERS, compare
+
+    rows = compare(arguments.data, rounds=arguments.rounds, seconds=arguments.seconds, progress=console.bar("training"))
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    shown = [_trained(row, name) for row in rows for name in CONTENDERS]
+    console.show_rows("characters per second of whole training, and how many times faster ours is", shown)
+    console.say(
+        "through the network: every character that it reads; new in the text: those not yet read in this pass over the "
+        "text, of which a shuffled window has one"
+    )
+    return 0
+
+
+def _trained(row: Row, name: str) -> dict[str, str]:
+    result, times = row[name], row["times_faster"].get(name, {})
+    chosen = f", {result['precision']}, {result['backend']}" if "backend" in result else ""
+    shown = {"size, B x T": _shape(row["shape"]), "program": name + chosen}
+    for unit, label in (("through", "through the network"), ("text", "new in the text")):
+        shown[label] = f"{result[unit]:,.0f}"
+        shown[f"x {unit}"] = f"{times[unit]:.2f}" if times else "-"
+    return shown
+
+
+# ------------------------------------------------------------------------------------------------------------- ladder
+
+
+def _add_ladder(measurements: Any) -> argparse.ArgumentParser:
+    command = console.add_command(measurements, "ladder", ladder)
+    _add_text(command)
+    _add_seconds(command, 25, "of each run")
+    command.add_argument(
+        "--seeds", type=console.whole(1), default=5, metavar="N", help="runs of each kind (default: 5)"
+    )
+    command.add_argument(
+        "--parameters", type=console.whole(1), default=150_000, metavar="N", help="of each network (default: 150000)"
+    )
+    command.add_argument(
+        "--threads", type=console.whole(1), metavar="N", help="CPU threads (default: PyTorch's choice)"
+    )
+    command.add_argument(
+        "--out", type=console.new_file, metavar="FILE", help="write all there is to know to FILE as JSON"
+    )
+    return command
+
+
+def ladder(arguments: argparse.Namespace) -> int:
+    """Train RNN, GRU, LSTM and LayerNorm-LSTM at equal parameters and equal time, and test who learned more."""
+    with console.libraries_of_the_notebooks("bench ladder"):
+        from charrnn.bench import ladder as bench
+
+    result = bench.ladder(
+        arguments.seconds,
+        range(1, arguments.seeds + 1),
+        arguments.parameters,
+        progress=console.bar("training"),
+        data=arguments.data,
+        threads=arguments.threads,
+    )
+    pairs = {at_equal: bench.paired(result["records"], over) for at_equal, over in EQUAL.items()}
+    result |= {"pairs": pairs}
+    if arguments.out:
+        bench.write_result(arguments.out, result)
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    console.show_rows(
+        "validation loss, nats per character, with the 95% interval of its mean over the seeds", _ladder(result)
+    )
+    for at_equal, rows in pairs.items():
+        for sentence in bench.conclusions(rows, at_equal):
+            print(sentence)
+    return 0
+
+
+EQUAL = {"time": "seconds", "data": "characters"}  # what is made equal, and over what the curves are then read
+
+
+def _ladder(result: Row) -> list[dict[str, str]]:
+    """A row for each kind: its size, and its loss where the shortest run ends."""
+    from charrnn.bench.ladder import at_the_end, summarise
+
+    records = {record["kind"]: record for record in result["records"]}
+    ends = {at_equal: at_the_end(summarise(result["records"], over)) for at_equal, over in EQUAL.items()}
+    titles = {"time": f"after {ends['time'][0]:,.3g} s", "data": f"after {ends['data'][0]:,.0f} characters"}
+    return [
+        {
+            "kind": kind,
+            "units": f"{record['hidden_size']:,}",
+            "parameters": f"{record['parameters']:,}",
+            **{titles[at_equal]: _loss(**losses[kind]) for at_equal, (_, losses) in ends.items()},
+        }
+        for kind, record in records.items()
+    ]
+
+
+def _loss(mean: float, low: float, high: float) -> str:
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})" if math.isfinite(low) else f"{mean:.3f} (one seed)"
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def _add_data(measurements: Any) -> argparse.ArgumentParser:
+    command = console.add_command(measurements, "data", data)
+    command.add_argument("--data", default="shakespeare", metavar="NAME", help="the text (default: shakespeare)")
+    command.add_argument(
+        "--sizes",
+        nargs="*",
+        type=console.whole(1),
+        default=[10, 100, 1000],
+        metavar="MB",
+        help="(default: 10 100 1000)",
+    )
+    return command
+
+
+def data(arguments: argparse.Namespace) -> int:
+    """Time how a text becomes batches, beside the usual way and at growing sizes."""
+    from charrnn.bench.data import compare, scale
+
+    comparison = compare(arguments.data, progress=console.bar("comparing"))
+    sizes = [megabytes * 10**6 for megabytes in arguments.sizes]
+    growth = list(tqdm(scale(sizes), desc="growing", total=len(sizes), disable=None, leave=False))
+    if arguments.json:
+        print(json.dumps({"comparison": comparison, "growth": growth}))
+        return 0
+    console.show_rows(
+        f"{arguments.data}: the usual way and charrnn",
+        [
+            {
+                "": row["what"],
+                "usual": console.seconds(row["usual_seconds"]),
+                "charrnn": console.seconds(row["seconds"]),
+                "times faster": f"{row['times_faster']:,.0f}",
+            }
+            for row in comparison
+        ],
+    )
+    if growth:
+        console.show_rows("texts of growing size", [_growth(row) for row in growth])
+    return 0
+
+
+def _growth(row: Row) -> dict[str, str]:
+    return {
+        "size": f"{row['bytes'] / 1e6:,.0f} MB",
+        "prepare": console.seconds(row["prepare_seconds"]),
+        "speed": f"{row['bytes_per_second'] / 1e6:,.0f} MB/s",
+        "again": console.seconds(row["again_seconds"]),
+        f"{row['batches']:,} batches": console.seconds(row["batches_seconds"]),
+        "peak memory": _megabytes(row["peak_bytes"]),
+        "of it at the start": _megabytes(row["peak_bytes_at_start"]),
+    }
+
+
+def _megabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e6:,.0f} MB"
+
+
+# ------------------------------------------------------------------------------------------------------------ kernels
+
+
+def _add_kernels(measurements: Any) -> argparse.ArgumentParser:
+    command = console.add_command(measurements, "kernels", kernels)
+    kinds = ["rnn", "gru", "lstm", "ln-lstm"]
+    command.add_argument("--cells", nargs="+", choices=kinds, default=kinds, metavar="CELL", help="(default: all four)")
+    _add_rounds(command, 9)
+    return command
+
+
+def kernels(arguments: argparse.Namespace) -> int:
+    """Time a training step on each backend, for each cell and size."""
+    from charrnn.bench.kernels import compare
+
+    rows = compare(arguments.cells, rounds=arguments.rounds, progress=console.bar("training"))
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    console.show_rows(
+        "characters per second of training, and how many times faster fused is",
+        [_kernels(row) for row in rows],
+    )
+    return 0
+
+
+def _kernels(row: Row) -> dict[str, str]:
+    speeds = {name: row[name]["speed"] if name in row else None for name in ("readable", "fused", "native")}
+    return {
+        "cell": row["cell"],
+        "size, B x T": _shape(row["shape"]),
+        **{name: f"{speed:,.0f}" if speed else "-" for name, speed in speeds.items()},
+        "x native": f"{speeds['fused'] / speeds['native']:.2f}" if speeds["native"] else "-",
+        "x readable": f"{speeds['fused'] / speeds['readable']:.2f}",
+    }
+
+
+def _shape(shape: list[int]) -> str:
+    num_layers, hidden_size, batch_size, seq_length = shape
+    return f"{num_layers}x{hidden_size}, {batch_size}x{seq_length}"

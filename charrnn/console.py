@@ -1,0 +1,172 @@
+"""What commands and a person tell each other: flags one way; lines, tables and progress bars the other."""
+
+import argparse
+import contextlib
+import functools
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+MISUSE = 2  # the exit code
+Setting = tuple[str, str, str, Any]  # section, key, name on the command line, field, as `config.config_fields` has them
+
+# ---------------------------------------------------------------------------------------------------- what is typed
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end the program."""
+        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(MISUSE)
+
+
+def add_command(commands: Any, name: str, run: Any) -> Parser:
+    """A command that calls `run` with its arguments; its help is the docstring of `run`."""
+    command = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
+    command.set_defaults(run=run, parser=command)
+    return command
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """The flag that asks for JSON instead of tables."""
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_settings(
+    command: argparse.ArgumentParser,
+    fields: Iterable[Setting],
+    default: str = "",
+    without: tuple[str, ...] = (),
+) -> None:
+    """A flag for every one of `fields`; those not given stay out of the namespace."""
+    for _section, key, name, field in fields:
+        if name in without:
+            continue
+        value = "none" if field.default is None else field.default
+        value = repr(value) if value in ("", "\n") else value
+        switch = {"action": argparse.BooleanOptionalAction} if field.annotation is bool else {"metavar": key.upper()}
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"setting:{name}",
+            default=argparse.SUPPRESS,
+            help=f"{field.description} (default: {default or value})".replace("%", "%%"),
+            **switch,
+        )
+
+
+def given_settings(arguments: argparse.Namespace, fields: Iterable[Setting]) -> dict[str, Any]:
+    """The values of the flags of `add_settings` that were given."""
+    given = {
+        key.removeprefix("setting:"): value for key, value in vars(arguments).items() if key.startswith("setting:")
+    }
+    if "separator" in given:  # a shell hands on \n as it is typed
+        given["separator"] = given["separator"].replace("\\n", "\n").replace("\\t", "\t")
+    optional = {name for _, _, name, field in fields if type(None) in get_args(field.annotation)}
+    empty = ("none", "null")
+    return {name: None if name in optional and value.lower() in empty else value for name, value in given.items()}
+
+
+def whole(least: int) -> Any:
+    """A reader of whole numbers of at least `least`."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return number
+
+
+def positive(text: str) -> float:
+    """Read a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def new_file(text: str) -> Path:
+    """Read the path of a file to write, which is better refused before the work than after it."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text!r}")
+    return path
+
+
+def picture_file(text: str) -> Path:
+    """Read the path of a PNG or SVG file to write."""
+    path = new_file(text)
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"expected a file that ends in .png or .svg, got {text!r}")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+def say(text: str) -> None:
+    """A line for a person, beside the output proper."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(title: str, values: dict[str, Any]) -> None:
+    """A table of names and values."""
+    table = Table("", "", title=title, show_header=False, title_justify="left")
+    for name, value in values.items():
+        table.add_row(Text(name), Text(str(value), overflow="fold"))
+    Console().print(table)
+
+
+def show_rows(title: str, rows: Sequence[dict[str, str]]) -> None:
+    """A table of rows with the same keys."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(Text(value, overflow="fold") for value in row.values()))
+    Console().print(table)
+
+
+def bar(doing: str) -> Any:
+    """What wraps a loop in a progress bar, where a person watches."""
+    return functools.partial(tqdm, desc=doing, disable=None, leave=False)
+
+
+def seconds(value: float) -> str:
+    """A time in the unit that suits it."""
+    unit, factor = next(((u, f) for u, f in (("s", 1), ("ms", 1e3)) if value * f >= 1), ("µs", 1e6))
+    return f"{value * factor:,.3g} {unit}" if value < 1000 else f"{value:,.0f} s"
+
+
+def program() -> str:
+    """This program as it can be typed here."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return "python -m charrnn"
+    return path.name if shutil.which(path.name) else str(path)
+
+
+@contextlib.contextmanager
+def libraries_of_the_notebooks(what: str) -> Iterator[None]:
+    """Where one of them cannot be imported in the `with` block, say what to install.
+
+    Raises:
+        ImportError: that says so, and that `what` needs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f"{what}: expected the libraries of the notebooks, got none ({error}); run: pip install ipywidgets "
+            "matplotlib scipy"
+        ) from error

@@ -1,0 +1,147 @@
+"""Two processes on one machine that train one model."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from charrnn import distributed
+from charrnn.api import Run
+from charrnn.cli import main
+from charrnn.config import dump_config
+from charrnn.monitors import read_metrics
+
+together = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+SETTINGS = {"batch_size": 4, "save_interval": 6, "eval_interval": 6, "log_interval": 3, "schedule": "constant"}
+
+
+def run(folder, *arguments, expected=0):
+    """What two ranks of `charrnn train` say; started as by torchrun, but without loading PyTorch twice."""
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform != "win32":
+        context.set_forkserver_preload(["charrnn.cli"])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    logs = [folder / f"rank{rank}.log" for rank in range(2)]
+    arguments = ("train", *map(str, arguments))
+    ranks = [context.Process(target=one_rank, args=(rank, port, logs[rank], arguments)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    said = "".join(log.read_text(encoding="utf-8") for log in logs)
+    assert [process.exitcode for process in ranks] == [expected, expected], said
+    return said
+
+
+def one_rank(rank, port, log, arguments):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        code = main(arguments)
+    sys.exit(code)
+
+
+def config_file(tiny, tmp_path, **settings):
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(tiny.override({**SETTINGS, **settings})), encoding="utf-8")
+    return path
+
+
+def load(path):
+    return safetensors.torch.load_file(path / "model.safetensors")
+
+
+@together
+def test_two_ranks_make_the_steps_of_one(tiny, tmp_path):
+    """The same weights, state, losses and evaluations as one process with the same batch_size."""
+    config = config_file(tiny, tmp_path, dropout=0, max_steps=12, optimizer="muon", accumulation=2)
+    output = run(tmp_path, config, "--out", tmp_path / "two")
+    assert output.count("2 processes") == 1  # one of them speaks
+    one = Run.start(tiny.override({**SETTINGS, "dropout": 0, "max_steps": 12, "optimizer": "muon"}), tmp_path / "one")
+    one.fit()
+    ours, theirs = load(tmp_path / "one" / "last"), load(tmp_path / "two" / "last")
+    assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in ours)
+    resumed = Run.resume(tmp_path / "two", {"max_steps": 20})  # by one process: the state is that of all streams
+    state, whole = (r.trainer.tensors()["state.0.1"] for r in (resumed, one))
+    assert torch.allclose(state, whole, atol=1e-4)
+    losses = [[r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@together
+def test_two_ranks_resume_as_if_never_stopped(tiny, tmp_path):
+    config = config_file(tiny, tmp_path, dropout=0.3, ema_decay=0.9)
+    run(tmp_path, config, "--out", tmp_path / "whole", "--max-steps", 12)
+    run(tmp_path, config, "--out", tmp_path / "parts", "--max-steps", 6)
+    run(tmp_path, "--resume", tmp_path / "parts", "--max-steps", 12)
+    for file in ("model", "optimizer"):
+        whole, parts = (
+            safetensors.torch.load_file(tmp_path / name / "last" / f"{file}.safetensors") for name in ("whole", "parts")
+        )
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@together
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the processes are found in /proc")
+def test_when_a_rank_of_torchrun_dies_all_end_and_the_last_checkpoint_is_whole(tiny, tmp_path):
+    config = config_file(tiny, tmp_path, max_steps=10**6, save_interval=1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "charrnn", "train", str(config), "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: process.poll() is not None or steps_saved(tmp_path / "run") > 0)
+    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    # rank 0 notices, or torchrun ends it first
+    assert re.search("charrnn: error: rank 0: expected 2 processes .* another one has ended|Signal 9", errors), errors
+    assert Run.resume(tmp_path / "run").trainer.progress.step > 0
+
+
+def steps_saved(directory):
+    with contextlib.suppress(OSError):
+        return int(re.search(r'"step": (\d+)', (directory / "last" / "training_state.json").read_text()).group(1))
+    return 0
+
+
+def child_of_rank(parent, rank):
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
+    (found,) = (int(pid) for pid in children if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text())
+    return found
+
+
+@together
+def test_streams_that_cannot_be_shared_out_are_refused(tiny, tmp_path):
+    said = run(tmp_path, config_file(tiny, tmp_path, batch_size=5), "--out", tmp_path / "run", expected=2)
+    assert "expected a multiple of the 2 processes, got 5" in said
+    assert not (tmp_path / "run").exists()
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_alone_there_is_nothing_to_agree_on():
+    with distributed.process_group():
+        assert (distributed.rank(), distributed.world_size()) == (0, 1)
+        assert distributed.from_rank_0("x") == "x"
+        assert distributed.largest(1.0, 2.0) == (1.0, 2.0)
+        assert distributed.mean(1.0) == (1.0,)
+        assert distributed.own_rows(7) == slice(0, 7)
+        model = torch.nn.Linear(1, 1)
+        assert distributed.replicated(model, torch.device("cpu")) is model
