@@ -145,7 +145,7 @@ def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
         print(run.directory)
         return 0
     if run.trainer.out_of_patience():
-        console.say(f"ended early at step {step:,}: {run.config.training.patience} evaluations brought no better loss")
+        console.say(f"ended early at step {step:,}: no better loss in {run.config.training.patience} evaluations")
     best = run.trainer.progress.best_loss
     if best is not None:
         console.say(f"best validation loss {best:.4f} nats per token; {run.directory / 'best'}")

@@ -106,7 +106,8 @@ class TrainingConfig(_Section):
         0.0, ge=0, lt=1, description="share kept at each step by the mean of the weights that is evaluated; 0: no mean"
     )
     schedule: Literal["cosine", "onecycle", "plateau", "step", "constant"] = Field(
-        "cosine", description="cosine, onecycle, plateau, step or constant: how the rate goes over the budget, whichever"
+        "cosine",
+        description="cosine, onecycle, plateau, step or constant: how the rate goes over the budget, whichever",
     )
     warmup_frac: float = Field(
         0.02, ge=0, le=1, description="share of the budget in which the learning rate climbs; onecycle wants 0.3"

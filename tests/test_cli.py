@@ -90,6 +90,30 @@ def test_a_finished_run_says_so(run, capfd):
     assert "already finished, at step 12; a larger budget goes on with it" in err
 
 
+def test_the_recipe_and_an_early_end_are_told(text_file, tmp_path, capfd):
+    out = tmp_path / "run"
+    recipe = [
+        "--optimizer",
+        "muon",
+        "--schedule",
+        "constant",
+        "--ema-decay",
+        "0.9",
+        "--patience",
+        "1",
+        "--min-delta",
+        "9",
+    ]
+    arguments = ["train", "--data", str(text_file), "--out", str(out), *FLAGS, "--max-steps", "99", *recipe]
+    assert main(arguments) == 0
+    said, err = capfd.readouterr()
+    words = " ".join(re.sub("[│┃]", " ", said).split())
+    assert "muon 0.002, its matrices 0.02, schedule constant, ema_decay 0.9, patience 1" in words
+    assert "ended early at step 10: no better loss in 1 evaluations" in err
+    assert main(["train", "--resume", str(out)]) == 0
+    assert "already finished, at step 10; a larger patience goes on with it" in capfd.readouterr().err
+
+
 def test_a_text_given_as_the_config_is_told_apart(text_file, tmp_path, capfd):
     assert "got plain text; to train on it, use --data" in fail(capfd, "train", text_file)[1]
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
