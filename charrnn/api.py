@@ -354,7 +354,13 @@ class Run:
             return []
         own: list[Monitor] = []
         if self.config.logging.tensorboard:
-            own.append(TensorBoardWriter(Path(self.config.logging.log_dir) / self.directory.name))
+            own.append(
+                TensorBoardWriter(
+                    Path(self.config.logging.log_dir) / self.directory.name,
+                    TextGenerator(self.trainer.evaluated_model, self.generator.tokenizer, self.config),
+                    self.trainer.progress.step,
+                )
+            )
         self.directory.mkdir(parents=True, exist_ok=True)
         metrics = MetricsFile(self.directory / "metrics.jsonl", self.trainer.progress.step)
         saver = CheckpointSaver(self.directory, self._save, self.config.logging.keep_best, self.config.model.type)

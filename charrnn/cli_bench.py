@@ -3,11 +3,15 @@
 import argparse
 import json
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from charrnn import console
+from charrnn.api import Run
+from charrnn.config import BUDGETS, ConfigError, RunConfig, config_fields, load_config
 
 Row = dict[str, Any]
 
@@ -19,7 +23,7 @@ def add_commands(commands: Any) -> None:
     measurements = benches.add_subparsers(
         title="measurements", required=True, metavar="WHAT", parser_class=console.Parser
     )
-    for add in (_add_train, _add_ladder, _add_data, _add_kernels):
+    for add in (_add_train, _add_batch_size, _add_learning_rate, _add_ladder, _add_devices, _add_data, _add_kernels):
         console.add_json(add(measurements))
 
 
@@ -81,6 +85,114 @@ def _trained(row: Row, name: str) -> dict[str, str]:
     return shown
 
 
+# --------------------------------------------------------------------------------------------------------- batch size
+
+
+def _add_batch_size(measurements: Any) -> argparse.ArgumentParser:
+    command = console.add_command(measurements, "batch-size", batch_size)
+    _add_config(command, without=("batch_size", *BUDGETS))
+    sizes = [16, 32, 64, 128, 256, 512, 1024]
+    command.add_argument(
+        "--sizes", nargs="+", type=console.whole(1), default=sizes, metavar="B", help="(default: 16 32 64 ... 1024)"
+    )
+    _add_seconds(command, 10, "of training for each size")
+    command.add_argument(
+        "--scale",
+        choices=("none", "sqrt", "linear"),
+        default="none",
+        help="how the learning rate follows the batch size, from the configured one on (default: none, as configured)",
+    )
+    return command
+
+
+def batch_size(arguments: argparse.Namespace) -> int:
+    """Train each batch size for the same time, and name the fastest and the best."""
+    from charrnn.bench.batch_size import best_of, conclusion, sweep
+
+    config = _config(arguments)
+    rows = sweep(config, arguments.sizes, arguments.seconds, arguments.scale, progress=console.bar("training"))
+    if arguments.json:
+        fastest, best = best_of(rows)
+        print(json.dumps({"sizes": rows, "fastest": fastest, "best": best, "scale": arguments.scale}))
+        return 0
+    console.show_rows(f"{arguments.seconds:g} s of training each", [_sized(row) for row in rows])
+    for row in rows:
+        if "skipped" in row:
+            console.say(f"batch size {row['batch_size']} skipped: {row['skipped']}")
+    scaled = {"none": "the same for all", "sqrt": "scaled with the root of the batch size", "linear": "scaled with it"}
+    print(conclusion(rows, arguments.seconds), f"The learning rate was {scaled[arguments.scale]}.")
+    return 0
+
+
+def _sized(row: Row) -> dict[str, str]:
+    names = ("characters/s", "steps", "peak memory", "validation loss")
+    shown = dict.fromkeys(names, "-")
+    if "skipped" not in row:
+        loss = "not measured" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
+        values = (f"{row['speed']:,.0f}", f"{row['steps']:,}", _megabytes(row["peak_bytes"]), loss)
+        shown = dict(zip(names, values, strict=True))
+    return {"batch size": f"{row['batch_size']:,}", "learning rate": f"{row['learning_rate']:.2g}", **shown}
+
+
+def _add_config(command: argparse.ArgumentParser, without: tuple[str, ...]) -> None:
+    """A YAML file and a flag for every setting, as `charrnn train` has them."""
+    command.add_argument("config", nargs="?", type=Path, help="YAML file of settings; flags win over it")
+    console.add_settings(command, config_fields(), without=without)
+
+
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    config = load_config(arguments.config) if arguments.config else RunConfig()
+    return config.override(console.given_settings(arguments, config_fields()))
+
+
+# ------------------------------------------------------------------------------------------------------ learning rate
+
+
+def _add_learning_rate(measurements: Any) -> argparse.ArgumentParser:
+    command = console.add_command(measurements, "learning-rate", learning_rate)
+    _add_config(command, without=BUDGETS)
+    for name, rate in (("low", 1e-5), ("high", 1.0)):
+        command.add_argument(
+            f"--{name}", type=console.positive, default=rate, metavar="RATE", help=f"(default: {rate:g})"
+        )
+    command.add_argument("--steps", type=console.whole(2), default=200, metavar="N", help="updates (default: 200)")
+    command.add_argument("--out", type=console.picture_file, metavar="FILE", help="draw it in a .png or .svg file")
+    return command
+
+
+def learning_rate(arguments: argparse.Namespace) -> int:
+    """Let the learning rate grow on a throwaway model, and suggest where its loss falls most steeply."""
+    from charrnn.bench.learning_rate import range_test
+
+    if arguments.low >= arguments.high:
+        raise ConfigError(f"--low: expected a rate below --high, {arguments.high:g}, got {arguments.low:g}")
+    if arguments.out:
+        with console.libraries_of_the_notebooks("--out"):
+            from charrnn.lab.runs import learning_rate_picture, write_picture
+    run = Run.start(_config(arguments))
+    result = range_test(run, arguments.low, arguments.high, arguments.steps, console.bar("training"))
+    rates, losses, smoothed, suggested = result.values()
+    if arguments.out:
+        write_picture(learning_rate_picture(rates, losses, suggested, smoothed), arguments.out)
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    shown = sorted({round(place) for place in np.linspace(0, len(rates) - 1, 12)})
+    rows = zip(*([values[place] for place in shown] for values in (rates, losses, smoothed)), strict=True)
+    names = ("learning rate", "loss", "smoothed")
+    console.show_rows(
+        "loss while the learning rate grows, nats per token",
+        [dict(zip(names, (f"{rate:.2g}", *(f"{x:.3f}" for x in each)), strict=True)) for rate, *each in rows],
+    )
+    if len(rates) < arguments.steps:
+        console.say(f"ended after {len(rates)} of {arguments.steps} steps, when the loss had climbed away")
+    if suggested is None:
+        print("The loss never falls: nothing to suggest.")
+    else:
+        print(f"Suggested learning rate: {suggested:.2g}, where the smoothed loss falls most steeply.")
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------------------- ladder
 
 
@@ -129,6 +241,7 @@ def ladder(arguments: argparse.Namespace) -> int:
     for at_equal, rows in pairs.items():
         for sentence in bench.conclusions(rows, at_equal):
             print(sentence)
+    console.say("p: paired t-test over the seeds, after Holm's correction for the number of pairs")
     return 0
 
 
@@ -155,6 +268,42 @@ def _ladder(result: Row) -> list[dict[str, str]]:
 
 def _loss(mean: float, low: float, high: float) -> str:
     return f"{mean:.3f} ({low:.3f} to {high:.3f})" if math.isfinite(low) else f"{mean:.3f} (one seed)"
+
+
+# ------------------------------------------------------------------------------------------------------------ devices
+
+
+def _add_devices(measurements: Any) -> argparse.ArgumentParser:
+    command = console.add_command(measurements, "devices", devices)
+    wanted = [field for field in config_fields("model", "training") if field[2] in SHAPE]
+    console.add_settings(command, wanted)
+    _add_rounds(command, 5)
+    return command
+
+
+SHAPE = ("model_type", "hidden_size", "num_layers", "layer_norm", "batch_size", "seq_length")
+
+
+def devices(arguments: argparse.Namespace) -> int:
+    """Time training on every device, precision and backend, and on the CPU with 1, 2, 4 threads and so on."""
+    from charrnn.bench.devices import compare, conclusion
+
+    config = RunConfig().override(console.given_settings(arguments, config_fields()))
+    size, seq_length = config.training.batch_size, config.training.seq_length
+    rows = compare(config.model, size, seq_length, arguments.rounds, progress=console.bar("training"))
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    shape = _shape([config.model.num_layers, config.model.hidden_size, size, seq_length])
+    console.show_rows(f"training {shape}", [_device(row) for row in rows])
+    print(conclusion(rows))
+    return 0
+
+
+def _device(row: Row) -> dict[str, str]:
+    shown = {name: str(row[name]) for name in ("device", "precision", "backend")}
+    threads = "-" if row["threads"] is None else str(row["threads"])
+    return {**shown, "threads": threads, "characters/s": f"{row['speed']:,.0f}"}
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -237,20 +386,21 @@ def kernels(arguments: argparse.Namespace) -> int:
         print(json.dumps(rows))
         return 0
     console.show_rows(
-        "characters per second of training, and how many times faster fused is",
+        "characters per second of training, and how many times faster our kernels are",
         [_kernels(row) for row in rows],
     )
     return 0
 
 
 def _kernels(row: Row) -> dict[str, str]:
-    speeds = {name: row[name]["speed"] if name in row else None for name in ("readable", "fused", "native")}
+    speeds = {name: row[name]["speed"] if name in row else None for name in ("readable", "fused", "compiled", "native")}
+    ours = max(speeds["fused"], speeds["compiled"] or 0)
     return {
         "cell": row["cell"],
         "size, B x T": _shape(row["shape"]),
         **{name: f"{speed:,.0f}" if speed else "-" for name, speed in speeds.items()},
-        "x native": f"{speeds['fused'] / speeds['native']:.2f}" if speeds["native"] else "-",
-        "x readable": f"{speeds['fused'] / speeds['readable']:.2f}",
+        "x native": f"{ours / speeds['native']:.2f}" if speeds["native"] else "-",
+        "x readable": f"{ours / speeds['readable']:.2f}",
     }
 
 

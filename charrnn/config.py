@@ -88,7 +88,7 @@ class TrainingConfig(_Section):
         1, ge=1, description="parts that the streams of a step are computed in, one after another, to save memory"
     )
     optimizer: Literal["adamw", "adam", "muon", "rmsprop", "sgd"] = Field(
-        "adamw", description="adamw, adam, rmsprop, sgd, or muon: Muon for the recurrent matrices, AdamW for the rest"
+        "adamw", description="adamw, adam, rmsprop, sgd, or muon: Muon for the layers' matrices, AdamW for the rest"
     )
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
     muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon, for its matrices")
@@ -235,9 +235,10 @@ class DeviceConfig(_Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the large products; auto: the fastest that is safe here"
     )
-    backend: Literal["auto", "native", "fused", "readable"] = Field(
+    backend: Literal["auto", "native", "compiled", "fused", "readable"] = Field(
         "auto",
-        description="what trains the layers: PyTorch's, our kernels or the equations step by step; auto: the fastest",
+        description="what trains the layers: PyTorch's own, our kernels (compiled: an LSTM's, on a CPU) or the "
+        "equations step by step; auto: the fastest",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch's choice")
     seed: int = Field(1337, ge=0, lt=2**32, description="start of every random number")

@@ -13,6 +13,7 @@ logits off the top.
 
 import math
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,7 @@ from charrnn.cells import Cell, gru_cell, layer_norm_lstm_cell, lstm_cell, rnn_c
 from charrnn.config import ModelConfig
 from charrnn.kernels import FUSED
 
+Kernel = Callable[..., tuple[Tensor, Any]]
 State = Any  # nested tuples of tensors whose first dimension is B
 LARGEST_ONE_HOT = 1024  # vocabulary size
 
@@ -69,8 +71,8 @@ class CharModel(nn.Module):
         options: the other fields of `config.ModelConfig`, by name.
 
     Attributes:
-        backend: what computes the layers: `native` (torch's own), `fused` (`kernels`) or `readable` (`cells`). They
-            give the same numbers to rounding, and it is no part of what is saved.
+        backend: what computes the layers: `native` (torch's own), `compiled` (`compiled`), `fused` (`kernels`) or
+            `readable` (`cells`). They give the same numbers to rounding, and it is no part of what is saved.
         config: what the model was made from.
 
     Raises:
@@ -138,8 +140,12 @@ class CharModel(nn.Module):
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """What may compute the layers; torch has no layer-normalised LSTM."""
-        return ("fused", "readable") if self.config.layer_norm else ("native", "fused", "readable")
+        """What may compute the layers here; torch has no layer-normalised LSTM, and numba need not be installed."""
+        if self.config.layer_norm:
+            return ("fused", "readable")
+        on_cpu = self.head.weight.device.type == "cpu" and self.head.weight.dtype == torch.float32
+        compiled = ("compiled",) if self.layer is nn.LSTM and on_cpu and find_spec("numba") else ()
+        return ("native", *compiled, "fused", "readable")
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
         """Read `tokens`, going on from `state`.
@@ -159,17 +165,17 @@ class CharModel(nn.Module):
             raise ValueError(f"backend: expected {' or '.join(self.backends)} for this model, got {self.backend!r}")
         config = self.config
         state = self.zero_state(len(tokens)) if state is None else state
-        fused = self.backend == "fused" and torch.is_grad_enabled()  # all that the kernels are good at is backward
+        kernel = self._kernel() if torch.is_grad_enabled() else None  # all that kernels are good at is backward
         rows_vary = self.training and config.input_dropout
-        look_up = fused and not rows_vary and self.vocab_size <= tokens.numel()  # else the rows that occur are fewer
+        look_up = kernel and not rows_vary and self.vocab_size <= tokens.numel()  # else the rows that occur are fewer
         x = None if look_up else self._drop(self.embedding(tokens), config.input_dropout)  # (B, T, E)
         new_state = []
         for i, layer in enumerate(self.layers):
             below = x if i == 0 else self._drop(x, config.dropout)
             if i == 0 and look_up:
-                x, layer_state = FUSED[self.cell](self.embedding.weight, state[i], *layer.parameters(), tokens=tokens)
+                x, layer_state = kernel(self.embedding.weight, state[i], *layer.parameters(), tokens=tokens)
             else:
-                x, layer_state = self._run(layer, below, state[i], fused)  # (B, T, H)
+                x, layer_state = self._run(layer, below, state[i], kernel)  # (B, T, H)
             if config.residual and i > 0:
                 x = x + below
             new_state.append(layer_state)
@@ -180,13 +186,21 @@ class CharModel(nn.Module):
         zeros = self.head.weight.new_zeros(batch_size, self.config.hidden_size)
         return tuple((zeros, zeros) if self.layer is nn.LSTM else zeros for _ in self.layers)
 
-    def _run(self, layer: nn.Module, inputs: Tensor, state: State, fused: bool) -> tuple[Tensor, State]:
+    def _kernel(self) -> Kernel | None:
+        """What computes a layer with its backward pass, where the backend has such."""
+        if self.backend == "compiled":
+            from charrnn import compiled  # needs numba, and a second to load
+
+            return compiled.lstm
+        return FUSED[self.cell] if self.backend == "fused" else None
+
+    def _run(self, layer: nn.Module, inputs: Tensor, state: State, kernel: Kernel | None) -> tuple[Tensor, State]:
         """One layer over `inputs` `(B, T, I)`: its outputs `(B, T, H)`, its state after the last."""
-        if self.backend == "native":
+        if kernel:
+            return kernel(inputs, state, *layer.parameters())
+        if self.backend in ("native", "compiled"):
             outputs, state = layer(inputs, map_state(lambda h: h.unsqueeze(0), state))  # torch has (1, B, H)
             return outputs, map_state(lambda h: h[0], state)
-        if fused:
-            return FUSED[self.cell](inputs, state, *layer.parameters())
         return unroll(self.cell, inputs, state, *layer.parameters())
 
     def _drop(self, x: Tensor, share: float) -> Tensor:

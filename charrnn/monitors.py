@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
+from charrnn.sampling import TextGenerator
 from charrnn.training import Evaluated, Event, Finished, Logged, SaveDue, Stepped
 
 
@@ -140,27 +141,53 @@ class CheckpointSaver:
 
 
 class TensorBoardWriter:
-    """Losses, learning rate, gradient norm and speed for TensorBoard.
+    """Losses, learning rate, gradient norm before clipping, speed and epoch for TensorBoard.
+
+    With a generator each evaluation also brings a text that it writes, always from the same seed, and a histogram of
+    every weight. Neither changes the training: to write draws no number that training draws, and leaves the model's
+    mode as it was. All is on disk when the event is over.
+
+    Args:
+        log_dir: folder for its files.
+        generator: writes with the model that is trained, from the prompt of its run; None leaves texts and histograms
+            out.
+        step: where the run stands: of a resumed run, what an earlier writer wrote of later steps is no longer shown.
 
     Raises:
         ImportError: the `tensorboard` group is not installed.
     """
 
-    def __init__(self, log_dir: Path):
+    def __init__(self, log_dir: Path, generator: TextGenerator | None = None, step: int = 0):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError("logging.tensorboard: expected tensorboard; run: pip install tensorboard") from error
-        self._writer = SummaryWriter(log_dir)
+        self._writer = SummaryWriter(log_dir, purge_step=step + 1 if step else None)
+        self._generator = generator
 
     def __call__(self, event: Event) -> None:
         """Write the event's numbers."""
         match event:
             case Logged():
                 self._writer.add_scalar("loss/train", event.loss, event.step)
-                for name in ("learning_rate", "grad_norm", "tokens_per_second"):
+                for name in ("learning_rate", "grad_norm", "tokens_per_second", "epoch"):
                     self._writer.add_scalar(name, getattr(event, name), event.step)
+                self._writer.flush()
             case Evaluated():
                 self._writer.add_scalar("loss/val", event.loss, event.step)
+                if self._generator:
+                    self._write_sample(self._generator, event.step)
+                    self._write_weights(self._generator, event.step)
+                self._writer.flush()
             case Finished():
                 self._writer.close()
+
+    def _write_sample(self, generator: TextGenerator, step: int) -> None:
+        settings = generator.config.generation.model_dump() if generator.config else {}
+        text = generator.generate(**{**settings, "length": 200, "seed": 0})
+        code = "\n".join(f"    {line}" for line in text.split("\n"))  # shown as it is: nothing in it is markup
+        self._writer.add_text("sample", code, step)
+
+    def _write_weights(self, generator: TextGenerator, step: int) -> None:
+        for name, parameter in generator.model.named_parameters():
+            self._writer.add_histogram(f"weights/{name}", parameter.detach().cpu(), step)

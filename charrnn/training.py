@@ -162,12 +162,13 @@ class Trainer:
         self._device_config = device or DeviceConfig()
         self.device = select_device(self._device_config.device)
         check_precision(self._device_config.precision, self.device)
+        self.model = model.to(self.device)
         if self._device_config.backend not in ("auto", *model.backends):
             raise ConfigError(
-                f"device.backend (--backend): expected auto, {' or '.join(model.backends)} for this model, "
+                f"device.backend (--backend): expected auto, {' or '.join(model.backends)} for this model here, "
                 f"got {self._device_config.backend!r}"
+                + ("; it needs numba: pip install numba" if self._device_config.backend == "compiled" else "")
             )
-        self.model = model.to(self.device)
         self.dataset = CharDataset(
             train, self.config.batch_size, self.config.seq_length, self._device_config.seed, "the training split"
         )

@@ -4,8 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from charrnn.bench import ladder
+from charrnn.cli import main
 from charrnn.config import ModelConfig
 from charrnn.models import build_model, count_parameters
 from charrnn.training import Evaluated, Stepped
@@ -43,7 +47,7 @@ def test_a_run_is_a_curve_over_characters_and_seconds():
     assert record["parameters"] == count_parameters(
         build_model(ModelConfig(type="gru", num_layers=1, hidden_size=8), 7)
     )
-    assert record["backend"] in ("native", "fused")
+    assert record["backend"] in ("native", "compiled", "fused")
     assert {len(values) for values in curve.values()} == {3}  # after steps 4, 8 and 9
     assert curve["characters"][0] <= 4 * 4 * 16 < curve["characters"][1] <= 8 * 4 * 16
     assert curve["seconds"] == sorted(curve["seconds"])
@@ -99,18 +103,135 @@ def test_an_interval_holds_the_true_mean_in_95_of_100_cases():
     assert np.mean((found["low"] < 0) & (found["high"] > 0)) == pytest.approx(0.95, abs=0.005)
 
 
-def test_the_command_writes_all_there_is_to_know(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ladder, "SETTINGS", {**ladder.SETTINGS, **TINY, "eval_interval": 2})
+# ---------------------------------------------------------------------------------------------------- paired tests
+
+SCATTER = [0.02, -0.01, 0.0, 0.01, -0.02]  # of the losses, by seed, the same for all kinds
+UNEVEN = [0.01, -0.005, 0.0, 0.002, -0.007]  # of the differences
+
+
+def made_up(**final):
+    """Five runs of each kind that end at these losses: a number and how much of `UNEVEN` is added to it."""
+    return [
+        record(kind, seed, [3.0, loss + SCATTER[seed] + share * UNEVEN[seed]], [1.0, 2.0])
+        for seed in range(5)
+        for kind, (loss, share) in final.items()
+    ]
+
+
+def test_a_pair_is_compared_seed_by_seed():
+    (pair,) = ladder.paired(made_up(RNN=(2.1, 1.0), LSTM=(2.0, 0.0)))
+    differences = 0.1 + np.array(UNEVEN)
+    assert (pair["better"], pair["worse"], pair["seeds"]) == ("LSTM", "RNN", 5)
+    assert pair["difference"] == pytest.approx(differences.mean())
+    expected = stats.ttest_rel(differences, np.zeros(5))
+    assert pair["p"] == pair["p_holm"] == pytest.approx(expected.pvalue)
+    low, high = expected.confidence_interval()
+    assert (pair["low"], pair["high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_seeds_that_scatter_together_hide_no_difference():
+    records = made_up(RNN=(2.01, 0.1), LSTM=(2.0, 0.0))  # a difference smaller than what lies between two seeds
+    (pair,) = ladder.paired(records)
+    assert pair["p"] < 0.001
+    losses = {kind: [r["curve"]["val_loss"][-1] for r in records if r["kind"] == kind] for kind in ("RNN", "LSTM")}
+    assert stats.ttest_ind(losses["RNN"], losses["LSTM"]).pvalue > 0.05
+
+
+def test_pairs_are_read_at_equal_time_or_equal_data():
+    slow = [record("GRU", seed, [3.0, 2.0 + SCATTER[seed]], [2.0, 4.0]) for seed in range(2)]
+    fast = [record("RNN", seed, [3.0, 2.2, 1.9 - UNEVEN[seed]], [1.0, 2.0, 3.0]) for seed in range(2)]
+    at = {over: ladder.paired(slow + fast, over)[0] for over in ("seconds", "characters")}
+    assert (at["seconds"]["better"], at["characters"]["better"]) == ("RNN", "GRU")
+    assert at["characters"]["difference"] == pytest.approx(0.195)  # 2.2 less the mean of 2.02 and 1.99
+    # after 3 s: 1.9 and half way from 3 to 2
+    assert at["seconds"]["difference"] == pytest.approx(2.5025 - 1.8975)
+
+
+def test_holms_correction_is_that_of_his_paper():
+    assert ladder.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert ladder.holm([0.9, 0.6]) == [1.0, 1.0]
+    assert ladder.holm([]) == []
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_corrected_p_values_keep_their_order_and_lie_between_p_and_n_p(p_values):
+    corrected = ladder.holm(p_values)
+    assert [corrected[i] for i in np.argsort(p_values, kind="stable")] == sorted(corrected)
+    assert all(p <= c <= min(1, len(p_values) * p) for p, c in zip(p_values, corrected, strict=True))
+
+
+def test_several_pairs_are_corrected_for_their_number():
+    pairs = ladder.paired(made_up(RNN=(2.1, 1.0), GRU=(2.0, 0.5), LSTM=(2.0, -1.0)))
+    assert [(pair["better"], pair["worse"]) for pair in pairs] == [("GRU", "RNN"), ("LSTM", "RNN"), ("GRU", "LSTM")]
+    assert [pair["p_holm"] for pair in pairs] == ladder.holm([pair["p"] for pair in pairs])
+    assert all(pair["p_holm"] >= pair["p"] for pair in pairs)
+
+
+def test_conclusions_say_what_the_data_show_and_no_more():
+    pairs = ladder.paired(made_up(RNN=(2.1, 1.0), GRU=(2.0, 0.5), LSTM=(2.0, -1.0)))
+    sentences = ladder.conclusions(pairs, "time")
+    low, high = (f"{pairs[0][name]:.3f}" for name in ("low", "high"))
+    assert sentences[0] == f"At equal time GRU beats RNN by 0.100 nats (95% {low} to {high}, p < 0.001)"
+    assert sentences[2] == "At equal time GRU and LSTM: no difference shown with 5 seeds (p = 1.000)"
+    assert "p = 0.040" in ladder.conclusions([{**pairs[0], "p_holm": 0.04}], "data")[0]
+
+
+def test_one_seed_shows_nothing():
+    records = [entry for entry in made_up(RNN=(2.1, 0.0), GRU=(2.0, 0.0)) if entry["seed"] == 1]
+    pairs = ladder.paired(records)
+    assert pairs[0]["difference"] == pytest.approx(0.1)
+    assert pairs[0]["p"] is pairs[0]["low"] is None
+    assert ladder.conclusions(pairs) == [
+        "At equal time GRU and RNN: nothing shown, 1 seed cannot tell a difference from chance"
+    ]
+
+
+@pytest.mark.parametrize(("distance", "p"), [(0.0, 1.0), (0.5, 0.0)])
+def test_differences_without_any_scatter(distance, p):
+    records = [
+        record(kind, seed, [loss], [1.0]) for kind, loss in (("RNN", 2 + distance), ("GRU", 2)) for seed in (1, 2)
+    ]
+    assert ladder.paired(records)[0]["p"] == p
+
+
+# ---------------------------------------------------------------------------------------------------------- command
+
+
+def test_the_command_writes_all_there_is_to_know(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(ladder, "SETTINGS", {**ladder.SETTINGS, **TINY, "eval_interval": 2, "backend": "fused"})
     out = tmp_path / "ladder.json"
     flags = {"seconds": 0.05, "seeds": 2, "parameters": 30000, "threads": 1, "data": TINY["data"], "out": out}
-    ladder.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)])
+    arguments = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    assert main(["bench", "ladder", *arguments]) == 0
     result = json.loads(out.read_text())
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".new")] == []
     assert {(record["kind"], record["seed"]) for record in result["records"]} == {(k, s) for k in KINDS for s in (1, 2)}
     assert result["machine"]["threads"] == 1
     assert result["versions"]["torch"] == torch.__version__
     assert result["settings"]["seconds"] == 0.05
-    printed = capsys.readouterr().out
+    assert len(result["pairs"]["time"]) == len(result["pairs"]["data"]) == 6
+    printed, _ = capfd.readouterr()
     assert all(kind in printed for kind in KINDS)
+    assert printed.count("At equal time") == printed.count("At equal data") == 6
     for curve in ladder.summarise(result["records"], "seconds").values():
         assert all(math.isfinite(value) for value in curve["mean"])
+
+
+def test_the_command_prints_json(capfd, monkeypatch):
+    asked = []
+
+    def measured(seconds, seeds, parameters, progress, **settings):
+        asked.append((seconds, list(seeds), parameters, settings))
+        return {"records": made_up(RNN=(2.1, 1.0), LSTM=(2.0, 0.0))}
+
+    monkeypatch.setattr(ladder, "ladder", measured)
+    assert main(["bench", "ladder", "--json"]) == 0
+    assert asked == [(25, [1, 2, 3, 4, 5], ladder.PARAMETERS, {"data": "shakespeare", "threads": None})]
+    assert json.loads(capfd.readouterr().out)["pairs"]["time"][0]["better"] == "LSTM"
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_training(tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        main(["bench", "ladder", "--out", str(tmp_path / "nowhere" / "ladder.json")])
+    assert "--out: expected a file in a folder that exists, got" in capfd.readouterr().err

@@ -1,8 +1,11 @@
 import io
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
+from charrnn.api import Run
 from charrnn.monitors import CheckpointSaver, MetricsFile, ProgressBar, TensorBoardWriter, read_metrics
 from charrnn.training import Evaluated, Finished, Logged, SaveDue, Stepped
 
@@ -57,16 +60,93 @@ def test_checkpoints_best_when_better_last_when_due(tmp_path):
     assert saved == [(last, True, None), (best, False, 2.25), (last, True, 2.25), (last, True, None), (last, True, 2.5)]
 
 
-def test_tensorboard(tmp_path):
+def read_tensorboard(folder):
+    """What TensorBoard itself reads in a folder, all of it."""
     pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing import event_accumulator
 
+    everything = dict.fromkeys(event_accumulator.DEFAULT_SIZE_GUIDANCE, 0)
+    return event_accumulator.EventAccumulator(str(folder), everything).Reload()
+
+
+def scalars(written, tag):
+    return [(scalar.step, scalar.value) for scalar in written.Scalars(tag)]
+
+
+def test_tensorboard_scalars(tmp_path):
+    pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
     writer = TensorBoardWriter(tmp_path)
     for event in (LOGGED, EVALUATED, FINISHED):
         writer(event)
-    written = EventAccumulator(str(tmp_path)).Reload()
-    assert [(s.step, s.value) for s in written.Scalars("loss/train")] == [(10, 2.5)]
-    assert [(s.step, s.value) for s in written.Scalars("loss/val")] == [(20, 2.25)]
+    written = read_tensorboard(tmp_path)
+    assert scalars(written, "loss/train") == [(10, 2.5)]
+    assert scalars(written, "loss/val") == [(20, 2.25)]
+    assert scalars(written, "grad_norm") == [(10, pytest.approx(0.3))]
+    assert scalars(written, "epoch") == [(10, 0.5)]
+    assert scalars(written, "learning_rate") == [(10, pytest.approx(1e-3))]
+    assert scalars(written, "tokens_per_second") == [(10, 1000.0)]
+    assert written.Tags()["histograms"] == written.Tags()["tensors"] == []
+
+
+@pytest.mark.parametrize(("event", "tag"), [(LOGGED, "loss/train"), (EVALUATED, "loss/val")])
+def test_tensorboard_loses_nothing_of_a_run_that_is_killed(tmp_path, event, tag):
+    pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
+    writer = TensorBoardWriter(tmp_path)
+    writer(event)
+    assert scalars(read_tensorboard(tmp_path), tag) == [(event.step, event.loss)]
+    writer(FINISHED)
+
+
+def test_tensorboard_samples_and_weights(tiny, tmp_path):
+    pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
+    generator = Run.start(tiny.override({"prompt": "ab"})).generator
+    writer = TensorBoardWriter(tmp_path, generator)
+    writer(EVALUATED)
+    written = read_tensorboard(tmp_path)  # on disk before the run is over
+    (sample,) = written.Tensors("sample/text_summary")
+    settings = generator.config.generation.model_dump() | {"length": 200, "seed": 0}
+    text = sample.tensor_proto.string_val[0].decode()
+    assert text.startswith("    ab")
+    assert text.replace("\n    ", "\n")[4:] == generator.generate(**settings)
+    tags = {f"weights/{name}" for name, _ in generator.model.named_parameters()}
+    assert set(written.Tags()["histograms"]) == tags
+    (histogram,) = written.Histograms("weights/head.bias")
+    bias = generator.model.head.bias
+    assert histogram.step == 20
+    assert histogram.histogram_value.num == bias.numel()
+    assert histogram.histogram_value.sum == pytest.approx(bias.sum().item(), abs=1e-5)
+    writer(FINISHED)
+
+
+def test_tensorboard_leaves_the_training_as_it_is(tiny, tmp_path):
+    pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
+    weights = []
+    for watched in (False, True):
+        run = Run.start(tiny.override({"dropout": 0.5}))
+        monitors = [TensorBoardWriter(tmp_path, run.generator)] if watched else []
+        seen = []
+        for event in run.trainer:
+            random, backend, mode = torch.get_rng_state(), run.generator.model.backend, run.generator.model.training
+            for monitor in monitors:
+                monitor(event)
+            seen.append(type(event))
+            assert torch.equal(torch.get_rng_state(), random)
+            assert (run.generator.model.backend, run.generator.model.training) == (backend, mode)
+        assert Evaluated in seen
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in run.generator.model.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_tensorboard_of_a_resumed_run_tells_each_step_once(tmp_path):
+    pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
+    first = TensorBoardWriter(tmp_path)
+    for step in (5, 10, 15):  # stopped at 15, while the last checkpoint is of step 10
+        first(replace(LOGGED, step=step, loss=1.0))
+    first._writer.close()
+    second = TensorBoardWriter(tmp_path, step=10)
+    for event in (replace(LOGGED, step=15, loss=2.0), FINISHED):
+        second(event)
+    assert scalars(read_tensorboard(tmp_path), "loss/train") == [(5, 1.0), (10, 1.0), (15, 2.0)]
 
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):

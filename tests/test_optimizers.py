@@ -23,11 +23,11 @@ def test_every_parameter_is_trained_by_one_optimizer_from_its_peak(name):
 
 
 @pytest.mark.parametrize("options", [{}, {"type": "gru"}, {"layer_norm": True}, {"tie_weights": True}])
-def test_muon_is_for_the_recurrent_matrices(options):
+def test_muon_is_for_the_matrices_of_the_layers(options):
     model = tiny_model(**options)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     chosen = [names[id(parameter)] for parameter in muon_parameters(model)]
-    assert chosen == ["layers.0.weight_hh_l0", "layers.1.weight_hh_l0"]
+    assert chosen == [f"layers.{i}.weight_{kind}_l0" for i in (0, 1) for kind in ("ih", "hh")]
 
 
 def test_rmsprop_is_that_of_2015():

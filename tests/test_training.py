@@ -1,4 +1,5 @@
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -45,13 +46,19 @@ def events_of(trainer, kind):
 # ------------------------------------------------------------------------------------------------- stop and go on
 
 
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 REGULARISED = {"layer_norm": True, "input_dropout": 0.1, "output_dropout": 0.1, "variational": True}
 
 
 @pytest.mark.parametrize(
     "options",
-    [*({"model_type": kind} for kind in MODELS), {"backend": "fused"}, {"backend": "fused", **REGULARISED}],
-    ids=[*MODELS, "fused", "layer norm"],
+    [
+        *({"model_type": kind} for kind in MODELS),
+        {"backend": "fused"},
+        {"backend": "fused", **REGULARISED},
+        pytest.param({"backend": "compiled"}, marks=needs_numba),
+    ],
+    ids=[*MODELS, "fused", "layer norm", "compiled"],
 )
 @pytest.mark.parametrize("left_at", [1, 68])
 def test_resuming_equals_never_having_stopped(tiny, options, left_at):
@@ -254,7 +261,7 @@ def test_another_kind_of_device_chooses_anew(tiny):
 
 def test_a_backend_that_the_model_has_not_is_refused(tiny):
     with pytest.raises(
-        ConfigError, match=r"--backend\): expected auto, fused or readable for this model, got 'native'"
+        ConfigError, match=r"--backend\): expected auto, fused or readable for this model here, got 'native'"
     ):
         make_trainer(tiny, layer_norm=True, backend="native")
 

@@ -1,4 +1,4 @@
-"""How fast a network trains on each backend: our fused kernels beside torch's own layers and the readable cells.
+"""How fast a network trains on each backend: our kernels beside torch's own layers and the readable cells.
 
 A step is all of it: forward, loss, backward, clipping, the optimizer's update. Every backend is timed at every
 precision and thread count that may be its best, by turns in one run, and the best of each are compared.

@@ -1,16 +1,15 @@
 """Which cell learns most: RNN, GRU and LSTM side by side, at equal parameters and at equal time, over several seeds.
 
-    python -m charrnn.bench.ladder --seconds 25 --seeds 3 --out notebooks/04_ladder.json
+    charrnn bench ladder --seconds 25 --seeds 5 --out ladder.json
 
 Every run is given the same number of parameters, the same text, batches and learning rate, and the same seconds. The
 learning rate is constant after its warm-up, so that a curve means the same wherever it is read: over the characters
 seen it compares the cells step by step, over the seconds it compares what they are worth on this machine.
 """
 
-import argparse
 import importlib.metadata
+import itertools
 import json
-import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from tqdm import tqdm
 
 from charrnn.api import Run
 from charrnn.config import RunConfig
@@ -234,7 +232,84 @@ def interval(samples: np.ndarray) -> dict[str, np.ndarray]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-# ------------------------------------------------------------------------------------------------------ command line
+# ------------------------------------------------------------------------------------------------------- comparison
+
+
+def paired(records: Sequence[Mapping[str, Any]], over: str = "seconds") -> list[dict[str, Any]]:
+    """Every two kinds compared seed by seed, where the shortest of all runs ends.
+
+    Two runs from one seed share their batches, so their difference is tested, not the distance of two means: the
+    paired t-test. Several tests at once find a difference by chance more often than one; Holm's correction (1979) of
+    the p-values holds the chance of any false finding at what it is for one.
+
+    Args:
+        records: what `run` gives.
+        over: `seconds` (equal time) or `characters` (equal data).
+
+    Returns:
+        For each pair a row: `better` and `worse` (by their mean), `seeds` (how many both have), `difference` (mean of
+        how much lower the loss of `better` is), `low` and `high` (its 95% interval, of this pair by itself), `p`, and
+        `p_holm`. Of a single seed there are no `low`, `high`, `p` and `p_holm`: they are None.
+    """
+    end = min(record["curve"][over][-1] for record in records)
+    losses: dict[str, dict[int, float]] = {}
+    for record in records:
+        curve = record["curve"]
+        losses.setdefault(record["kind"], {})[record["seed"]] = float(np.interp(end, curve[over], curve["val_loss"]))
+    pairs = [_pair(a, b, losses) for a, b in itertools.combinations(losses, 2) if losses[a].keys() & losses[b].keys()]
+    tested = [pair for pair in pairs if pair["p"] is not None]
+    for pair, p in zip(tested, holm([pair["p"] for pair in tested]), strict=True):
+        pair["p_holm"] = p
+    return pairs
+
+
+def _pair(first: str, second: str, losses: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    seeds = sorted(losses[first].keys() & losses[second].keys())
+    lower = np.array([losses[second][seed] - losses[first][seed] for seed in seeds])  # by which `first` is
+    if lower.mean() < 0:
+        return _pair(second, first, losses)
+    row = {"better": first, "worse": second, "seeds": len(seeds), "difference": float(lower.mean())}
+    if len(seeds) < 2:
+        return row | dict.fromkeys(("low", "high", "p", "p_holm"))
+    found = interval(lower)
+    return row | {"low": float(found["low"]), "high": float(found["high"]), "p": _p_value(lower), "p_holm": None}
+
+
+def _p_value(differences: np.ndarray) -> float:
+    """Of the paired t-test, two-sided."""
+    if np.ptp(differences) == 0:  # no scatter at all, which scipy warns of
+        return float(differences[0] == 0)
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number: the smallest times n, the next times n - 1, …, none below one before."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def conclusions(pairs: Sequence[Mapping[str, Any]], at_equal: str = "time", level: float = 0.05) -> list[str]:
+    """What rows of `paired` show, a sentence for each, and no more than they show."""
+    return [_conclusion(pair, at_equal, level) for pair in pairs]
+
+
+def _conclusion(pair: Mapping[str, Any], at_equal: str, level: float) -> str:
+    both = f"At equal {at_equal} {pair['better']} and {pair['worse']}"
+    if pair["p"] is None:
+        return f"{both}: nothing shown, {pair['seeds']} seed cannot tell a difference from chance"
+    p = "p < 0.001" if pair["p_holm"] < 0.001 else f"p = {pair['p_holm']:.3f}"
+    if pair["p_holm"] >= level:
+        return f"{both}: no difference shown with {pair['seeds']} seeds ({p})"
+    return (
+        f"At equal {at_equal} {pair['better']} beats {pair['worse']} by {pair['difference']:.3f} nats "
+        f"(95% {pair['low']:.3f} to {pair['high']:.3f}, {p})"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ to keep it
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
@@ -251,28 +326,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(each) for each in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the ladder as the command line says, write the result, and print where everyone ended."""
-    parser = argparse.ArgumentParser(prog="python -m charrnn.bench.ladder", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=25, help="seconds of each run (default 25)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default 3)")
-    parser.add_argument("--parameters", type=int, default=PARAMETERS, help=f"of each network (default {PARAMETERS:,})")
-    parser.add_argument("--data", default=SETTINGS["data"], help=f"the text (default {SETTINGS['data']})")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    settings = {"data": options.data, "threads": options.threads}
-    result = ladder(options.seconds, range(1, options.seeds + 1), options.parameters, progress=tqdm, **settings)
-    write_result(options.out, result)
-    for over in ("characters", "seconds"):
-        print(f"{over} and validation loss at the end, nats per character, with its 95% interval:")
-        for kind, curve in summarise(result["records"], over).items():
-            x, mean, low, high = (curve[name][-1] for name in ("x", "mean", "low", "high"))
-            known = f" ({low:.3f} to {high:.3f})" if math.isfinite(low) else ", one seed"
-            print(f"  {kind:15} {x:12,.1f}  {mean:.3f}{known}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,147 @@
+"""Where training is fastest here: every device, precision and backend, and on the CPU every number of threads.
+
+Each setting has a trainer of its own, the same that `charrnn train` uses, on made-up text. They train by turns, so that
+a slow moment of the machine hits all alike.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from charrnn.config import DeviceConfig, ModelConfig, TrainingConfig
+from charrnn.device import candidate_precisions
+from charrnn.models import build_model
+from charrnn.training import Event, Stepped, Trainer
+
+VOCAB_SIZE = 70  # that of Shakespeare
+NEVER = 2**40  # steps
+
+
+def devices_here() -> list[torch.device]:
+    """Every CUDA device, MPS, and the CPU."""
+    found = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append(torch.device("mps"))
+    return [*found, torch.device("cpu")]
+
+
+def thread_counts(most: int) -> list[int]:
+    """1, 2, 4, … and `most`."""
+    return sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | {most})
+
+
+def settings_here(model: ModelConfig) -> list[DeviceConfig]:
+    """Every combination that can train `model` here, the readable backend left out: it is for reading."""
+    backends = [name for name in build_model(model, VOCAB_SIZE).backends if name != "readable"]
+    return [
+        DeviceConfig(device=str(device), precision=precision, backend=backend, threads=threads)
+        for device in devices_here()
+        for precision in candidate_precisions(device)
+        for backend in backends
+        if device.type == "cpu" or backend != "compiled"
+        for threads in (thread_counts(os.cpu_count() or 1) if device.type == "cpu" else [None])
+    ]
+
+
+class Contender:
+    """A training run that goes on for a few steps whenever it is its turn.
+
+    Args:
+        model: the network.
+        training: batch_size and seq_length, and how it learns.
+        setting: where and how it trains.
+    """
+
+    def __init__(self, model: ModelConfig, training: TrainingConfig, setting: DeviceConfig):
+        self.setting = setting
+        length = training.batch_size * training.seq_length * 100 + 1
+        tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=length, dtype=np.uint8)
+        trainer = Trainer(build_model(model, VOCAB_SIZE), tokens, tokens[:0], training, setting)
+        self._device = trainer.device
+        self._tokens = training.batch_size * training.seq_length
+        self._events: Iterator[Event] = iter(trainer)
+
+    def turn(self, steps: int) -> float:
+        """Make so many steps; characters per second."""
+        if self.setting.threads is not None:
+            torch.set_num_threads(self.setting.threads)
+        self._wait()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            while not isinstance(next(self._events), Stepped):
+                pass
+        self._wait()
+        return steps * self._tokens / (time.perf_counter() - begin)
+
+    def _wait(self) -> None:
+        """Until a GPU has done what it was given: it works on while Python goes on."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
+
+
+def compare(
+    model: ModelConfig,
+    batch_size: int = 50,
+    seq_length: int = 50,
+    rounds: int = 5,
+    steps: int = 5,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+) -> list[dict[str, Any]]:
+    """Characters per second of training with each setting, medians over the rounds, the fastest first.
+
+    Args:
+        model: the network.
+        batch_size: streams.
+        seq_length: characters in a window.
+        rounds: turns that each setting has, after one that does not count.
+        steps: in each turn.
+        progress: wraps the loop over the turns, as `tqdm` does.
+
+    Returns:
+        For each setting a row: `device`, `precision`, `backend`, `threads` (None but for the CPU) and `speed`.
+    """
+    never = {"max_steps": NEVER, "eval_interval": NEVER, "save_interval": NEVER}
+    training = TrainingConfig(batch_size=batch_size, seq_length=seq_length, **never)
+    threads = torch.get_num_threads()
+    speeds: dict[Contender, list[float]] = {}
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            contenders = [Contender(model, training, setting) for setting in settings_here(model)]
+            for turn, contender in progress([(turn, each) for turn in range(rounds + 1) for each in contenders]):
+                speed = contender.turn(steps)
+                if turn > 0:  # the first also builds kernels
+                    speeds.setdefault(contender, []).append(speed)
+    finally:
+        torch.set_num_threads(threads)
+    names = ("device", "precision", "backend", "threads")
+    rows = [
+        {**{name: getattr(contender.setting, name) for name in names}, "speed": statistics.median(each)}
+        for contender, each in speeds.items()
+    ]
+    return sorted(rows, key=lambda row: -row["speed"])
+
+
+def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which of the rows of `compare` is the best, and what more threads bring on the CPU."""
+    best = rows[0]
+    flags = " ".join(f"--{name} {best[name]}" for name in ("device", "precision", "backend"))
+    said = f"Fastest here: {flags}{_threads(best['threads'])}, {best['speed']:,.0f} characters per second."
+    fastest: dict[int, float] = {}
+    for row in rows:  # the fastest first
+        if row["device"] == "cpu":
+            fastest.setdefault(row["threads"], row["speed"])
+    most = max(fastest, default=1)
+    if most > 1:
+        said += f" On the CPU {most} threads are {fastest[most] / fastest[1]:.2f} times as fast as one."
+    return said
+
+
+def _threads(threads: int | None) -> str:
+    return "" if threads is None else f" --threads {threads}"

@@ -1,0 +1,48 @@
+"""A measurement in a process of its own: what one does to memory, threads or random numbers, the next does not feel."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class MeasurementError(ValueError):
+    """The process of a measurement failed; the message is the last line that it wrote."""
+
+
+def measure_apart(module: str, **arguments: Any) -> Any:
+    """What `module`, run as a program, gives for `arguments`; it hands them to `answer`.
+
+    Raises:
+        MeasurementError: it failed, or was killed.
+    """
+    command = [sys.executable, "-m", module, json.dumps(arguments)]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if result.returncode:
+        raise MeasurementError(_reason(result))
+    return json.loads(result.stdout)
+
+
+def _reason(result: subprocess.CompletedProcess[str]) -> str:
+    if result.returncode == -9:  # SIGKILL, a name that Windows does not have
+        return "killed by the system, most likely out of memory"
+    return (result.stderr.splitlines() or [f"exit code {result.returncode}"])[-1]
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has had at once; None where the system does not say."""
+    status = Path("/proc/self/status")  # of Linux; what getrusage says there includes the parent at the fork
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def answer(measure: Callable[..., Any]) -> None:
+    """Be the program: call `measure` with the arguments that `measure_apart` sent, and send back what it gives."""
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))

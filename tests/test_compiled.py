@@ -1,0 +1,118 @@
+"""Compiled = readable: outputs, final states and every gradient, to what fp32 holds."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charrnn.cells import lstm_cell, unroll
+from charrnn.config import ModelConfig
+from charrnn.models import build_model, detach_state
+from tests.test_kernels import assert_equal, everything, make, parts
+
+compiled = pytest.importorskip("charrnn.compiled", reason="numba is not installed", exc_type=ImportError)
+sizes = st.tuples(*[st.integers(1, 9)] * 4)  # B, T, I, H
+
+
+def unrolled(inputs, state, *weights):
+    return unroll(lstm_cell, inputs, state, *weights)
+
+
+@given(sizes, st.integers(0, 99))
+@settings(max_examples=30)
+def test_compiled_is_the_cell_unrolled(size, seed):
+    inputs, state, weights = make(lstm_cell, size, seed, torch.float32)
+    leaves = [inputs, *parts(state), *weights]
+    mine = everything(*compiled.lstm(inputs, state, *weights), leaves)
+    assert_equal(mine, everything(*unrolled(inputs, state, *weights), leaves), 1e-5)
+
+
+@pytest.mark.parametrize("vocab_size", [3, 600])  # summed by a product, and one by one
+def test_a_token_looks_its_product_up(vocab_size):
+    _, state, weights = make(lstm_cell, (4, 6, 5, 7), 0, torch.float32)
+    table = torch.randn(vocab_size, 5).requires_grad_()
+    tokens = torch.randint(vocab_size, (4, 6))
+    leaves = [table, *parts(state), *weights]
+    mine = everything(*compiled.lstm(table, state, *weights, tokens=tokens), leaves)
+    assert_equal(mine, everything(*unrolled(table[tokens], state, *weights), leaves), 1e-5)
+
+
+def test_large_products_are_held_at_the_ends_of_the_exponential():
+    inputs, state, weights = make(lstm_cell, (2, 3, 4, 5), 0, torch.float32)
+    inputs = (inputs.detach() * 1e4).requires_grad_()
+    leaves = [inputs, *parts(state), *weights]
+    mine = everything(*compiled.lstm(inputs, state, *weights), leaves)
+    assert all(x.isfinite().all() for x in mine)
+    assert_equal(mine, everything(*unrolled(inputs, state, *weights), leaves), 1e-4)
+
+
+def test_chunks_equal_the_whole():
+    inputs, state, weights = make(lstm_cell, (3, 12, 4, 6), 0, torch.float32)
+    whole, final = compiled.lstm(inputs, state, *weights)
+    seen = []
+    for chunk in inputs.split([5, 1, 6], dim=1):
+        part, state = compiled.lstm(chunk, state, *weights)
+        seen.append(part)
+    assert_equal([torch.cat(seen, dim=1), *final], [whole, *state], 1e-6)
+
+
+def test_under_autocast_products_are_bf16_and_nothing_else():
+    """Within 4% of the largest entry, and not 0: half precision is really used; the cell's state keeps fp32."""
+    inputs, state, weights = make(lstm_cell, (8, 20, 16, 32), 0, torch.float32)
+    weights = [(weight.detach() / 4).requires_grad_() for weight in weights]
+    leaves = [inputs, *parts(state), *weights]
+    exact = everything(*unrolled(inputs, state, *weights), leaves)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, final = compiled.lstm(inputs, state, *weights)
+    assert outputs.dtype is torch.bfloat16
+    assert all(part.dtype is torch.float32 for part in final)
+    for mine, theirs in zip(everything(outputs, final, leaves), exact, strict=True):
+        error = (mine - theirs).abs().max() / theirs.abs().max()
+        assert 0 < error < 0.04
+
+
+def test_bf16_is_rounded_as_torch_rounds():
+    """A cell with open gates shows tanh(c), rounded."""
+    c = torch.atanh(torch.linspace(-0.99, 0.99, 4000))
+    gates, h = torch.ones(4 * 4000), torch.empty(4000, dtype=torch.bfloat16)
+    gates[:4000] = c  # i * g = c
+    arrays = [compiled._array(tensor) for tensor in (gates, torch.zeros(4000), c.clone(), torch.empty(4000), h)]
+    compiled._remember(*arrays)
+    expected = torch.tanh(c).to(torch.bfloat16)
+    torch.testing.assert_close(h, expected, rtol=8e-3, atol=1e-6)  # a bit at most,
+    assert (h == expected).float().mean() > 0.99  # and 2e-7 of an error moves few across a border
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "residual": True}, {"input_dropout": 0.3, "dropout": 0.2}])
+def test_a_model_learns_the_same_on_it(options):
+    model = build_model(ModelConfig(hidden_size=16, **{"num_layers": 1, "dropout": 0.0, **options}), 11).train()
+    tokens = torch.randint(11, (4, 13), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for backend in ("readable", "compiled"):
+        model.backend, state, total = backend, None, 0
+        torch.manual_seed(1)
+        for chunk in tokens.split([6, 7], dim=1):
+            logits, state = model(chunk, state)
+            state = detach_state(state)
+            total = total + (logits * torch.linspace(-1, 1, 11)).sum()
+        found[backend] = [logits, *torch.autograd.grad(total, list(model.parameters()))]
+    assert_equal(found["compiled"], found["readable"], 1e-5)
+
+
+def test_without_gradients_it_is_torchs_own():
+    model = build_model(ModelConfig(hidden_size=16, num_layers=1, dropout=0.0), 11)
+    tokens = torch.randint(11, (2, 9))
+    with torch.no_grad():
+        native, _ = model(tokens)
+        model.backend = "compiled"
+        assert torch.equal(model(tokens)[0], native)
+
+
+def test_where_it_cannot_run_it_is_not_offered(monkeypatch):
+    model = build_model(ModelConfig(hidden_size=4, num_layers=1, dropout=0.0), 5)
+    assert "compiled" in model.backends
+    assert "compiled" not in model.double().backends
+    assert "compiled" not in build_model(ModelConfig(type="gru"), 5).backends
+    assert "compiled" not in build_model(ModelConfig(layer_norm=True), 5).backends
+    monkeypatch.setattr("charrnn.models.find_spec", lambda name: None)
+    assert "compiled" not in model.float().backends

@@ -1,0 +1,60 @@
+import argparse
+
+import pytest
+
+from charrnn import console
+from charrnn.config import config_fields
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(2.0, "2 s"), (0.0005, "500 µs"), (0.0321, "32.1 ms"), (12345.0, "12,345 s"), (1.0, "1 s"), (0.0, "0 µs")],
+)
+def test_seconds_are_shown_in_the_unit_that_suits_them(value, shown):
+    assert console.seconds(value) == shown
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "x", ""])
+def test_a_number_above_0_is_nothing_else(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number above 0, got"):
+        console.positive(text)
+    assert console.positive("1e-5") == 1e-5
+
+
+def test_whole_numbers_have_a_least():
+    assert console.whole(2)("2") == 2
+    for text in ("1", "2.0", "-3", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number of at least 2, got"):
+            console.whole(2)(text)
+
+
+def test_a_file_to_write_is_checked_before_the_work(tmp_path):
+    assert console.new_file(str(tmp_path / "a.json")) == tmp_path / "a.json"
+    assert console.picture_file(str(tmp_path / "a.SVG")) == tmp_path / "a.SVG"
+    for path in (tmp_path, tmp_path / "nowhere" / "a.json"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a file in a folder that exists"):
+            console.new_file(str(path))
+    with pytest.raises(argparse.ArgumentTypeError, match=r"ends in .png or .svg, got"):
+        console.picture_file(str(tmp_path / "a.pdf"))
+
+
+def test_only_flags_that_were_given_are_settings():
+    parser = argparse.ArgumentParser()
+    console.add_settings(parser, config_fields("generation", "data", "logging"), without=("data",))
+    given = ["--top-p", "None", "--prompt", "none", "--separator", "\\n\\t", "--no-tensorboard"]
+    assert console.given_settings(parser.parse_args(given), config_fields()) == {
+        "top_p": None,
+        "prompt": "none",
+        "separator": "\n\t",
+        "tensorboard": False,
+    }
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--data", "x"])
+
+
+def test_a_table_shows_markup_as_it_is(capsys):
+    console.show_rows("title", [{"a": "[bold]x[/bold]"}])
+    console.show("title", {"b": "[red]y"})
+    out = capsys.readouterr().out
+    assert "[bold]x[/bold]" in out
+    assert "[red]y" in out
