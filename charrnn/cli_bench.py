@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import distributed
 from tqdm import tqdm
 
 from charrnn import console
@@ -286,11 +287,13 @@ SHAPE = ("model_type", "hidden_size", "num_layers", "layer_norm", "batch_size", 
 
 def devices(arguments: argparse.Namespace) -> int:
     """Time training on every device, precision and backend, and on the CPU with 1, 2, 4 threads and so on."""
-    from charrnn.bench.devices import compare, conclusion
+    from charrnn.bench.devices import compare, conclusion, together
 
     config = RunConfig().override(console.given_settings(arguments, config_fields()))
     size, seq_length = config.training.batch_size, config.training.seq_length
     rows = compare(config.model, size, seq_length, arguments.rounds, progress=console.bar("training"))
+    if size % 2 == 0 and distributed.is_available():
+        rows.append(together(config.model, size, seq_length))
     if arguments.json:
         print(json.dumps(rows))
         return 0
@@ -303,7 +306,8 @@ def devices(arguments: argparse.Namespace) -> int:
 def _device(row: Row) -> dict[str, str]:
     shown = {name: str(row[name]) for name in ("device", "precision", "backend")}
     threads = "-" if row["threads"] is None else str(row["threads"])
-    return {**shown, "threads": threads, "characters/s": f"{row['speed']:,.0f}"}
+    shown |= {"processes": str(row.get("processes", 1)), "threads": threads}
+    return {**shown, "characters/s": f"{row['speed']:,.0f}"}
 
 
 # --------------------------------------------------------------------------------------------------------------- data

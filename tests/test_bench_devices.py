@@ -105,6 +105,7 @@ def test_the_best_is_named_as_it_is_typed():
 def test_the_command(capfd, monkeypatch):
     asked = []
     monkeypatch.setattr(devices, "compare", lambda *args, progress: asked.append(args) or ROWS)
+    monkeypatch.setattr(devices, "together", lambda *args: pytest.fail("three streams are no two halves"))
     assert main(["bench", "devices", "--hidden-size", "16", "--batch-size", "3", "--rounds", "2"]) == 0
     out, _ = capfd.readouterr()
     assert "training 2x16, 3x50" in out
@@ -112,5 +113,16 @@ def test_the_command(capfd, monkeypatch):
     assert "Fastest here: --device cpu" in out.replace("\n", " ")
     model, *rest = asked[0]
     assert (model.hidden_size, model.num_layers, *rest) == (16, 2, 3, 50, 2)
-    assert main(["bench", "devices", "--json"]) == 0
+    assert main(["bench", "devices", "--json", "--batch-size", "3"]) == 0
     assert json.loads(capfd.readouterr().out) == ROWS
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+def test_two_processes_are_measured_beside_one():
+    row = devices.together(ModelConfig(hidden_size=8, num_layers=1, residual=True), 2, 5, steps=4)
+    assert (row["processes"], row["device"]) == (2, "cpu")
+    assert row["speed"] > 0
+    said = conclusion([*ROWS, {**row, "threads": 1, "speed": 1500.0}])
+    assert said.endswith(
+        "2 processes of 1 thread(s) each, by torchrun, are 0.50 times as fast as one process at its best."
+    )

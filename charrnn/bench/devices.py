@@ -6,16 +6,21 @@ a slow moment of the machine hits all alike.
 
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from charrnn.config import DeviceConfig, ModelConfig, TrainingConfig
+from charrnn.api import get_model_info
+from charrnn.bench.processes import run_apart
+from charrnn.config import DeviceConfig, ModelConfig, TrainingConfig, config_fields
 from charrnn.device import candidate_precisions
 from charrnn.models import build_model
+from charrnn.monitors import read_metrics
 from charrnn.training import Event, Stepped, Trainer
 
 VOCAB_SIZE = 70  # that of Shakespeare
@@ -128,18 +133,64 @@ def compare(
     return sorted(rows, key=lambda row: -row["speed"])
 
 
+def together(
+    model: ModelConfig, batch_size: int = 50, seq_length: int = 50, processes: int = 2, steps: int = 60
+) -> dict[str, Any]:
+    """Characters per second of so many processes on the CPU that train one model, as torchrun starts them.
+
+    Args:
+        model: the network.
+        batch_size: streams of all processes together, a multiple of their number.
+        seq_length: characters in a window.
+        processes: that share the processor's threads evenly.
+        steps: to make; the last half is measured.
+
+    Returns:
+        A row like those of `compare`, with `processes`, and `threads` of each.
+
+    Raises:
+        MeasurementError: a process failed.
+    """
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    fields = {key: name.replace("_", "-") for _, key, name, _ in config_fields("model")}
+    flags = [f"--{fields[key]}={value}" for key, value in model.model_dump().items() if not isinstance(value, bool)]
+    flags += [f"--{fields[key]}" for key, value in model.model_dump().items() if value is True]
+    settings = {"device": "cpu", "threads": threads, "batch_size": batch_size, "seq_length": seq_length}
+    settings |= {"max_steps": steps, "log_interval": max(1, steps // 2), "eval_interval": NEVER, "val_frac": 0}
+    flags += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        text, run = Path(folder) / "text.txt", Path(folder) / "run"
+        characters = np.random.default_rng(0).integers(VOCAB_SIZE, size=batch_size * seq_length * 100) + ord("0")
+        text.write_text("".join(map(chr, characters)), encoding="utf-8")
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "charrnn"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        arguments = ["train", "--quiet", f"--data={text}", f"--out={run}", *flags]
+        run_apart([*command, *arguments], environment)
+        logged = [record for record in read_metrics(run) if record["event"] == "logged"]
+        progress = get_model_info(run / "last")["training"]["progress"]
+    chosen = {name: progress[name] for name in ("device", "precision", "backend")}
+    return {**chosen, "threads": threads, "processes": processes, "speed": logged[-1]["tokens_per_second"]}
+
+
 def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Which of the rows of `compare` is the best, and what more threads bring on the CPU."""
-    best = rows[0]
+    """Which of the rows of `compare` is the best, and what more threads and, of `together`, processes bring."""
+    alone = [row for row in rows if row.get("processes", 1) == 1]
+    best = alone[0]
     flags = " ".join(f"--{name} {best[name]}" for name in ("device", "precision", "backend"))
     said = f"Fastest here: {flags}{_threads(best['threads'])}, {best['speed']:,.0f} characters per second."
     fastest: dict[int, float] = {}
-    for row in rows:  # the fastest first
+    for row in alone:  # the fastest first
         if row["device"] == "cpu":
             fastest.setdefault(row["threads"], row["speed"])
     most = max(fastest, default=1)
     if most > 1:
         said += f" On the CPU {most} threads are {fastest[most] / fastest[1]:.2f} times as fast as one."
+    for row in rows:
+        if row not in alone:
+            said += (
+                f" {row['processes']} processes of {row['threads']} thread(s) each, by torchrun, are "
+                f"{row['speed'] / max(fastest.values()):.2f} times as fast as one process at its best."
+            )
     return said
 
 

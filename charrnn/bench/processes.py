@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,20 @@ def measure_apart(module: str, **arguments: Any) -> Any:
     Raises:
         MeasurementError: it failed, or was killed.
     """
-    command = [sys.executable, "-m", module, json.dumps(arguments)]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    return json.loads(run_apart(["-m", module, json.dumps(arguments)]))
+
+
+def run_apart(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """What Python prints when it is run with `arguments`.
+
+    Raises:
+        MeasurementError: it failed, or was killed.
+    """
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment)
     if result.returncode:
         raise MeasurementError(_reason(result))
-    return json.loads(result.stdout)
+    return result.stdout
 
 
 def _reason(result: subprocess.CompletedProcess[str]) -> str:
