@@ -28,7 +28,7 @@ sample: $(READY) ## write text with the model you trained last, else with the on
 test: unit nbval ## run every test and every notebook
 
 unit: $(READY) ## run the unit tests alone
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 nbval: $(READY) ## run the notebooks alone, each cell's output compared with the committed one
 	CHARRNN_PROFILE=ci $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)

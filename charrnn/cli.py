@@ -116,7 +116,9 @@ def _train(run: Run, arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.quiet:
         console.show("training", _about(run))
-    bar = None if arguments.quiet else ProgressBar(run.trainer.share_used())
+    known = run.trainer.progress.backend or run.config.device.backend != "auto"
+    note = "" if known else "finding the fastest backend"
+    bar = None if arguments.quiet else ProgressBar(run.trainer.share_used(), note=note)
     try:
         generator = run.fit(*[bar] if bar else [])
     except BaseException:

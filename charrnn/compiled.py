@@ -13,6 +13,7 @@ series of e^r to the sixth order, 2e-7 of the value at most.
 """
 
 import math
+import threading
 from typing import Any
 
 import numba
@@ -32,6 +33,7 @@ LARGEST = np.float32(80)  # the exponent is held between -80 and 80: e^80 is nea
 LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
 LN_2_REST = np.float32(math.log(2) - float(LN_2))  # what fp32 cannot hold of it
 SERIES = tuple(np.float32(1 / math.factorial(order)) for order in range(7))
+ALONE = threading.Lock()  # one of numba's ways to use many cores ends the process if two threads come at once
 COMPILED = {"error_model": "numpy", "nogil": True, "fastmath": {"nsz", "arcp", "contract", "afn"}}
 
 
@@ -91,7 +93,8 @@ class _LSTM(Function):
         x, place, p, c, gate, show, h = arrays
         for t, state in enumerate(states[:-1].unbind(0)):
             torch.mm(state, weight, out=product)
-            _step(x, place[t], p, c[t], gate[t], c[t + 1], show[t], h[t + 1])
+            with ALONE:
+                _step(x, place[t], p, c[t], gate[t], c[t + 1], show[t], h[t + 1])
         ctx.save_for_backward(places, states, cells, gates, shown, weight_hh)
         ctx.distinct, ctx.rows = distinct, rows
         return states[1:], states[-1].to(h0.dtype, copy=True), cells[-1].clone()
@@ -108,7 +111,8 @@ class _LSTM(Function):
         arrays = [_array(tensor) for tensor in (d_outputs, d_h, d_c, gates, shown, cells, d_gates)]
         d_out, carried, d_cell, gate, show, c, d_gate = arrays
         for t in range(len(places) - 1, -1, -1):
-            _step_backward(d_out[t], carried, d_cell, gate[t], show[t], c[t], d_gate[t])
+            with ALONE:
+                _step_backward(d_out[t], carried, d_cell, gate[t], show[t], c[t], d_gate[t])
             torch.mm(d_gates[t], weight, out=d_h)
         d_gates = d_gates.flatten(0, 1)  # (T B, 4H)
         d_weight = d_gates.t() @ states[:-1].flatten(0, 1)

@@ -8,6 +8,7 @@ to the next belongs to the text that went before.
 import bisect
 import contextlib
 import hashlib
+import math
 import time
 import warnings
 import zlib
@@ -263,11 +264,13 @@ class Window(NamedTuple):
 
     Attributes:
         end: tokens of each stream that have been read once this window is.
+        full: tokens of each stream in a window here that no border of an epoch cuts short.
         inputs: ids `(B, T)`, int64.
         targets: ids `(B, T)`, int64; `targets[b, t]` follows `inputs[b, t]` in the text.
     """
 
     end: int
+    full: int
     inputs: Tensor
     targets: Tensor
 
@@ -278,12 +281,17 @@ class CharDataset:
     An epoch visits every token once, bar a tail of fewer than B tokens (`trimmed`). Its first window is cut short by a
     seeded amount, so that the borders at which gradients stop fall elsewhere in each epoch.
 
+    The windows may start short and grow (Li et al., 2021, arXiv:2108.06084): at first there is little to learn from far
+    back, and short windows bring more updates in the same time.
+
     Args:
         tokens: ids `(N,)` of one split.
         batch_size: streams B.
         seq_length: tokens T in a window.
         seed: start of the borders' random numbers.
         name: what errors call this split.
+        start_length: tokens in the very first windows; None is `seq_length`.
+        growth: epochs in which they grow from there to `seq_length`, by doubling.
 
     Raises:
         CorpusError: fewer than two tokens, so that nothing follows anything.
@@ -292,7 +300,16 @@ class CharDataset:
         UserWarning: the split is too short for B streams of T tokens; fewer streams are used.
     """
 
-    def __init__(self, tokens: Tokens, batch_size: int, seq_length: int, seed: int = 0, name: str = "this split"):
+    def __init__(
+        self,
+        tokens: Tokens,
+        batch_size: int,
+        seq_length: int,
+        seed: int = 0,
+        name: str = "this split",
+        start_length: int | None = None,
+        growth: float = 0.25,
+    ):
         if len(tokens) < 2:
             raise CorpusError(
                 f"{name}: expected at least 2 tokens, got {len(tokens)}; use a longer text or a larger share"
@@ -306,6 +323,7 @@ class CharDataset:
                 stacklevel=2,
             )
         self.seq_length = seq_length
+        self.start_length, self.growth = min(start_length or seq_length, seq_length), growth
         self.stream_length = pairs // self.batch_size
         self.trimmed = pairs % self.batch_size
         self._seed = seed
@@ -317,8 +335,22 @@ class CharDataset:
 
     def borders(self, epoch: int) -> list[int]:
         """Where the windows of an epoch end, in tokens of each stream; the last is `stream_length`."""
-        first = int(np.random.default_rng([self._seed, epoch]).integers(1, self.seq_length, endpoint=True))
-        return [*range(first, self.stream_length, self.seq_length), self.stream_length]
+        end = int(np.random.default_rng([self._seed, epoch]).integers(1, self.length_at(epoch), endpoint=True))
+        growing = []
+        while (
+            length := self.length_at(epoch + end / self.stream_length)
+        ) < self.seq_length and end < self.stream_length:
+            growing.append(end)
+            end += length
+        return [*growing, *range(end, self.stream_length, self.seq_length), self.stream_length]
+
+    def length_at(self, epoch: float) -> int:
+        """Tokens of each stream in a window that begins when so many epochs have been read."""
+        if epoch >= self.growth:
+            return self.seq_length
+        doublings = math.ceil(math.log2(self.seq_length / self.start_length))
+        # by doubling, for every new length costs time: products of another size are prepared anew
+        return min(self.seq_length, self.start_length << int(doublings * epoch / self.growth))
 
     def windows(self, epoch: int, start: int = 0, device: torch.device | str = "cpu") -> Iterator[Window]:
         """The windows of one epoch in order, from the one that begins at token `start` of each stream.
@@ -338,7 +370,8 @@ class CharDataset:
             # "unsafe" only for tensors with a gradient, which ids never have; half the time of split
             inputs = torch.unsafe_split_with_sizes(block[:, :-1], lengths, dim=1)
             targets = torch.unsafe_split_with_sizes(block[:, 1:], lengths, dim=1)
-            yield from map(Window, group, inputs, targets)
+            full = [self.length_at(epoch + begin / self.stream_length) for begin in [start, *group[:-1]]]
+            yield from map(Window, group, full, inputs, targets)
             start = group[-1]
 
 

@@ -22,9 +22,10 @@ class ProgressBar:
     Args:
         done: share of the budget used up at the start, for a run that is resumed.
         file: where to draw; None is standard error.
+        note: shown until there is something to tell.
     """
 
-    def __init__(self, done: float = 0.0, file: TextIO | None = None):
+    def __init__(self, done: float = 0.0, file: TextIO | None = None, note: str = ""):
         watched = (file or sys.stderr).isatty()
         self._bar = tqdm(
             total=1.0,
@@ -34,6 +35,7 @@ class ProgressBar:
             bar_format="{percentage:3.0f}% |{bar:24}| {elapsed} < {remaining}{postfix}",
         )
         self._shown: dict[str, str] = {}
+        self._bar.set_postfix_str(note)
 
     def __call__(self, event: Event) -> None:
         """Move on."""

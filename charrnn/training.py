@@ -170,7 +170,13 @@ class Trainer:
                 + ("; it needs numba: pip install numba" if self._device_config.backend == "compiled" else "")
             )
         self.dataset = CharDataset(
-            train, self.config.batch_size, self.config.seq_length, self._device_config.seed, "the training split"
+            train,
+            self.config.batch_size,
+            self.config.seq_length,
+            self._device_config.seed,
+            "the training split",
+            self.config.start_length,
+            self.config.growth,
         )
         if self.dataset.batch_size % distributed.world_size():
             raise ConfigError(
@@ -371,7 +377,7 @@ class Trainer:
         rows = distributed.own_rows(self.dataset.batch_size)
         inputs, targets = window.inputs[rows], window.targets[rows]  # (B, T)
         # every token weighs the same, so a window cut short at an epoch's border pulls less
-        full, parts = len(inputs) * self.config.seq_length, min(self.config.accumulation, len(inputs))
+        full, parts = len(inputs) * window.full, min(self.config.accumulation, len(inputs))
         states: list[State] = []
         for part in np.array_split(np.arange(len(inputs)), parts):
             own = slice(part[0], part[-1] + 1)

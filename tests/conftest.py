@@ -6,6 +6,8 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: tests side by side must not share their cores
+
 import pytest
 from hypothesis import settings
 

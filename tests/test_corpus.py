@@ -304,3 +304,41 @@ def test_the_shape_of_a_text_is_that_of_the_whole(pieces):
     assert shape.words == len(text.split())
     assert shape.lines == len(lines)
     assert shape.longest_line == max(map(len, lines), default=0)
+
+
+# ------------------------------------------------------------------------------------------------- growing windows
+
+growths = st.sampled_from([0.1, 0.5, 2.5])
+
+
+@pytest.mark.filterwarnings("ignore:.*too few for")
+@given(
+    st.integers(2, 400),
+    st.integers(1, 4),
+    st.integers(1, 30),
+    st.integers(1, 40),
+    growths,
+    st.integers(0, 3),
+    st.data(),
+)
+def test_windows_that_grow_visit_every_token_once_and_go_on_where_they_were_left(
+    size, batch_size, seq_length, start_length, growth, epoch, data
+):
+    dataset = CharDataset(np.arange(size, dtype=np.uint16), batch_size, seq_length, 1, "x", start_length, growth)
+    windows = list(dataset.windows(epoch))
+    inputs = np.concatenate([window.inputs.numpy() for window in windows], axis=1)
+    assert inputs.flatten().tolist() == list(range(size - 1 - dataset.trimmed))
+    assert all(window.inputs.shape[1] <= window.full <= seq_length for window in windows)
+    assert all(window.inputs.shape[1] == window.full for window in windows[1:-1])
+    left = data.draw(st.integers(0, len(windows) - 1))
+    rest = list(dataset.windows(epoch, windows[left].end))
+    assert [(w.end, w.full) for w in rest] == [(w.end, w.full) for w in windows[left + 1 :]]
+
+
+def test_windows_double_until_they_are_full():
+    dataset = CharDataset(np.zeros(4001, dtype=np.uint8), 2, 32, start_length=8, growth=0.5)
+    lengths = [dataset.length_at(epoch) for epoch in (0, 0.24, 0.25, 0.49, 0.5, 3)]
+    assert lengths == [8, 8, 16, 16, 32, 32]
+    dataset = CharDataset(np.zeros(4001, dtype=np.uint8), 2, 20, start_length=3, growth=0.3)  # no power of 2 times 3
+    assert [dataset.length_at(epoch) for epoch in (0, 0.11, 0.21, 0.29, 0.3)] == [3, 6, 12, 12, 20]
+    assert CharDataset(np.zeros(99, dtype=np.uint8), 2, 5, start_length=9).length_at(0) == 5

@@ -72,6 +72,7 @@ RECIPES = {
     "sgd without momentum": {"optimizer": "sgd", "beta1": 0, "clip_by": "value", "grad_clip": 0.1},
     "plateau": {"schedule": "plateau", "decay_patience": 1, "eval_interval": 3, "min_delta": 0.05},
     "early stopping": {"patience": 3, "min_delta": 0.2, "eval_interval": 3, "max_steps": 400},
+    "growing windows": {"start_length": 2, "growth": 0.4, "optimizer": "muon"},
     "mean of the weights": {"ema_decay": 0.9, "eval_interval": 10},
     "parts, smoothed": {"accumulation": 2, "label_smoothing": 0.1, "optimizer": "muon", "ema_decay": 0.5},
 }
