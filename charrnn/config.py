@@ -85,7 +85,7 @@ class TrainingConfig(_Section):
         50, ge=1, le=2**20, description="tokens a gradient flows back through; context is carried beyond it"
     )
     start_length: int | None = Field(
-        None, ge=1, description="tokens in the very first windows, which double up to seq_length; null: they are that long"
+        None, ge=1, description="tokens in the first windows, which double up to seq_length; null: all are that long"
     )
     growth: float = Field(0.25, gt=0, description="epochs in which the windows grow from start_length to seq_length")
     accumulation: int = Field(
