@@ -1,6 +1,7 @@
 """What the notebooks need beyond the library: figures, baselines, a live plot, widgets, and the size of the work."""
 
 from charrnn.lab.curves import plot_curves
+from charrnn.lab.differences import plot_differences
 from charrnn.lab.figures import (
     Picture,
     next_character_probabilities,
@@ -24,11 +25,18 @@ from charrnn.lab.gates import (
 from charrnn.lab.gates_panel import GatesPanel
 from charrnn.lab.gradients import cliff_loss, gradient_norms, log_slope, plot_descents, plot_norms, recurrent_matrix
 from charrnn.lab.gradients_panel import GradientsPanel, plot_radius
+from charrnn.lab.ingredients import INGREDIENTS, plot_ingredients, recipes
+from charrnn.lab.ingredients_panel import IngredientsPanel, plot_attempt
 from charrnn.lab.learning import plot_learning
 from charrnn.lab.live import LivePlot
 from charrnn.lab.memory import character_gradients, context_losses, copied_share, plot_measures, state_gradients
 from charrnn.lab.ngrams import NgramModel, ngram_ladder
+from charrnn.lab.overfitting import plot_overfitting
+from charrnn.lab.rates import plot_plateau, plot_schedules
+from charrnn.lab.runs import learning_rate_picture, run_picture
 from charrnn.lab.setting import Profile, check_machine, profile
+from charrnn.lab.small_runs import SMALL, losses_of, recorded, records_of, small_trainer
+from charrnn.lab.speedrun import plot_speedrun
 from charrnn.lab.states import (
     Components,
     character_kinds,
@@ -42,14 +50,18 @@ from charrnn.lab.states import (
 )
 from charrnn.lab.states_panel import StatesPanel
 from charrnn.lab.texts import plot_frequencies, plot_ladder, plot_streams, plot_zipf, window_table
+from charrnn.lab.truncated import plot_reach, plot_truncated
 from charrnn.lab.unrolled import plot_unrolled
 from charrnn.lab.widgets import GenerationPanel, StreamsPanel
 
 __all__ = [
+    "INGREDIENTS",
+    "SMALL",
     "Components",
     "GatesPanel",
     "GenerationPanel",
     "GradientsPanel",
+    "IngredientsPanel",
     "LivePlot",
     "NgramModel",
     "Picture",
@@ -66,16 +78,21 @@ __all__ = [
     "correlations",
     "gate_activations",
     "gradient_norms",
+    "learning_rate_picture",
     "line_positions",
     "log_slope",
+    "losses_of",
     "next_character_probabilities",
     "ngram_ladder",
+    "plot_attempt",
     "plot_by_position",
     "plot_curve",
     "plot_curves",
     "plot_descents",
+    "plot_differences",
     "plot_frequencies",
     "plot_gates",
+    "plot_ingredients",
     "plot_ladder",
     "plot_learning",
     "plot_losses",
@@ -83,12 +100,18 @@ __all__ = [
     "plot_measures",
     "plot_next_character",
     "plot_norms",
+    "plot_overfitting",
+    "plot_plateau",
     "plot_radius",
+    "plot_reach",
     "plot_reading",
     "plot_real_words",
     "plot_saturation",
+    "plot_schedules",
+    "plot_speedrun",
     "plot_states",
     "plot_streams",
+    "plot_truncated",
     "plot_unit",
     "plot_unrolled",
     "plot_zipf",
@@ -96,9 +119,14 @@ __all__ = [
     "profile",
     "read_gates",
     "read_states",
+    "recipes",
+    "recorded",
+    "records_of",
     "recurrent_matrix",
+    "run_picture",
     "saturation",
     "share_between",
+    "small_trainer",
     "state_gradients",
     "window_table",
     "word_places",

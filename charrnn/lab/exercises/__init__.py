@@ -8,8 +8,9 @@ from charrnn.lab.exercises.exercise import Exercise, Function, Verdict, differen
 from charrnn.lab.exercises.gates import GATES
 from charrnn.lab.exercises.memory import MEMORY
 from charrnn.lab.exercises.scratch import SCRATCH
+from charrnn.lab.exercises.training import TRAINING
 
-EXERCISES: dict[str, Exercise] = {**SCRATCH, **MEMORY, **GATES}  # notebooks 02, 03, 04
+EXERCISES: dict[str, Exercise] = {**SCRATCH, **MEMORY, **GATES, **TRAINING}  # notebooks 02 to 05
 
 
 def check(name: str, function: Function) -> Verdict:

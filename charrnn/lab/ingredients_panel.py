@@ -1,0 +1,161 @@
+"""A widget: switches for the ingredients of a recipe, a button that trains, and the losses as they come."""
+
+import html
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ipywidgets
+
+from charrnn.config import TrainingConfig
+from charrnn.corpus import Tokens
+from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, new_figure
+from charrnn.lab.small_runs import recorded, small_trainer
+from charrnn.training import DivergedError, Trainer
+
+OPTIMIZERS = TrainingConfig.model_fields["optimizer"].annotation.__args__
+SCHEDULES = ("constant", "cosine", "onecycle")  # the others wait for more epochs than there are here
+Records = Sequence[Mapping[str, Any]]
+
+
+def plot_attempt(records: Records, before: Records = (), steps: int = 300) -> Picture:
+    """Training and validation loss of a run, and the validation loss of the one before it.
+
+    Args:
+        records: as in `metrics.jsonl`, of a run that may still be going on.
+        before: of another run, to compare with.
+        steps: of a whole run.
+    """
+    figure, axes = new_figure(8.0, 3.6)
+    curves = (
+        (records, "logged", "training", BLUE, "-"),
+        (records, "evaluated", "validation", ORANGE, "o--"),
+        (before, "evaluated", "validation of the run before", GREY, "s:"),
+    )
+    said = []
+    for run, event, name, color, style in curves:
+        points = [(record["step"], record["loss"]) for record in run if record["event"] == event]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), style, color=color, markersize=5, label=f"{name}: {points[-1][1]:.3f}"
+            )
+            said.append(f"{name} {points[-1][1]:.3f} at step {points[-1][0]}")
+    axes.set(xlabel="step", ylabel="nats per character", xlim=(0, steps * 1.02), ylim=(1.8, 5.4))  # room for the legend
+    if said:
+        axes.legend(frameon=False, loc="upper right")
+    return Picture(figure, f"Line chart of the loss over {steps} steps: {', '.join(said) or 'nothing learned yet'}.")
+
+
+class IngredientsPanel:
+    """Optimizer, learning rate, schedule, dropout, clipping and the mean of the weights, and a button that trains.
+
+    The training runs in a thread of its own, so that Stop is heard. The losses of the run before stay in the picture.
+
+    Args:
+        train: token ids `(N,)` to learn from.
+        val: token ids to evaluate on.
+        vocab_size: tokens V.
+        steps: of a run.
+        every: seconds between two drawings, at least.
+
+    Attributes:
+        view: the widget.
+        controls: the input widgets by name.
+        records: what the latest run has told so far.
+    """
+
+    def __init__(self, train: Tokens, val: Tokens, vocab_size: int, steps: int = 300, every: float = 0.4):
+        self._text = train, val, vocab_size
+        self._steps, self._every = steps, every
+        self._trainer: Trainer | None = None
+        self._thread: threading.Thread | None = None
+        self.records: list[dict[str, Any]] = []
+        self._before: list[dict[str, Any]] = []
+        self.controls = _controls()
+        self.start_button = ipywidgets.Button(description="Train", button_style="primary").add_class("t-train")
+        self.stop_button = ipywidgets.Button(description="Stop", disabled=True).add_class("t-stop")
+        self.start_button.on_click(self.start)
+        self.stop_button.on_click(self.stop)
+        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self.words = ipywidgets.HTML().add_class("t-ingredients")
+        buttons = ipywidgets.HBox([self.start_button, self.stop_button])
+        self.view = ipywidgets.VBox([*self.controls.values(), buttons, self.image, self.words])
+        self._draw()
+
+    def settings(self) -> dict[str, Any]:
+        """What the controls say, named as on the command line."""
+        values = {name: control.value for name, control in self.controls.items()}
+        plain_sgd = values["optimizer"] == "sgd"
+        return {
+            "optimizer": values["optimizer"],
+            "learning_rate": values["learning_rate"],
+            "muon_learning_rate": values["learning_rate"],
+            "beta1": 0.0 if plain_sgd else 0.9,
+            "schedule": values["schedule"],
+            "warmup_frac": {"constant": 0.0, "cosine": 0.05, "onecycle": 0.3}[values["schedule"]],
+            "hold_frac": 0.6 if values["schedule"] == "cosine" else 0.0,
+            "output_dropout": values["dropout"],
+            "grad_clip": 0.5 if values["clip"] else 1e9,
+            "ema_decay": 0.95 if values["ema"] else 0.0,
+            "max_steps": self._steps,
+            "eval_interval": max(1, self._steps // 12),
+        }
+
+    def start(self, _: Any = None) -> None:
+        """Train with what the controls say; nothing happens while a run is going on."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._before, self.records = self.records or self._before, []
+        self._trainer = small_trainer(*self._text, **self.settings())
+        self.start_button.disabled, self.stop_button.disabled = True, False
+        self._thread = threading.Thread(target=self._run, args=(self._trainer,), daemon=True)
+        self._thread.start()
+
+    def stop(self, _: Any = None) -> None:
+        """End the run after the present step."""
+        if self._trainer is not None:
+            self._trainer.stop()
+
+    def wait(self) -> None:
+        """Return when no run is going on."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, trainer: Trainer) -> None:
+        drawn, told = 0.0, ""
+        try:
+            for record in recorded(trainer):
+                self.records.append(record)
+                if time.monotonic() - drawn >= self._every:
+                    self._draw()
+                    drawn = time.monotonic()
+        except DivergedError as error:
+            told = str(error)
+        finally:
+            self._draw(told)
+            self.start_button.disabled, self.stop_button.disabled = False, True
+
+    def _draw(self, problem: str = "") -> None:
+        picture = plot_attempt(self.records, self._before, self._steps)
+        self.image.value = picture.png()
+        alert = f'<p role="alert"><b>Stopped:</b> {html.escape(problem)}</p>' if problem else ""
+        self.words.value = f"{alert}<p>{html.escape(picture.alt)}</p>"
+
+
+def _controls() -> dict[str, Any]:
+    wide = {"style": {"description_width": "8em"}, "layout": {"width": "460px"}}
+    sliding = wide | {"continuous_update": False}
+    controls = {
+        "optimizer": ipywidgets.Dropdown(options=OPTIMIZERS, value="adamw", description="optimizer", **wide),
+        "learning_rate": ipywidgets.FloatLogSlider(
+            0.02, min=-4, max=1, step=0.1, description="learning rate", readout_format=".4f", **sliding
+        ),
+        "schedule": ipywidgets.Dropdown(options=SCHEDULES, description="schedule", **wide),
+        "dropout": ipywidgets.FloatSlider(0.0, min=0, max=0.8, step=0.1, description="dropout", **sliding),
+        "clip": ipywidgets.Checkbox(False, description="clip the gradient at 0.5", **wide),
+        "ema": ipywidgets.Checkbox(False, description="evaluate the mean of the weights", **wide),
+    }
+    for name, control in controls.items():
+        control.add_class(f"t-{name}")
+    return controls
