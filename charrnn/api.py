@@ -306,8 +306,15 @@ class Run:
         _check_prompt(config, checkpoint.tokenizer)
         generator = TextGenerator(checkpoint.model, checkpoint.tokenizer, config, state)
         run = cls._assemble(config, corpus, generator, directory)
+        tensors = load_tensors(tensors_path)
+        streams = next((len(value) for name, value in tensors.items() if name.startswith("state.")), None)
+        if streams not in (None, run.trainer.dataset.batch_size):
+            raise CheckpointError(
+                f"{path}: expected to go on with its {streams} streams, got {run.trainer.dataset.batch_size}: the text "
+                "is too short for them with another seq_length; leave that as it was"
+            )
         try:
-            run.trainer.restore(state["progress"], load_tensors(tensors_path))
+            run.trainer.restore(state["progress"], tensors)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{checkpoint.path}: expected a whole training_state.json and optimizer.safetensors, got damaged ones "
@@ -324,6 +331,11 @@ class Run:
             )
         except CorpusError as error:
             raise CorpusError(f"{corpus.name} ({len(corpus.tokens):,} tokens): {error}") from error
+        asked = [name for name, value in _needs_evaluations(config).items() if value]
+        if asked and len(splits.val) < 2:
+            raise ConfigError(
+                f"{asked[0]}: expected a validation split to go by, got {len(splits.val)} tokens; raise --val-frac"
+            )
         if config.data.val_frac > 0 and len(splits.val) < 2:
             warnings.warn(
                 f"{corpus.name}: its validation split has {len(splits.val)} tokens, so nothing is evaluated and no "
@@ -388,6 +400,15 @@ class Run:
             "val_bpc": None if val_loss is None else val_loss * bits,
             "progress": progress,
         }
+
+
+def _needs_evaluations(config: RunConfig) -> dict[str, Any]:
+    """The settings that mean nothing without a validation split, by name; false where they are not asked for."""
+    return {
+        "training.patience (--patience)": config.training.patience,
+        "training.schedule (--schedule) plateau": config.training.schedule == "plateau",
+        "logging.keep_best (--keep-best)": config.logging.keep_best,
+    }
 
 
 def new_run_directory(config: RunConfig) -> Path:

@@ -109,7 +109,7 @@ def _train(run: Run, arguments: argparse.Namespace) -> int:
         return 0
     if run.trainer.done():
         run.fit()  # what a crash may have left undone at the very end
-        more = "patience" if run.trainer.out_of_patience() else "budget"
+        more = "patience" if run.trainer.share_used() < 1 else "budget"
         console.say(
             f"{run.directory}: already finished, at step {run.trainer.progress.step:,}; a larger {more} goes on with it"
         )
@@ -146,7 +146,7 @@ def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
     if quiet:
         print(run.directory)
         return 0
-    if run.trainer.out_of_patience():
+    if run.trainer.share_used() < 1:
         console.say(f"ended early at step {step:,}: no better loss in {run.config.training.patience} evaluations")
     best = run.trainer.progress.best_loss
     if best is not None:
@@ -433,7 +433,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, metavar="DIR", help="the run's directory (default: a new one, by time)")
     start = command.add_mutually_exclusive_group()
     start.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR")
-    start.add_argument("--init-from", type=Path, metavar="DIR", help="start from the weights and vocabulary in DIR")
+    start.add_argument(
+        "--init-from", type=Path, metavar="DIR", help="start from the model and vocabulary in DIR, not those configured"
+    )
     command.add_argument("--dry-run", action="store_true", help="check and show everything, train and write nothing")
     command.add_argument("--quiet", action="store_true", help="print the run's directory alone")
     console.add_settings(command, config_fields())

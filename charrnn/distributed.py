@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from charrnn.config import ConfigError
 from charrnn.models import State, map_state
 
 
@@ -29,9 +30,9 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_available():
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    if local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo")
     try:
         yield
     except RuntimeError as error:
@@ -48,6 +49,24 @@ def process_group() -> Iterator[None]:
 def rank() -> int:
     """Number of this process, from 0; that one speaks and writes."""
     return dist.get_rank() if _together() else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine: that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ConfigError if the ranks cannot train together on `device`."""
+    if world_size() > 1 and device.type == "mps":
+        raise ConfigError(
+            "device.device (--device): expected cpu or cuda with several processes, got mps; use --device cpu"
+        )
+    if world_size() > 1 and device.type == "cuda" and local_rank() >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device.device (--device): expected a GPU for each process, got {torch.cuda.device_count()} here; lower "
+            "--nproc-per-node, or use --device cpu"
+        )
 
 
 def world_size() -> int:

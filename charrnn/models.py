@@ -11,6 +11,7 @@ after Graves (2013, arXiv:1308.0850): embed each token, run it through stacked r
 logits off the top.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -144,7 +145,7 @@ class CharModel(nn.Module):
         if self.config.layer_norm:
             return ("fused", "readable")
         on_cpu = self.head.weight.device.type == "cpu" and self.head.weight.dtype == torch.float32
-        compiled = ("compiled",) if self.layer is nn.LSTM and on_cpu and find_spec("numba") else ()
+        compiled = ("compiled",) if self.layer is nn.LSTM and on_cpu and has_numba() else ()
         return ("native", *compiled, "fused", "readable")
 
     def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
@@ -210,6 +211,12 @@ class CharModel(nn.Module):
         if self.config.variational:
             return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), share)
         return F.dropout(x, share)
+
+
+@functools.cache
+def has_numba() -> bool:
+    """Whether numba is installed; to load it takes a second, so that is left to who needs it."""
+    return find_spec("numba") is not None
 
 
 FORGET_BIASES = ("bias_ih_l0", "bias_hh_l0", "bias_l0")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -133,7 +134,11 @@ class CheckpointSaver:
         """A folder for this loss, if it is among the lowest; the one that is no longer among them goes."""
         if not self._keep_best:
             return
-        kept = {path: float(path.name.rpartition("_")[2]) for path in self._directory.glob("lm_*_epoch*_*")}
+        own = re.compile(rf"lm_{self._kind}_epoch\d+\.\d\d_(\d+\.\d{{4}})")
+        named = {
+            path: own.fullmatch(path.name) for path in self._directory.iterdir() if (path / "config.json").is_file()
+        }
+        kept = {path: float(match.group(1)) for path, match in named.items() if match}
         if len(kept) < self._keep_best or event.loss < max(kept.values()):
             path = self._directory / f"lm_{self._kind}_epoch{event.epoch:.2f}_{event.loss:.4f}"
             self._save(path, False, event.loss)

@@ -162,6 +162,7 @@ class Trainer:
         self._device_config = device or DeviceConfig()
         self.device = select_device(self._device_config.device)
         check_precision(self._device_config.precision, self.device)
+        distributed.check_device(self.device)
         self.model = model.to(self.device)
         if self._device_config.backend not in ("auto", *model.backends):
             raise ConfigError(
@@ -188,7 +189,7 @@ class Trainer:
         self.val = val
         self._state: State = None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-        self._stop = False
+        self._stop = self._asked_to_stop = False
 
     @property
     def evaluated_model(self) -> CharModel:
@@ -215,6 +216,7 @@ class Trainer:
             yield from self._run()
         finally:
             self.model.backend = before  # what trains fastest need not be what writes fastest
+            self._stop = self._asked_to_stop = False
 
     def _run(self) -> Iterator[Event]:
         progress = self.progress
@@ -231,7 +233,7 @@ class Trainer:
         if self._steps:
             yield self._log()
         yield from self._due(now=not self._stop, save=True)
-        early = self.out_of_patience() and not self._stop
+        early = self.share_used() < 1 and self.out_of_patience() and not self._stop
         yield Finished(progress.step, self.epoch, progress.seconds, progress.best_loss, self._stop, early)
 
     @property
@@ -320,12 +322,13 @@ class Trainer:
     # -------------------------------------------------------------------------------------------------- one step
 
     def _start(self) -> None:
-        self._stop = self._asked_to_stop = False
         progress = self.progress
         set_threads(self._device_config.threads)
         keep_freed_memory()
         if progress.device != self.device.type:
             progress.precision = progress.backend = None
+        if progress.backend not in self.model.backends:  # numba is not on every machine
+            progress.backend = None
         if progress.precision is None or progress.backend is None:
             known = {name: getattr(progress, name) for name in ("precision", "backend") if getattr(progress, name)}
             asked = self._device_config.model_copy(update=known)

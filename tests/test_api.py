@@ -363,6 +363,52 @@ def test_the_best_few_are_kept_under_names_that_say_it(tiny, tmp_path):
         )
 
 
+def test_what_only_looks_like_a_kept_checkpoint_is_left_alone(tiny, tmp_path):
+    mine = [
+        tmp_path / "run" / name
+        for name in ("lm_lstm_epoch1.00_9.0000", "lm_lstm_epoch1_mine", "lm_lstm_epoch1.00_8.0000.zip")
+    ]
+    for path in mine:
+        path.mkdir(parents=True)
+    Run.start(tiny.override({"keep_best": 1, "learning_rate": 0.01}), tmp_path / "run").fit()
+    assert all(path.is_dir() for path in mine)
+    assert len(list((tmp_path / "run").glob("lm_*"))) == 4
+
+
+def test_streams_that_a_short_text_no_longer_has_are_named(tiny, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("hello world, this is a text. " * 40, encoding="utf-8")
+    config = tiny.override({"data": str(path), "batch_size": 20, "seq_length": 10, "max_steps": 3})
+    Run.start(config, tmp_path / "run").fit()
+    with (
+        pytest.warns(UserWarning, match="too few for 20 streams"),
+        pytest.raises(CheckpointError, match="its 20 streams"),
+    ):
+        Run.resume(tmp_path / "run", {"seq_length": 200, "max_steps": 6})
+
+
+def test_a_backend_that_is_not_here_is_chosen_anew(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("numba")
+    Run.start(tiny.override({"backend": "compiled", "max_steps": 3}), tmp_path / "run").fit()
+    monkeypatch.setattr("charrnn.models.has_numba", lambda: False)
+    run = Run.resume(tmp_path / "run", {"backend": "auto", "max_steps": 6})
+    run.fit()
+    assert run.trainer.progress.backend in ("native", "fused")
+
+
+@pytest.mark.parametrize("asked", [{"patience": 1}, {"schedule": "plateau"}, {"keep_best": 2}])
+def test_what_goes_by_evaluations_needs_a_validation_split(tiny, asked):
+    with pytest.raises(ConfigError, match="expected a validation split to go by, got 0 tokens"):
+        Run.start(tiny.override({"train_frac": 1.0, "val_frac": 0.0, **asked}))
+
+
+def test_a_stop_before_the_first_step_is_not_lost(tiny):
+    run = Run.start(tiny)
+    run.trainer.stop()
+    run.fit()
+    assert run.trainer.progress.step == 0
+
+
 def test_another_optimizer_cannot_take_over(tiny, tmp_path):
     Run.start(tiny, tmp_path / "run").fit()
     with pytest.raises(CheckpointError, match="its own optimizer adamw, got muon"):

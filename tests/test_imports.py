@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "sampling": {"tokenizer", "models"},
     "schedules": {"config"},
     "optimizers": {"config", "models"},
-    "distributed": {"models"},
+    "distributed": {"config", "models"},
     "training": {"config", "device", "corpus", "models", "schedules", "optimizers", "distributed"},
     "checkpoint": {"config", "tokenizer", "models"},
     "monitors": {"training", "checkpoint", "sampling"},
