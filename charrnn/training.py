@@ -168,7 +168,7 @@ class Trainer:
             raise ConfigError(
                 f"device.backend (--backend): expected auto, {' or '.join(model.backends)} for this model here, "
                 f"got {self._device_config.backend!r}"
-                + ("; it needs numba: pip install numba" if self._device_config.backend == "compiled" else "")
+                + ("; that is for an LSTM on a CPU, and needs numba (pip install numba)" if self._device_config.backend == "compiled" else "")
             )
         self.dataset = CharDataset(
             train,
