@@ -164,11 +164,12 @@ class Trainer:
         check_precision(self._device_config.precision, self.device)
         distributed.check_device(self.device)
         self.model = model.to(self.device)
-        if self._device_config.backend not in ("auto", *model.backends):
+        backend = self._device_config.backend
+        if backend not in ("auto", *model.backends):
+            why = "; that is for an LSTM on a CPU, and needs numba: pip install numba" if backend == "compiled" else ""
             raise ConfigError(
                 f"device.backend (--backend): expected auto, {' or '.join(model.backends)} for this model here, "
-                f"got {self._device_config.backend!r}"
-                + ("; that is for an LSTM on a CPU, and needs numba (pip install numba)" if self._device_config.backend == "compiled" else "")
+                f"got {backend!r}{why}"
             )
         self.dataset = CharDataset(
             train,
