@@ -209,7 +209,7 @@ def sample(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--output: expected a file in a folder that exists, got {arguments.output}")
     generator = load_model(arguments.checkpoint, arguments.device)
     overrides = _settings(arguments) | ({"temperature": 0} if arguments.argmax else {})
-    settings = generator.config.override(overrides).generation.model_dump()
+    settings = generator.config.override(overrides).generation.settings()
     settings["seed"] = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
     if not arguments.quiet:
         console.say(f"{arguments.checkpoint}: " + ", ".join(f"{k} {v!r}" for k, v in settings.items() if v is not None))

@@ -216,8 +216,24 @@ class GenerationConfig(_Section):
     top_p: float | None = Field(
         0.9, gt=0, le=1, description="sample among the likeliest tokens that hold this probability"
     )
-    length: int = Field(1000, ge=0, description="characters to generate")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="leave out tokens less likely than this share of the likeliest"
+    )
+    typical_p: float | None = Field(
+        None, gt=0, le=1, description="sample among the tokens of the most typical surprise that hold this probability"
+    )
+    repetition_penalty: float | None = Field(
+        None, ge=1, description="multiplies the log-probability of the last 32 tokens; above 1 they are less likely"
+    )
+    allow: str | None = Field(None, min_length=1, description="write with these characters only")
+    forbid: str | None = Field(None, min_length=1, description="write without these characters")
+    stop: str | None = Field(None, min_length=1, description="end right after this string; \\n is a newline")
+    length: int = Field(1000, ge=0, description="characters to generate, at most; 0: until stopped")
     prompt: str = Field("", description="text to go on from")
+
+    def settings(self) -> dict[str, Any]:
+        """The same as `TextGenerator.stream` takes them."""
+        return self.model_dump() | {"length": self.length or None}
 
 
 class LoggingConfig(_Section):

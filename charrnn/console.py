@@ -68,8 +68,9 @@ def given_settings(arguments: argparse.Namespace, fields: Iterable[Setting]) -> 
     given = {
         key.removeprefix("setting:"): value for key, value in vars(arguments).items() if key.startswith("setting:")
     }
-    if "separator" in given:  # a shell hands on \n as it is typed
-        given["separator"] = given["separator"].replace("\\n", "\n").replace("\\t", "\t")
+    for name in ("separator", "stop", "allow", "forbid"):
+        if name in given:  # a shell hands on \n as it is typed
+            given[name] = given[name].replace("\\n", "\n").replace("\\t", "\t")
     optional = {name for _, _, name, field in fields if type(None) in get_args(field.annotation)}
     empty = ("none", "null")
     return {name: None if name in optional and value.lower() in empty else value for name, value in given.items()}

@@ -1,110 +1,79 @@
-"""Logits -> logits transforms, and text out of a model: one, many, streamed.
+"""Text out of a model: one, many, streamed, or the likeliest that a beam search finds.
 
-Temperature, then top-k, then top-p (the nucleus of Holtzman et al., 2020, arXiv:1904.09751) reshape the distribution
-of the next token; a token is then drawn by inverting its cumulative distribution at one uniform number from a CPU
-`torch.Generator`. A text depends on its prompt, its settings and its seed: not on how it is asked for, streamed or
-whole, alone or in a batch.
+The next token is drawn by inverting the cumulative distribution at one uniform number of the Mersenne Twister, the
+generator behind a CPU's `torch.Generator`. A text depends on its prompt, its settings and its seed: not on how it is
+asked for, streamed or whole, alone or in a batch.
 """
 
-import math
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from charrnn.models import CharModel, State, map_state
+from charrnn import transforms
 from charrnn.tokenizer import StreamDecoder, Tokenizer
+from charrnn.transforms import Transform, checked, log_softmax
 
-Transform = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:  # PyTorch takes seconds to load, and the fast path does without it
+    from charrnn.models import CharModel
 
-
-# ------------------------------------------------------------------------------------------------------- transforms
-
-
-def temperature(value: float) -> Transform:
-    """Logits / value. Below 1 sharpens, above 1 flattens; 0 leaves only the likeliest token, the first of equals.
-
-    Raises:
-        ValueError: negative, NaN or infinite.
-    """
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"temperature: expected a number of at least 0, got {value}")
-    if value == 0:
-        return top_k(1)
-    # the largest is moved to 0 first, so that a tiny temperature cannot overflow
-    return lambda logits: (logits - logits.amax(-1, keepdim=True)) / value
+Floats = NDArray[np.floating]
+Tokens = NDArray[np.integer]
+RECENT = 32  # tokens that the repetition penalty remembers
+LARGEST_BLOCK = 64  # tokens between two pieces of a streamed text
 
 
-def top_k(k: int) -> Transform:
-    """Keep the k largest logits, -inf for the others; of equals the first ones, so never more than k.
+class Filters(TypedDict, total=False):
+    """What may be left out of the draw, beside `top_k` and `top_p`; `transforms` has the equations."""
 
-    Raises:
-        ValueError: k < 1.
-    """
-    if k < 1:
-        raise ValueError(f"top_k: expected at least 1, got {k}")
-
-    def keep(logits: Tensor) -> Tensor:
-        order = logits.argsort(dim=-1, descending=True, stable=True)
-        return logits.scatter(-1, order[..., k:], -torch.inf)
-
-    return keep
+    min_p: float | None  # tokens less likely than this share of the likeliest
+    typical_p: float | None  # tokens whose surprise is far from the mean
+    repetition_penalty: float | None  # makes the last 32 tokens less likely
+    allow: str | None  # only tokens made of these characters
+    forbid: str | None  # no token with one of these characters
 
 
-def top_p(p: float) -> Transform:
-    """Keep the likeliest tokens until they hold probability p together, -inf for the others; at least one stays.
+class TextSettings(Filters, total=False):
+    """What every way to write a text takes, beside the settings that it names itself."""
 
-    Raises:
-        ValueError: p outside (0, 1].
-    """
-    if not 0 < p <= 1:
-        raise ValueError(f"top_p: expected a probability above 0 and at most 1, got {p}")
-
-    def keep(logits: Tensor) -> Tensor:
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities  # held by the likelier ones
-        return logits.scatter(-1, order, ordered.masked_fill(before >= p, -torch.inf))
-
-    return keep
+    stop: str | Sequence[str] | None  # the text ends right after the first of these
 
 
-TRANSFORMS = {"temperature": temperature, "top_k": top_k, "top_p": top_p}  # in the order they apply
-
-
-def build_transforms(**settings: float | None) -> list[Transform]:
-    """The transforms that `temperature`, `top_k` and `top_p` ask for, in that order; None leaves one out.
-
-    Raises:
-        ValueError: a setting out of range.
-    """
-    return [make(settings[name]) for name, make in TRANSFORMS.items() if settings[name] is not None]
-
-
-def sample(logits: Tensor, uniform: Tensor) -> Tensor:
+def sample(logits: ArrayLike, uniform: ArrayLike) -> Tokens:
     """Draw a token from each distribution.
 
     Args:
         logits: `(..., V)`; -inf is never drawn.
-        uniform: numbers `(...)` in [0, 1), float64.
+        uniform: numbers `(...)` in [0, 1).
 
     Returns:
         Tokens `(...)`, int64.
 
     Raises:
-        ValueError: a logit is NaN.
+        ValueError: a logit is NaN or infinite, or all are -inf.
     """
-    if logits.isnan().any():
-        raise ValueError("expected logits that are numbers, got NaN: the model's weights are damaged or have diverged")
-    cumulative = logits.double().softmax(-1).cumsum(-1)
+    logits = checked(logits)
+    cumulative = np.exp(logits - logits.max(axis=-1, keepdims=True)).cumsum(axis=-1)
     # a hair below the total, so that rounding cannot fall off the end
-    point = uniform.unsqueeze(-1) * cumulative[..., -1:] * (1 - 2**-52)
-    return torch.searchsorted(cumulative, point, right=True).squeeze(-1)
+    point = np.asarray(uniform)[..., None] * cumulative[..., -1:] * (1 - 2**-52)
+    return (cumulative <= point).sum(axis=-1)
 
 
-# -------------------------------------------------------------------------------------------------------- generation
+class Stepper(Protocol):
+    """A model that reads B texts side by side; it keeps their states."""
+
+    def read(self, prompts: Sequence[Tokens]) -> Floats:
+        """Start with these B prompts; logits `(B, V)` after each, as it would be alone."""
+
+    def step(self, tokens: Tokens) -> Floats:
+        """Read one more token of each, `(B,)`; logits `(B, V)` after it."""
+
+    def select(self, rows: Tokens) -> None:
+        """Go on with the texts at these places `(B',)`; one may be taken twice."""
 
 
 class TextGenerator:
@@ -119,7 +88,7 @@ class TextGenerator:
 
     def __init__(
         self,
-        model: CharModel,
+        model: "CharModel",
         tokenizer: Tokenizer,
         config: Any = None,
         training_state: dict[str, Any] | None = None,
@@ -133,102 +102,126 @@ class TextGenerator:
         self,
         prompt: str = "",
         length: int = 1000,
-        temperature: float = 1.0,
+        temperature: float | Callable[[int], float] = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        **more: Unpack[TextSettings],
     ) -> str:
         """`prompt` and `length` more characters.
 
         Args:
             prompt: text to go on from; empty starts after a newline.
-            length: characters to generate, exactly.
-            temperature: divides the logits; 0 always takes the likeliest token.
+            length: characters to generate, exactly; at most, if there is a `stop`.
+            temperature: divides the logits; 0 always takes the likeliest token. A function gives one for each step,
+                counted from 0, as `transforms.cyclic` does.
             top_k: draw among the k likeliest tokens only.
             top_p: draw among the likeliest tokens that hold this probability.
             seed: the same seed gives the same text; None another each time.
+            **more: min_p: leave out tokens less likely than this share of the likeliest. typical_p: draw among the
+                tokens of the most typical surprise that hold this probability. repetition_penalty: multiplies the
+                log-probability of the last 32 tokens. allow: draw only tokens made of these characters. forbid: no
+                token with one of these. stop: end right after this string, or after the first of several.
 
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
             ValueError: a setting out of range, or NaN in the logits.
         """
-        return self.generate_batch([prompt], length, temperature, top_k, top_p, seed)[0]
+        return self.generate_batch([prompt], length, temperature, top_k, top_p, seed, **more)[0]
 
     def stream(
         self,
         prompt: str = "",
-        length: int = 1000,
-        temperature: float = 1.0,
+        length: int | None = 1000,
+        temperature: float | Callable[[int], float] = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        **more: Unpack[TextSettings],
     ) -> Iterator[str]:
-        """The text of `generate`, piece by piece as it comes, the prompt first."""
+        """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None has no end."""
         # wrong settings are reported here and now, not when the first piece is asked for
-        tokens = self._tokens(
-            [prompt], length, build_transforms(temperature=temperature, top_k=top_k, top_p=top_p), seed
-        )
-        return self._pieces(prompt, length, tokens)
+        text = _Text(length, more.pop("stop", None), self.tokenizer)
+        blocks = self._blocks([prompt], temperature, top_k=top_k, top_p=top_p, seed=seed, **more)
+        return itertools.chain([prompt] if prompt else [], _pieces(text, blocks))
 
     def generate_batch(
         self,
         prompts: Sequence[str],
         length: int = 1000,
-        temperature: float = 1.0,
+        temperature: float | Callable[[int], float] = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
+        progress: Callable[[Iterable[Tokens]], Iterable[Tokens]] = iter,
+        **more: Unpack[TextSettings],
     ) -> list[str]:
         """One text for each prompt, side by side: text i is `generate(prompts[i], …, seed=seed + i)`.
 
-        `progress` wraps the loop over the tokens, as `tqdm` does, to show how far it is.
+        `progress` wraps the loop over blocks of tokens `(N, B)`, to show how far it is.
         """
-        transforms = build_transforms(temperature=temperature, top_k=top_k, top_p=top_p)
-        texts = [_Text(prompt, length, self.tokenizer) for prompt in prompts]
-        for tokens in progress(self._tokens(prompts, length, transforms, seed)):
-            for text, token in zip(texts, tokens.tolist(), strict=True):
-                text.push(token)
-            if all(text.missing == 0 for text in texts):
-                break
-        return ["".join(text.pieces) for text in texts]
+        if not prompts:
+            raise ValueError("prompts: expected at least one, got none")
+        texts = [_Text(length, more.get("stop"), self.tokenizer) for _ in prompts]
+        more.pop("stop", None)
+        parts = [[prompt] for prompt in prompts]
+        blocks = self._blocks(prompts, temperature, top_k=top_k, top_p=top_p, seed=seed, **more)
+        if length:
+            for block in progress(blocks):
+                for text, part, tokens in zip(texts, parts, block.T.tolist(), strict=True):
+                    part.append(text.push(tokens))
+                if all(text.ended for text in texts):
+                    break
+        return ["".join(part) for part in parts]
 
-    def next_logits(self, prompt: str = "") -> Tensor:
-        """Logits `(V,)` of the token after `prompt`, on the CPU.
+    def next_logits(self, prompt: str = "") -> Floats:
+        """Logits `(V,)` of the token after `prompt`.
 
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
         """
-        return self._read([self._encode(prompt)])[0][0]
+        return self._stepper(1).read([self._encode(prompt)])[0]
 
-    def _pieces(self, prompt: str, length: int, tokens: Iterator[Tensor]) -> Iterator[str]:
-        text = _Text(prompt, length, self.tokenizer)
-        yield from text.pieces
-        while text.missing:
-            if piece := text.push(next(tokens).item()):
-                yield piece
+    def beam_search(
+        self, prompt: str = "", length: int = 100, width: int = 4, alpha: float = 0.0, stop: str | None = None
+    ) -> "list[Beam]":
+        """The likeliest texts that a beam search finds, the best first; it draws nothing.
 
-    def _tokens(
-        self, prompts: Sequence[str], length: int, transforms: list[Transform], seed: int | None
-    ) -> Iterator[Tensor]:
-        """The next token `(B,)` of each of B texts, again and again; the texts may need fewer or more than `length`."""
-        if length < 0:
-            raise ValueError(f"length: expected at least 0, got {length}")
-        if not prompts:
-            raise ValueError("prompts: expected at least one, got none")
-        tokens = [self._encode(prompt) for prompt in prompts]
-        return self._continue(tokens, transforms, _Uniform(len(prompts), seed)) if length else iter(())
+        At each step every one of `width` texts is continued with every token, and the `width` likeliest are kept. A
+        text that has ended is set aside and compared by its score, which makes up for its length (Wu et al., 2016,
+        arXiv:1609.08144): ln P / ((5 + tokens) / 6)^alpha.
 
-    def _continue(self, prompts: list[Tensor], transforms: list[Transform], uniform: "_Uniform") -> Iterator[Tensor]:
-        logits, state = self._read(prompts)
-        while True:
-            for transform in transforms:
-                logits = transform(logits)
-            tokens = sample(logits, uniform.draw())  # (B,)
-            yield tokens
-            logits, state = self._step(tokens.unsqueeze(1), state)
+        Args:
+            prompt: text to go on from; empty starts after a newline.
+            length: tokens to generate, at most.
+            width: texts that are followed side by side.
+            alpha: 0 compares log-probabilities, where a short text has the advantage; 1 nearly their means.
+            stop: a text is at its end with this string.
 
-    def _encode(self, prompt: str) -> Tensor:
+        Raises:
+            UnknownCharacterError: the prompt has a character outside the vocabulary.
+            ValueError: length or width below 1, alpha below 0.
+        """
+        for name, value, least in (("length", length, 1), ("width", width, 1), ("alpha", alpha, 0)):
+            if not value >= least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        stepper = self._stepper(width)
+        return _search(stepper, self._encode(prompt), self.tokenizer, prompt, length, width, alpha, stop)
+
+    def _blocks(
+        self, prompts: Sequence[str], temperature: float | Callable[[int], float], seed: int | None, **filters: Any
+    ) -> Iterator[Tokens]:
+        """The next tokens `(N, B)` of B texts, again and again."""
+        reshape = Reshaping(self.tokenizer, temperature, **filters)
+        encoded = [self._encode(prompt) for prompt in prompts]
+        return _draw(self._stepper(len(prompts)), encoded, reshape, _Uniform(len(prompts), seed))
+
+    def _stepper(self, batch_size: int) -> Stepper:
+        from charrnn.stepping import ModelStepper
+
+        return ModelStepper(self.model)
+
+    def _encode(self, prompt: str) -> Tokens:
         if prompt:
             tokens = self.tokenizer.encode(prompt)
             if self.tokenizer.unknown is not None and self.tokenizer.unknown in tokens:
@@ -242,63 +235,210 @@ class TextGenerator:
                 tokens = self.tokenizer.encode("\n")
             except ValueError:  # no newline in the vocabulary
                 tokens = [0]
-        return torch.as_tensor([int(token) for token in tokens])
+        return np.asarray(tokens, dtype=np.int64)
 
-    def _read(self, prompts: list[Tensor], chunk: int = 1024) -> tuple[Tensor, State]:
-        """Logits `(B, V)` after each prompt and the state: read one by one, so that each is as it would be alone."""
-        all_logits, states = [], []
-        for prompt in prompts:
-            state = None
-            for part in prompt.split(chunk):
-                logits, state = self._step(part.unsqueeze(0), state)
-            all_logits.append(logits)
-            states.append(state)
-        return torch.cat(all_logits), map_state(lambda *parts: torch.cat(parts), *states)
 
-    def _step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Logits `(B, V)` after the last of `tokens` `(B, T)`, on the CPU; the model's mode is left as it was."""
-        was_training = self.model.training
-        if was_training:  # to set the mode of every layer is not free, and this runs for each character
-            self.model.eval()
-        try:
-            with torch.inference_mode():
-                device = next(self.model.parameters()).device
-                logits, state = self.model(tokens.to(device), state)
-                return logits[:, -1].float().cpu(), state
-        finally:
-            if was_training:
-                self.model.train()
+# ------------------------------------------------------------------------------------------------------ one by one
+
+
+def _draw(stepper: Stepper, prompts: Sequence[Tokens], reshape: "Reshaping", uniform: "_Uniform") -> Iterator[Tokens]:
+    """Blocks `(N, B)` of tokens, each drawn from what the ones before leave; the first are small, to come at once."""
+    logits = stepper.read(prompts)
+    size, step = 1, 0
+    while True:
+        block = np.empty((size, len(prompts)), dtype=np.int64)
+        for row in block:
+            row[:] = sample(reshape(logits, step), uniform.draw())
+            reshape.remember(row)
+            logits = stepper.step(row)
+            step += 1
+        yield block
+        size = min(2 * size, LARGEST_BLOCK)
+
+
+def _pieces(text: "_Text", blocks: Iterator[Tokens]) -> Iterator[str]:
+    while not text.ended:
+        if piece := text.push(next(blocks)[:, 0].tolist()):
+            yield piece
+
+
+class Reshaping:
+    """What the settings make of the logits of each step: the transforms they ask for, in their order.
+
+    That is what may be drawn at all, then what was drawn of late, then the temperature, then what is too unlikely.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        temperature: float | Callable[[int], float],
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        typical_p: float | None = None,
+        repetition_penalty: float | None = None,
+        allow: str | None = None,
+        forbid: str | None = None,
+    ):
+        self._possible = _possible(tokenizer, allow, forbid)
+        self._penalty = repetition_penalty
+        self._recent: list[Tokens] = []
+        if repetition_penalty is not None:
+            transforms.repetition_penalty(repetition_penalty, [])
+        self._schedule = temperature if callable(temperature) else None
+        self._temperature = None if callable(temperature) else transforms.temperature(temperature)
+        settings = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p}
+        self._filters = [getattr(transforms, name)(value) for name, value in settings.items() if value is not None]
+
+    def __call__(self, logits: Floats, step: int) -> Floats:
+        """The logits `(B, V)` of the draw at `step`, counted from 0."""
+        logits = checked(logits)
+        for transform in self._transforms(step):
+            logits = transform(logits)
+        return logits
+
+    def _transforms(self, step: int) -> Iterator[Transform]:
+        if self._possible is not None:
+            yield self._possible
+        if self._recent:
+            yield transforms.repetition_penalty(self._penalty, np.stack(self._recent, axis=-1))
+        yield self._temperature or transforms.temperature(self._schedule(step))
+        yield from self._filters
+
+    def remember(self, tokens: Tokens) -> None:
+        """Note what was drawn, `(B,)`."""
+        if self._penalty is not None:
+            self._recent = [*self._recent[1 - RECENT :], tokens]
+
+
+def _possible(tokenizer: Tokenizer, allow: str | None, forbid: str | None) -> Transform | None:
+    """Keep the tokens that are made of allowed characters alone and have no forbidden one."""
+    if allow is None and forbid is None:
+        return None
+    texts = [token.decode("utf-8", "replace") for token in tokenizer.token_bytes]
+    characters = set().union(*texts)
+    for name, wanted in (("allow", allow), ("forbid", forbid)):
+        if unknown := sorted(set(wanted or "") - characters):
+            raise ValueError(f"{name}: expected characters that there are tokens for, got {unknown[0]!r}")
+    allowed = characters if allow is None else set(allow)
+    forbidden = set(forbid or "")
+    possible = [allowed.issuperset(text) and forbidden.isdisjoint(text) for text in texts]
+    if not any(possible):
+        raise ValueError("allow, forbid: expected to leave at least one token, got none")
+    return transforms.only(possible)
 
 
 class _Text:
-    """A prompt and the characters that are generated after it, exactly `length`, out of tokens of any size."""
+    """The characters that are generated, out of tokens of any size: exactly `length`, or up to a string."""
 
-    def __init__(self, prompt: str, length: int, tokenizer: Tokenizer):
-        self.pieces = [prompt] if prompt else []
-        self.missing = length
+    def __init__(self, length: int | None, stop: str | Sequence[str] | None, tokenizer: Tokenizer):
+        if length is not None and length < 0:
+            raise ValueError(f"length: expected at least 0, got {length}")
+        self._missing = length
+        self._stops = [stop] if isinstance(stop, str) else list(stop or [])
+        if "" in self._stops:
+            raise ValueError("stop: expected a string to end after, got an empty one")
+        self._tail = ""  # as much of the end as may be the beginning of a stop
         self._decoder = StreamDecoder(tokenizer)
+        self.ended = length == 0
 
-    def push(self, token: int) -> str:
-        """Take a token; the characters it adds, of which there may be none."""
-        piece = self._decoder.push(token)[: self.missing]
-        self.missing -= len(piece)
-        self.pieces.append(piece)
+    def push(self, tokens: Iterable[int]) -> str:
+        """Take tokens; the characters they add, of which there may be none."""
+        if self.ended:
+            return ""
+        piece = self._decoder.push(tokens)[: self._missing]
+        if self._stops:
+            piece = self._up_to_a_stop(piece)
+        if self._missing is not None:
+            self._missing -= len(piece)
+            self.ended |= self._missing == 0
+        return piece
+
+    def _up_to_a_stop(self, piece: str) -> str:
+        text = self._tail + piece
+        ends = [place + len(stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
+            self.ended = True
+            return piece[: min(ends) - len(self._tail)]
+        longest = max(map(len, self._stops)) - 1
+        self._tail = text[len(text) - min(longest, len(text)) :]
         return piece
 
 
 class _Uniform:
-    """Uniform numbers for B texts, each from a generator of its own; drawn ahead in blocks, for speed alone."""
+    """Uniform numbers for B texts, each from a generator of its own; drawn ahead in blocks, for speed alone.
+
+    They are those of `torch.rand(…, dtype=torch.float64)` with a `torch.Generator` of the same seed: 53 bits out of 64,
+    which are two numbers of the Mersenne Twister of Matsumoto & Nishimura (1998).
+    """
 
     def __init__(self, size: int, seed: int | None, block: int = 256):
-        first = torch.Generator().seed() % 2**32 if seed is None else seed
-        self._generators = [torch.Generator().manual_seed((first + i) % 2**63) for i in range(size)]
+        first = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self._generators = [np.random.RandomState((first + i) % 2**32) for i in range(size)]
         self._block = block
         self._used = block
 
-    def draw(self) -> Tensor:
+    def draw(self) -> Floats:
         """The next number of each text, `(B,)`, float64."""
         if self._used == self._block:
-            rows = [torch.rand(self._block, generator=g, dtype=torch.float64) for g in self._generators]
-            self._numbers, self._used = torch.stack(rows, dim=1), 0  # (block, B)
+            rows = [g.randint(0, 2**32, size=(self._block, 2), dtype=np.uint32) for g in self._generators]
+            pairs = np.stack(rows, axis=1).astype(np.uint64)  # (block, B, 2)
+            bits = (pairs[..., 0] << np.uint64(32) | pairs[..., 1]) & np.uint64(2**53 - 1)
+            self._numbers, self._used = bits * 2.0**-53, 0  # (block, B)
         self._used += 1
         return self._numbers[self._used - 1]
+
+
+# ------------------------------------------------------------------------------------------------------ beam search
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A text that a beam search found.
+
+    Attributes:
+        text: the prompt and what follows.
+        log_probability: of what follows, natural.
+        tokens: how many were generated.
+        score: what it was chosen by.
+    """
+
+    text: str
+    log_probability: float
+    tokens: int
+    score: float
+
+
+def _search(
+    stepper: Stepper,
+    encoded: Tokens,
+    tokenizer: Tokenizer,
+    prompt: str,
+    length: int,
+    width: int,
+    alpha: float,
+    stop: str | None,
+) -> list[Beam]:
+    def beam(tokens: Tokens, log_p: float) -> Beam:
+        score = log_p / ((5 + len(tokens)) / 6) ** alpha
+        return Beam(prompt + tokenizer.decode(tokens), float(log_p), len(tokens), float(score))
+
+    logits = stepper.read([encoded])  # (1, V)
+    totals, texts = np.zeros(1), np.empty((1, 0), dtype=np.int64)
+    ended: list[Beam] = []
+    while True:
+        candidates = totals[:, None] + log_softmax(checked(logits))  # (width, V)
+        best = np.argsort(-candidates, axis=None, kind="stable")[:width]
+        rows, tokens = np.unravel_index(best, candidates.shape)
+        totals = candidates[rows, tokens]
+        texts = np.column_stack([texts[rows], tokens])
+        at_its_end = [bool(stop) and stop in tokenizer.decode(text) for text in texts]
+        ended += [beam(*each) for each, end in zip(zip(texts, totals, strict=True), at_its_end, strict=True) if end]
+        going = ~np.array(at_its_end)
+        if texts.shape[1] == length or not going.any() or len(ended) >= width:
+            break
+        rows, tokens, totals, texts = rows[going], tokens[going], totals[going], texts[going]
+        stepper.select(rows)
+        logits = stepper.step(tokens)
+    ended += [beam(*each) for each, end in zip(zip(texts, totals, strict=True), at_its_end, strict=True) if not end]
+    return sorted(ended, key=lambda each: -each.score)[:width]

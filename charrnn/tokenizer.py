@@ -469,9 +469,9 @@ class StreamDecoder:
         self._token_bytes = tokenizer.token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: int) -> str:
-        """The characters that are complete with this token; may be empty."""
-        return self._decoder.decode(self._token_bytes[token])
+    def push(self, tokens: Iterable[int]) -> str:
+        """The characters that are complete with these tokens; may be empty."""
+        return self._decoder.decode(b"".join(map(self._token_bytes.__getitem__, tokens)))
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed."""

@@ -1,12 +1,15 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn.models import CharGRU, CharLSTM
-from charrnn.sampling import TextGenerator, build_transforms, sample, temperature, top_k, top_p
+from charrnn.sampling import TextGenerator, Reshaping, sample
+from charrnn.stepping import ModelStepper
+from charrnn.transforms import temperature, top_k, top_p
 from charrnn.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, UnknownCharacterError, WordTokenizer
 
 logits_of = st.lists(st.integers(-6, 6), min_size=1, max_size=12).map(lambda values: torch.tensor([values]).float())
@@ -59,13 +62,10 @@ def test_temperature_zero_is_the_first_of_the_likeliest():
 
 
 def test_order_is_temperature_top_k_top_p():
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    logits = np.array([[2.0, 1.0, 0.0, -1.0]])
     expected = top_p(0.7)(top_k(3)(temperature(2.0)(logits)))
-    result = logits
-    for transform in build_transforms(top_p=0.7, temperature=2.0, top_k=3):
-        result = transform(result)
-    assert torch.equal(result, expected)
-    assert build_transforms(temperature=None, top_k=None, top_p=None) == []
+    reshape = Reshaping(CharTokenizer("abcd"), top_p=0.7, temperature=2.0, top_k=3)
+    np.testing.assert_array_equal(reshape(logits, 0), expected)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_draws_follow_the_distribution():
     """Chi-square of 100,000 draws against the softmax, 4 degrees of freedom: 23.5 is the 1 in 10,000 border."""
     logits = torch.tensor([1.0, 0.0, -torch.inf, 2.0, -1.0, 0.5])
     uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    counts = torch.bincount(sample(logits.expand(100_000, -1), uniform), minlength=6)
+    counts = torch.bincount(torch.from_numpy(sample(logits.expand(100_000, -1), uniform)), minlength=6)
     expected = logits.double().softmax(-1) * 100_000
     assert counts[2] == 0
     here = expected > 0
@@ -188,8 +188,8 @@ def test_a_long_prompt_is_read_whole(generator):
     tokens = torch.as_tensor(generator.tokenizer.encode(prompt).astype("int64"))
     with torch.no_grad():
         whole, _ = generator.model.eval()(tokens.unsqueeze(0))
-    logits, _ = generator._read([tokens], chunk=7)
-    torch.testing.assert_close(logits, whole[:, -1])
+    logits = ModelStepper(generator.model, chunk=7).read([tokens.numpy()])
+    torch.testing.assert_close(torch.from_numpy(logits), whole[:, -1])
 
 
 def test_errors_come_before_the_first_character(generator):

@@ -63,7 +63,8 @@ def test_tokens_one_by_one_give_the_text_of_all(kind, text, more):
     tokenizer = kind.from_text(text)
     tokens = [*tokenizer.encode(text).tolist(), *(token % tokenizer.vocab_size for token in more)]  # any garbage
     decoder = StreamDecoder(tokenizer)
-    assert "".join(map(decoder.push, tokens)) + decoder.flush() == tokenizer.decode(tokens)
+    assert "".join(decoder.push([token]) for token in tokens) + decoder.flush() == tokenizer.decode(tokens)
+    assert StreamDecoder(tokenizer).push(tokens).startswith(tokenizer.decode(tokens).rstrip("\ufffd"))
 
 
 @given(kinds, texts)

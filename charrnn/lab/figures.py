@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
 from charrnn.sampling import TextGenerator
+from charrnn.transforms import softmax
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False}
@@ -114,8 +116,9 @@ def percent(share: float) -> str:
 
 def next_character_probabilities(generator: TextGenerator, prompt: str, count: int = 10) -> list[tuple[str, float]]:
     """The `count` likeliest characters after `prompt` and their probabilities, the likeliest first."""
-    probabilities, order = generator.next_logits(prompt).softmax(-1).sort(descending=True)
-    likeliest = zip(order[:count].tolist(), probabilities[:count].tolist(), strict=True)
+    probabilities = softmax(generator.next_logits(prompt))
+    order = np.argsort(-probabilities, kind="stable")[:count]
+    likeliest = zip(order.tolist(), probabilities[order].tolist(), strict=True)
     return [(generator.tokenizer.decode([token]), probability) for token, probability in likeliest]
 
 

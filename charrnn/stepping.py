@@ -1,0 +1,58 @@
+"""One token at a time through a model, for sampling: the plain path, which takes any model on any device."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from charrnn.models import CharModel, State, map_state
+
+Tokens = NDArray[np.integer]
+
+
+class ModelStepper:
+    """A model that reads B texts side by side, as `sampling.Stepper` wants it; its mode is left as it was.
+
+    Args:
+        model: anything with the contract `logits, state = model(tokens, state)`.
+        chunk: tokens of a prompt that are read at once.
+    """
+
+    def __init__(self, model: CharModel, chunk: int = 1024):
+        self._model, self._chunk = model, chunk
+        self._device = next(model.parameters()).device
+        self._state: State = None
+
+    def read(self, prompts: Sequence[Tokens]) -> NDArray[np.float32]:
+        """Start with these prompts, read one by one, so that each is as it would be alone; logits `(B, V)`."""
+        logits, states = [], []
+        for prompt in prompts:
+            self._state = None
+            for part in torch.from_numpy(prompt).split(self._chunk):
+                last = self._run(part[None])
+            logits.append(last)
+            states.append(self._state)
+        self._state = map_state(lambda *parts: torch.cat(parts), *states)
+        return np.concatenate(logits)
+
+    def step(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Read one more token of each text, `(B,)`; logits `(B, V)`."""
+        return self._run(torch.from_numpy(tokens)[:, None])
+
+    def select(self, rows: Tokens) -> None:
+        """Go on with the texts at these places."""
+        self._state = map_state(lambda part: part[torch.from_numpy(rows).to(part.device)], self._state)
+
+    def _run(self, tokens: Tensor) -> NDArray[np.float32]:
+        was_training = self._model.training
+        if was_training:  # to set the mode of every layer is not free, and this runs for each token
+            self._model.eval()
+        try:
+            with torch.inference_mode():
+                logits, self._state = self._model(tokens.to(self._device), self._state)
+                return logits[:, -1].float().numpy(force=True)
+        finally:
+            if was_training:
+                self._model.train()

@@ -1,0 +1,196 @@
+"""Transforms reshape the distribution of the next token: logits in, logits out, `(..., V)`; what is left out is -inf.
+
+    z  logits        p = softmax(z)  probabilities        H = -sum_i p_i ln p_i  their entropy
+
+Each function below takes a setting and gives a transform. They compose: `top_p(0.9)(temperature(0.7)(logits))`. They
+take arrays of numpy and give float64, or tensors of PyTorch and give their like. A logit of -inf stays where it is; NaN
+is an error.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Transform = Callable[[Any], Any]
+Array = NDArray[np.floating]
+
+
+def log_softmax(logits: Array) -> Array:
+    """Log-probabilities of `logits` `(..., V)`, natural: z - ln sum_i exp z_i."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities of `logits` `(..., V)`."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def checked(logits: ArrayLike) -> NDArray[np.float64]:
+    """`logits` `(..., V)` as an array of float64.
+
+    Raises:
+        ValueError: one is NaN or infinite, or all of a row are -inf.
+    """
+    array = np.asarray(logits, dtype=np.float64)
+    largest = array.max(axis=-1)
+    if (largest == -np.inf).any():
+        raise ValueError("expected at least one token with a probability above 0, got none")
+    if not np.isfinite(largest).all():  # NaN, if there is one
+        got = "NaN" if np.isnan(array).any() else "infinity"
+        raise ValueError(
+            f"expected logits that are numbers, got {got}: the model's weights are damaged or have diverged"
+        )
+    return array
+
+
+def _of_arrays(transform: Callable[[Array], Array]) -> Transform:
+    """`transform`, computed in float64, for PyTorch tensors, too."""
+
+    def either(logits: Any) -> Any:
+        if isinstance(logits, np.ndarray):
+            return transform(checked(logits))
+        return logits.new_tensor(transform(checked(logits.numpy(force=True))))
+
+    return either
+
+
+def temperature(value: float) -> Transform:
+    """z_i / value. Below 1 sharpens, above 1 flattens; 0 leaves only the likeliest token, the first of equals.
+
+    The temperature of Boltzmann's distribution, as in Ackley, Hinton & Sejnowski (1985).
+
+    Raises:
+        ValueError: negative, NaN or infinite.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"temperature: expected a number of at least 0, got {value}")
+    if value == 0:
+        return top_k(1)
+    # the largest is moved to 0 first, so that a tiny temperature cannot overflow
+    return _of_arrays(lambda logits: (logits - logits.max(axis=-1, keepdims=True)) / max(value, 1e-300))
+
+
+def top_k(k: int) -> Transform:
+    """Keep the k largest logits (Fan et al., 2018, arXiv:1805.04833); of equals the first, so never more than k.
+
+    Raises:
+        ValueError: k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"top_k: expected at least 1, got {k}")
+    return _of_arrays(lambda logits: _keep_first(logits, -logits, lambda ordered: np.arange(ordered.shape[-1]) < k))
+
+
+def top_p(p: float) -> Transform:
+    """Keep the likeliest tokens until they hold probability p together: the nucleus of Holtzman et al. (2020).
+
+    The smallest set of likeliest tokens with sum p_i >= p (arXiv:1904.09751); at least one stays.
+
+    Raises:
+        ValueError: p outside (0, 1].
+    """
+    if not 0 < p <= 1:
+        raise ValueError(f"top_p: expected a probability above 0 and at most 1, got {p}")
+    return _of_arrays(lambda logits: _keep_first(logits, -logits, lambda ordered: _before(ordered) < p))
+
+
+def min_p(share: float) -> Transform:
+    """Keep tokens with p_i >= share * max_j p_j (Nguyen et al., 2024, arXiv:2407.01082).
+
+    The surer the model is, the fewer stay; the likeliest always does.
+
+    Raises:
+        ValueError: share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"min_p: expected a share of the largest probability, from 0 to 1, got {share}")
+    lowest = math.log(share) if share else -math.inf
+    return _of_arrays(lambda logits: np.where(logits - logits.max(axis=-1, keepdims=True) >= lowest, logits, -np.inf))
+
+
+def typical_p(p: float) -> Transform:
+    """Keep the tokens whose surprise is nearest to the mean surprise, until they hold probability p together.
+
+    Locally typical sampling (Meister et al., 2023, arXiv:2202.00666): in order of |-ln p_i - H|, the smallest set with
+    sum p_i >= p. It may leave out the likeliest token, where that would tell too little.
+
+    Raises:
+        ValueError: p outside (0, 1].
+    """
+    if not 0 < p <= 1:
+        raise ValueError(f"typical_p: expected a probability above 0 and at most 1, got {p}")
+
+    def keep(logits: Array) -> Array:
+        surprise = -log_softmax(logits)
+        entropy = (np.where(np.isfinite(surprise), surprise, 0) * np.exp(-surprise)).sum(axis=-1, keepdims=True)
+        return _keep_first(logits, np.abs(surprise - entropy), lambda ordered: _before(ordered) < p)
+
+    return _of_arrays(keep)
+
+
+def repetition_penalty(penalty: float, recent: ArrayLike) -> Transform:
+    """ln p_i * penalty for each token in `recent` `(..., N)`, which makes it less likely if penalty > 1.
+
+    After Keskar et al. (2019, arXiv:1909.05858), who divide z_i. That makes a token with a negative logit *more*
+    likely, and changes when a number is added to all logits, which softmax does not see. A log-probability is never
+    positive and has no such freedom.
+
+    Raises:
+        ValueError: penalty below 1, NaN or infinite.
+    """
+    if not (math.isfinite(penalty) and penalty >= 1):
+        raise ValueError(f"repetition_penalty: expected a number of at least 1, got {penalty}")
+    recent = np.asarray(recent, dtype=np.int64)
+
+    def penalise(logits: Array) -> Array:
+        log_p = log_softmax(logits)
+        places = np.broadcast_to(recent, (*logits.shape[:-1], recent.shape[-1]))
+        np.put_along_axis(log_p, places, np.take_along_axis(log_p, places, -1) * penalty, -1)
+        return log_p
+
+    return _of_arrays(penalise)
+
+
+def only(allowed: ArrayLike) -> Transform:
+    """Keep the tokens that are True in `allowed` `(V,)`.
+
+    Raises:
+        ValueError: none is.
+    """
+    allowed = np.asarray(allowed, dtype=bool)
+    if not allowed.any():
+        raise ValueError("expected at least one token that is allowed, got none")
+    return _of_arrays(lambda logits: np.where(allowed, logits, -np.inf))
+
+
+def _keep_first(logits: Array, keys: Array, chosen: Callable[[Array], NDArray[np.bool_]]) -> Array:
+    """-inf for all but the chosen; `chosen` looks at the logits in the order of `keys`, the smallest first."""
+    order = np.argsort(keys, axis=-1, kind="stable")
+    ordered = np.take_along_axis(logits, order, -1)
+    kept = np.empty_like(logits)
+    np.put_along_axis(kept, order, np.where(chosen(ordered), ordered, -np.inf), -1)
+    return kept
+
+
+def _before(ordered: Array) -> Array:
+    """The probability that stands before each token, in this order."""
+    probabilities = softmax(ordered)
+    return np.cumsum(probabilities, axis=-1) - probabilities
+
+
+# ---------------------------------------------------------------------------------------- temperatures over a text
+
+
+def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
+    """A temperature for each step that goes from `start` to `end` in `steps` steps and stays there."""
+    return lambda step: start + (end - start) * min(step / steps, 1.0)
+
+
+def cyclic(low: float, high: float, period: int) -> Callable[[int], float]:
+    """A temperature for each step that goes from `low` to `high` and back in `period` steps, again and again."""
+    return lambda step: low + (high - low) * (1 - math.cos(2 * math.pi * step / period)) / 2
