@@ -32,9 +32,9 @@ from charrnn.checkpoint import (
     load_tensors,
     save_checkpoint,
 )
-from charrnn.config import ConfigError, DataConfig, ModelConfig, RunConfig, load_config
+from charrnn.config import TOKENS, ConfigError, DataConfig, ModelConfig, RunConfig, load_config
 from charrnn.corpus import Corpus, data_config, load_corpus
-from charrnn.device import select_device
+from charrnn.loading import load_model
 from charrnn.models import build_model, count_parameters, with_vocabulary
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import TextGenerator
@@ -65,22 +65,6 @@ def _only_model_options(options: dict[str, Any]) -> dict[str, Any]:
         if name not in ModelConfig.model_fields:
             raise ConfigError(f"unknown model option {name!r}; expected one of {', '.join(ModelConfig.model_fields)}")
     return options
-
-
-def load_model(path: str | Path, device: str = "cpu") -> TextGenerator:
-    """The model in a checkpoint directory, or the best one of a run's directory.
-
-    Args:
-        path: the directory.
-        device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`, wherever it was trained. Single texts come fastest from a CPU.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-        ConfigError: `device` is not on this machine.
-    """
-    checkpoint = load_checkpoint(path)
-    model = checkpoint.model.to(select_device(device))
-    return TextGenerator(model, checkpoint.tokenizer, checkpoint.config, checkpoint.training_state)
 
 
 def save_model(generator: TextGenerator, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -227,8 +211,6 @@ def get_model_info(path: str | Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------ a run
-
-TOKENS = ("tokenizer", "vocab_size", "min_frequency")  # the settings that a trained model's vocabulary decides
 
 
 @dataclass

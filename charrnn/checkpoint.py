@@ -15,17 +15,22 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
 
-from charrnn.config import ConfigError, RunConfig, parse_config
-from charrnn.models import CharModel, build_model
+from charrnn.config import ConfigError, ModelConfig, RunConfig, parse_config
 from charrnn.tokenizer import Tokenizer, tokenizer_from_json
+
+if TYPE_CHECKING:  # what only reads weights does without PyTorch, which takes seconds to load
+    import torch
+    from torch import Tensor
+
+    from charrnn.models import CharModel
 
 FORMAT = 1
 
@@ -36,23 +41,42 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint directory holds; the model is on the CPU, in fp32 and evaluation mode."""
+    """What a checkpoint directory holds.
+
+    Attributes:
+        path: the directory.
+        config: of the run.
+        tokenizer: the vocabulary.
+        weights: by their names in the model's state_dict, in fp32.
+        training_state: where the run stood.
+    """
 
     path: Path
     config: RunConfig
     tokenizer: Tokenizer
-    model: CharModel
+    weights: dict[str, NDArray[np.float32]]
     training_state: dict[str, Any]
+
+    @cached_property
+    def model(self) -> "CharModel":
+        """The model, on the CPU, in fp32 and evaluation mode."""
+        import torch
+
+        from charrnn.models import build_model
+
+        model = build_model(self.config.model, self.tokenizer.vocab_size)
+        model.load_state_dict({name: torch.tensor(weight) for name, weight in self.weights.items()})
+        return model.eval()
 
 
 def save_checkpoint(
     path: str | Path,
-    model: CharModel,
+    model: "CharModel",
     tokenizer: Tokenizer,
     config: RunConfig,
     training_state: Mapping[str, Any] | None = None,
-    tensors: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype | None = None,
+    tensors: "Mapping[str, Tensor] | None" = None,
+    dtype: "torch.dtype | None" = None,
 ) -> None:
     """Write a checkpoint directory, replacing the one at `path` if there is one.
 
@@ -69,6 +93,8 @@ def save_checkpoint(
         CheckpointError: something else stands at `path`; it is left alone.
         OSError: it cannot be written; what was at `path` is untouched.
     """
+    import safetensors.torch
+
     path = Path(path).absolute()
     _refuse_foreign(path)
     new = path.with_name(f".{path.name}.new")
@@ -110,9 +136,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(str(error)) from error
     except ValueError as error:
         raise CheckpointError(f"{path / 'tokenizer.json'}: {error}") from error
-    model = build_model(config.model, tokenizer.vocab_size)
-    load_weights(model, path / "model.safetensors")
-    return Checkpoint(path, config, tokenizer, model.eval(), _read_json(path / "training_state.json"))
+    weights = _read_weights(path / "model.safetensors", config.model, tokenizer.vocab_size)
+    return Checkpoint(path, config, tokenizer, weights, _read_json(path / "training_state.json"))
 
 
 def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
@@ -145,34 +170,39 @@ def _complete(path: Path) -> Path | None:
     return next((place for place in (path, _old(path)) if (place / "config.json").is_file()), None)
 
 
-def load_weights(model: CharModel, path: Path) -> None:
-    """Copy the weights in a safetensors file into `model`.
-
-    Raises:
-        CheckpointError: the file is damaged, or holds another architecture's weights.
-    """
-    weights = load_tensors(path)
-    mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+def _read_weights(path: Path, config: ModelConfig, vocab_size: int) -> dict[str, NDArray[np.float32]]:
+    try:
+        weights = safetensors.numpy.load(_read(path))
+    except KeyError:  # bf16, which numpy has not
+        weights = {name: tensor.float().numpy() for name, tensor in load_tensors(path).items()}
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, error) from error
+    mine, theirs = config.shapes(vocab_size), {name: weight.shape for name, weight in weights.items()}
     if mine != theirs:
         name = next(name for name in mine | theirs if mine.get(name) != theirs.get(name))
         raise CheckpointError(
             f"{path}: expected {name} of shape {mine.get(name, 'none')}, got {theirs.get(name, 'none')}; "
             "these weights belong to another architecture"
         )
-    model.load_state_dict(weights)
+    return {name: weight.astype(np.float32, copy=False) for name, weight in weights.items()}
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> "dict[str, Tensor]":
     """Every tensor in a safetensors file.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
+    import safetensors.torch
+
     try:
         return safetensors.torch.load(_read(path))
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: expected a whole safetensors file, got a damaged one ({error})") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: expected a whole safetensors file, got a damaged one ({error})")
 
 
 def _refuse_foreign(path: Path) -> None:

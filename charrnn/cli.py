@@ -5,7 +5,6 @@ import difflib
 import functools
 import importlib.metadata
 import io
-import itertools
 import json
 import math
 import os
@@ -14,13 +13,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import charrnn
-from charrnn import cli_bench, console, distributed
-from charrnn.api import TOKENS, Run, evaluate, evaluation_config, get_model_info, load_model, new_run_directory
+from charrnn import cli_bench, console
 from charrnn.config import (
     BUDGETS,
+    TOKENS,
     ConfigError,
     DataConfig,
     RunConfig,
@@ -29,14 +28,14 @@ from charrnn.config import (
     dump_config,
     load_config,
 )
-from charrnn.corpus import Corpus, commonest, describe_text, entropy, load_corpus
-from charrnn.device import describe_devices, select_device
-from charrnn.models import count_parameters
-from charrnn.monitors import ProgressBar
+from charrnn.loading import load_model
 from charrnn.sampling import TextGenerator
 from charrnn.sources import catalogue, open_source
 from charrnn.tokenizer import UnknownCharacterError
-from charrnn.training import DivergedError
+
+if TYPE_CHECKING:  # PyTorch takes seconds to load: it is left to the commands that need it
+    from charrnn.api import Run
+    from charrnn.corpus import Corpus
 
 FAILURE, INTERRUPTED = 1, 130
 
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, console.MISUSE)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, FAILURE)
-    except (ValueError, ImportError, DivergedError) as error:
+    except (ValueError, ImportError, FloatingPointError) as error:  # the last is a loss that became NaN
         return _fail(error, FAILURE)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
@@ -70,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _warn(message: Warning | str, *_: Any) -> None:
-    if distributed.rank() == 0:
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts the first speaks for all
         console.say(f"charrnn: warning: {message}")
 
 
@@ -84,6 +83,9 @@ def _fail(error: object, code: int) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train a model, or go on training one; started by torchrun, with all of its processes together."""
+    from charrnn import distributed
+    from charrnn.api import Run, new_run_directory
+
     overrides = _settings(arguments)
     _refuse_together(arguments, "resume", "config", "out")
     _refuse_together(arguments, "init_from", *(name for _, _, name, _ in config_fields("model")), *TOKENS)
@@ -98,7 +100,10 @@ def train(arguments: argparse.Namespace) -> int:
         return _train(run, arguments)
 
 
-def _train(run: Run, arguments: argparse.Namespace) -> int:
+def _train(run: "Run", arguments: argparse.Namespace) -> int:
+    from charrnn import distributed
+    from charrnn.monitors import ProgressBar
+
     if distributed.rank() > 0:  # the first speaks for all
         if not arguments.dry_run:
             run.fit()
@@ -138,7 +143,7 @@ def _refuse_together(arguments: argparse.Namespace, name: str, *others: str) -> 
             raise ConfigError(f"{flag}: expected to be left out with --{name.replace('_', '-')}, which settles it")
 
 
-def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
+def _conclude(run: "Run", generator: TextGenerator, quiet: bool) -> int:
     step = run.trainer.progress.step
     if not run.trainer.done():
         console.say(f"stopped at step {step:,}; go on with: {console.program()} train --resume {run.directory}")
@@ -158,7 +163,9 @@ def _conclude(run: Run, generator: TextGenerator, quiet: bool) -> int:
     return 0
 
 
-def _about(run: Run) -> dict[str, Any]:
+def _about(run: "Run") -> dict[str, Any]:
+    from charrnn.models import count_parameters
+
     corpus, dataset, config = run.corpus, run.trainer.dataset, run.config
     splits = corpus.split(config.data.train_frac, config.data.val_frac)
     budgets = {name: getattr(config.training, name) for name in BUDGETS}
@@ -180,6 +187,8 @@ def _about(run: Run) -> dict[str, Any]:
 
 
 def _ranks() -> str:
+    from charrnn import distributed
+
     return f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
 
 
@@ -194,7 +203,7 @@ def _recipe(config: TrainingConfig) -> str:
     return ", ".join(words)
 
 
-def _about_tokens(corpus: Corpus) -> dict[str, str]:
+def _about_tokens(corpus: "Corpus") -> dict[str, str]:
     kind, different = corpus.tokenizer.kind, f"{corpus.tokenizer.vocab_size:,} different"
     rows = {"tokens": f"{len(corpus.tokens):,} of kind {kind}, {different}"}
     if corpus.tokenizer.unknown is not None:
@@ -246,23 +255,17 @@ def _stream(generator: TextGenerator, settings: dict[str, Any]) -> None:
 
 
 def _interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
-    """Each line typed is a prompt; Ctrl-C stops the text, end of input the program."""
-    console.say("type a prompt and press Enter; Ctrl-C stops the text, Ctrl-D ends")
-    for turn in itertools.count():
-        try:
-            prompt = input("> " if sys.stdin.isatty() else "")
-            _stream(generator, settings | {"prompt": prompt, "seed": settings["seed"] + turn})
-        except UnknownCharacterError as error:
-            console.say(str(error))
-        except KeyboardInterrupt:
-            print()
-        except EOFError:
-            break
-    return 0
+    """Each line typed is a prompt, or a command."""
+    from charrnn.repl import interact
+
+    return interact(generator, settings)
 
 
 def eval_(arguments: argparse.Namespace) -> int:
     """Measure how well a model predicts a text."""
+    from charrnn.api import evaluate, evaluation_config
+    from charrnn.corpus import load_corpus
+
     generator = load_model(arguments.checkpoint, arguments.device)
     given = _settings(arguments)
     config = evaluation_config(generator, given.pop("data", None), **given)
@@ -298,7 +301,7 @@ def eval_(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _baselines(corpus: Corpus, split: str, train_frac: float, val_frac: float) -> dict[str, float]:
+def _baselines(corpus: "Corpus", split: str, train_frac: float, val_frac: float) -> dict[str, float]:
     """Bits per character of n-gram models on the split that a network is measured on."""
     with console.libraries_of_the_notebooks("--baselines"):
         from charrnn.lab.ngrams import NgramModel, ngram_ladder
@@ -318,7 +321,7 @@ def _show_ladder(ladder: dict[str, float]) -> None:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Show what a checkpoint is and how it was trained."""
-    info = get_model_info(arguments.checkpoint)
+    info = charrnn.get_model_info(arguments.checkpoint)
     training = info["training"]
     progress = training.get("progress", {})
     rows = {
@@ -359,6 +362,8 @@ def data(arguments: argparse.Namespace) -> int:
         ]
         console.show_rows("corpora", rows)
         return 0
+    from charrnn.corpus import load_corpus
+
     config = RunConfig().override(_settings(arguments) | {"data": arguments.name}).data
     corpus = load_corpus(config)
     splits = corpus.split(config.train_frac, config.val_frac)
@@ -374,7 +379,9 @@ def data(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _statistics(config: DataConfig, corpus: Corpus) -> dict[str, str]:
+def _statistics(config: DataConfig, corpus: "Corpus") -> dict[str, str]:
+    from charrnn.corpus import commonest, describe_text, entropy
+
     shape = describe_text(open_source(config).pieces("measuring"))
     size, per_token = corpus.tokens.nbytes, corpus.characters / len(corpus.tokens)
     rows = {
@@ -412,6 +419,8 @@ def plot(arguments: argparse.Namespace) -> int:
 
 def devices(arguments: argparse.Namespace) -> int:
     """Show where models can run here."""
+    from charrnn.device import describe_devices, select_device
+
     chosen = select_device()
     rows = describe_devices()
     for row in rows:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import distributed
 from tqdm import tqdm
 
+import charrnn
 from charrnn import console
-from charrnn.api import Run
 from charrnn.config import BUDGETS, ConfigError, RunConfig, config_fields, load_config
 
 Row = dict[str, Any]
@@ -170,7 +169,7 @@ def learning_rate(arguments: argparse.Namespace) -> int:
     if arguments.out:
         with console.libraries_of_the_notebooks("--out"):
             from charrnn.lab.runs import learning_rate_picture, write_picture
-    run = Run.start(_config(arguments))
+    run = charrnn.Run.start(_config(arguments))
     result = range_test(run, arguments.low, arguments.high, arguments.steps, console.bar("training"))
     rates, losses, smoothed, suggested = result.values()
     if arguments.out:
@@ -287,6 +286,8 @@ SHAPE = ("model_type", "hidden_size", "num_layers", "layer_norm", "batch_size", 
 
 def devices(arguments: argparse.Namespace) -> int:
     """Time training on every device, precision and backend, and on the CPU with 1, 2, 4 threads and so on."""
+    from torch import distributed
+
     from charrnn.bench.devices import compare, conclusion, together
 
     config = RunConfig().override(console.given_settings(arguments, config_fields()))

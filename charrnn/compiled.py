@@ -7,34 +7,22 @@ framework call. Here it is the product and one pass: for each stream, what the s
 once, all that a unit does is computed in registers, and what backward needs is written once. The streams are shared out
 over the processor's cores. Weights and cell are fp32; under autocast the products have bf16 factors, which a processor
 without the type reads as the upper half of a float.
-
-The exponential is our own, for numba has no vector one everywhere: e^x = 2^n e^r with |r| <= ln 2 / 2, and Taylor's
-series of e^r to the sixth order, 2e-7 of the value at most.
 """
 
-import math
-import threading
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
-from llvmlite import ir
 from numba import njit, prange, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
-LARGEST = np.float32(80)  # the exponent is held between -80 and 80: e^80 is near the largest fp32
-LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
-LN_2_REST = np.float32(math.log(2) - float(LN_2))  # what fp32 cannot hold of it
-SERIES = tuple(np.float32(1 / math.factorial(order)) for order in range(7))
-ALONE = threading.Lock()  # one of numba's ways to use many cores ends the process if two threads come at once
-COMPILED = {"error_model": "numpy", "nogil": True, "fastmath": {"nsz", "arcp", "contract", "afn"}}
+from charrnn.elementwise import ALONE, COMPILED, ONE, bits_to_float, float_to_bits, sigmoid, tanh
 
 
 def lstm(
@@ -136,17 +124,6 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 # ------------------------------------------------------------------------------------------------ what numba compiles
 
 
-@intrinsic
-def _bits_to_float(context, bits):
-    """The fp32 number whose 32 bits these are."""
-    return types.float32(types.uint32), lambda _, builder, __, values: builder.bitcast(values[0], ir.FloatType())
-
-
-@intrinsic
-def _float_to_bits(context, number):
-    return types.uint32(types.float32), lambda _, builder, __, values: builder.bitcast(values[0], ir.IntType(32))
-
-
 def _read(number):
     """An entry of an array of fp32, or of the bits of bf16, as fp32."""
 
@@ -154,7 +131,7 @@ def _read(number):
 @overload(_read, inline="always")
 def _compiled_read(number):
     if isinstance(number, types.Integer):
-        return lambda number: _bits_to_float(np.uint32(number) << np.uint32(16))
+        return lambda number: bits_to_float(np.uint32(number) << np.uint32(16))
     return lambda number: number
 
 
@@ -167,7 +144,7 @@ def _compiled_write(array, j, number):
     if isinstance(array.dtype, types.Integer):
 
         def rounded(array, j, number):
-            bits = _float_to_bits(number)
+            bits = float_to_bits(number)
             tie_to_even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
             array[j] = np.uint16((bits + tie_to_even) >> np.uint32(16))
 
@@ -179,39 +156,19 @@ def _compiled_write(array, j, number):
     return exact
 
 
-@njit(inline="always", **COMPILED)
-def _exp(x):
-    x = min(max(x, -LARGEST), LARGEST)
-    n = np.floor(x * LOG2_E + HALF)
-    r = x - n * LN_2 - n * LN_2_REST
-    _, s1, s2, s3, s4, s5, s6 = SERIES
-    series = ONE + r * (s1 + r * (s2 + r * (s3 + r * (s4 + r * (s5 + r * s6)))))
-    return series * _bits_to_float(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))  # times 2^n
-
-
-@njit(inline="always", **COMPILED)
-def _sigmoid(x):
-    return ONE / (ONE + _exp(-x))
-
-
-@njit(inline="always", **COMPILED)
-def _tanh(x):
-    return ONE - TWO / (ONE + _exp(TWO * x))
-
-
 # Loops of their own over few arrays: a compiler turns such into vector instructions.
 
 
 @njit(**COMPILED)
 def _open(gate, row, product, start, end):
     for j in range(start, end):
-        gate[j] = _sigmoid(_read(row[j]) + _read(product[j]))
+        gate[j] = sigmoid(_read(row[j]) + _read(product[j]))
 
 
 @njit(**COMPILED)
 def _propose(gate, row, product, start, end):
     for j in range(start, end):
-        gate[j] = _tanh(_read(row[j]) + _read(product[j]))
+        gate[j] = tanh(_read(row[j]) + _read(product[j]))
 
 
 @njit(**COMPILED)
@@ -220,7 +177,7 @@ def _remember(gate, before, c, shown, h):
     for j in range(size):
         c[j] = gate[size + j] * before[j] + gate[j] * gate[2 * size + j]
     for j in range(size):
-        shown[j] = _tanh(c[j])
+        shown[j] = tanh(c[j])
     for j in range(size):
         _write(h, j, gate[3 * size + j] * shown[j])
 

@@ -32,6 +32,9 @@ class _Section(BaseModel):
         return values
 
 
+LARGEST_ONE_HOT = 1024  # vocabulary size
+
+
 class ModelConfig(_Section):
     """The network: how many units of which kind."""
 
@@ -75,6 +78,28 @@ class ModelConfig(_Section):
                 f"got {self.embedding_dim}"
             )
         return self
+
+    def one_hot(self, vocab_size: int) -> bool:
+        """Whether a token's vector starts as one-hot."""
+        return self.embedding_dim is None and vocab_size <= LARGEST_ONE_HOT and not self.tie_weights
+
+    def width(self, vocab_size: int) -> int:
+        """Size E of a token's vector."""
+        return vocab_size if self.one_hot(vocab_size) else self.embedding_dim or self.hidden_size
+
+    def shapes(self, vocab_size: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each weight of such a model, by its name in the state_dict."""
+        size, width = self.hidden_size, self.width(vocab_size)
+        gates = {"lstm": 4, "gru": 3, "rnn": 1}[self.type] * size
+        biases = {"bias_ih_l0": (gates,), "bias_hh_l0": (gates,)}
+        if self.layer_norm:
+            gains = {"gain_ih_l0": (gates,), "gain_hh_l0": (gates,), "gain_c_l0": (size,), "bias_c_l0": (size,)}
+            biases = {"bias_l0": (gates,), **gains}
+        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (vocab_size, width)}
+        for i in range(self.num_layers):
+            matrices = {"weight_ih_l0": (gates, size if i else width), "weight_hh_l0": (gates, size)}
+            shapes |= {f"layers.{i}.{name}": shape for name, shape in {**matrices, **biases}.items()}
+        return {**shapes, "head.weight": (vocab_size, size), "head.bias": (vocab_size,)}
 
 
 class TrainingConfig(_Section):
@@ -153,6 +178,7 @@ class TrainingConfig(_Section):
         return self
 
 
+TOKENS = ("tokenizer", "vocab_size", "min_frequency")  # the settings that a trained model's vocabulary decides
 BUDGETS = ("max_epochs", "max_steps", "max_seconds")
 
 

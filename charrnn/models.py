@@ -11,10 +11,8 @@ after Graves (2013, arXiv:1308.0850): embed each token, run it through stacked r
 logits off the top.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -23,11 +21,11 @@ from torch import Tensor, nn
 
 from charrnn.cells import Cell, gru_cell, layer_norm_lstm_cell, lstm_cell, rnn_cell, unroll
 from charrnn.config import ModelConfig
+from charrnn.installed import has_numba
 from charrnn.kernels import FUSED
 
 Kernel = Callable[..., tuple[Tensor, Any]]
 State = Any  # nested tuples of tensors whose first dimension is B
-LARGEST_ONE_HOT = 1024  # vocabulary size
 
 
 class LayerNormLSTM(nn.Module):
@@ -105,8 +103,7 @@ class CharModel(nn.Module):
             **options,
         )
         config = self.config
-        one_hot = embedding_dim is None and vocab_size <= LARGEST_ONE_HOT and not config.tie_weights
-        width = vocab_size if one_hot else embedding_dim or hidden_size
+        width = config.width(vocab_size)
         widths = [width, *[hidden_size] * (num_layers - 1)]
         self.embedding = nn.Embedding(vocab_size, width)
         if config.layer_norm:
@@ -116,7 +113,7 @@ class CharModel(nn.Module):
             self.layers = nn.ModuleList(self.layer(width, hidden_size, batch_first=True) for width in widths)
         self.head = nn.Linear(hidden_size, vocab_size)
         self.backend = self.backends[0]
-        self._initialise(one_hot)
+        self._initialise(config.one_hot(vocab_size))
 
     def _initialise(self, one_hot: bool) -> None:
         """What torch's defaults are not: the `init` that is asked for, the one-hot embedding, the forget gates."""
@@ -211,12 +208,6 @@ class CharModel(nn.Module):
         if self.config.variational:
             return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), share)
         return F.dropout(x, share)
-
-
-@functools.cache
-def has_numba() -> bool:
-    """Whether numba is installed; to load it takes a second, so that is left to who needs it."""
-    return find_spec("numba") is not None
 
 
 FORGET_BIASES = ("bias_ih_l0", "bias_hh_l0", "bias_l0")

@@ -6,25 +6,28 @@ asked for, streamed or whole, alone or in a batch.
 """
 
 import itertools
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from charrnn import transforms
-from charrnn.tokenizer import StreamDecoder, Tokenizer
-from charrnn.transforms import Transform, checked, log_softmax
+from charrnn.beams import Beam, search
+from charrnn.installed import has_numba
+from charrnn.tokenizer import UNKNOWN, StreamDecoder, Tokenizer
+from charrnn.transforms import Cut, Transform, checked
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load, and the fast path does without it
+    from charrnn.config import ModelConfig
     from charrnn.models import CharModel
 
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.integer]
 RECENT = 32  # tokens that the repetition penalty remembers
-LARGEST_BLOCK = 64  # tokens between two pieces of a streamed text
+LARGEST_BLOCK, LONGEST_BLOCK = 64, 0.01  # tokens, and about as many seconds, between two pieces of a streamed text
 
 
 class Filters(TypedDict, total=False):
@@ -58,8 +61,7 @@ def sample(logits: ArrayLike, uniform: ArrayLike) -> Tokens:
     """
     logits = checked(logits)
     cumulative = np.exp(logits - logits.max(axis=-1, keepdims=True)).cumsum(axis=-1)
-    # a hair below the total, so that rounding cannot fall off the end
-    point = np.asarray(uniform)[..., None] * cumulative[..., -1:] * (1 - 2**-52)
+    point = np.asarray(uniform)[..., None] * cumulative[..., -1:]
     return (cumulative <= point).sum(axis=-1)
 
 
@@ -184,29 +186,27 @@ class TextGenerator:
 
     def beam_search(
         self, prompt: str = "", length: int = 100, width: int = 4, alpha: float = 0.0, stop: str | None = None
-    ) -> "list[Beam]":
+    ) -> list[Beam]:
         """The likeliest texts that a beam search finds, the best first; it draws nothing.
-
-        At each step every one of `width` texts is continued with every token, and the `width` likeliest are kept. A
-        text that has ended is set aside and compared by its score, which makes up for its length (Wu et al., 2016,
-        arXiv:1609.08144): ln P / ((5 + tokens) / 6)^alpha.
 
         Args:
             prompt: text to go on from; empty starts after a newline.
             length: tokens to generate, at most.
             width: texts that are followed side by side.
-            alpha: 0 compares log-probabilities, where a short text has the advantage; 1 nearly their means.
-            stop: a text is at its end with this string.
+            alpha: how much the score makes up for length, see `beams`; only with a `stop` do lengths differ.
+            stop: a text is at its end right after this string.
 
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
-            ValueError: length or width below 1, alpha below 0.
+            ValueError: length or width below 1, alpha below 0, an empty stop, or NaN in the logits.
         """
-        for name, value, least in (("length", length, 1), ("width", width, 1), ("alpha", alpha, 0)):
-            if not value >= least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
-        stepper = self._stepper(width)
-        return _search(stepper, self._encode(prompt), self.tokenizer, prompt, length, width, alpha, stop)
+
+        def read(tokens: Tokens) -> tuple[str, bool]:
+            text = _Text(None, stop, self.tokenizer)
+            return prompt + text.push(tokens), text.ended
+
+        read(np.zeros(0, dtype=np.int64))  # what is wrong with `stop` is said at once
+        return search(self._stepper(max(width, 2)), self._encode(prompt), read, length, width, alpha)
 
     def _blocks(
         self, prompts: Sequence[str], temperature: float | Callable[[int], float], seed: int | None, **filters: Any
@@ -217,9 +217,31 @@ class TextGenerator:
         return _draw(self._stepper(len(prompts)), encoded, reshape, _Uniform(len(prompts), seed))
 
     def _stepper(self, batch_size: int) -> Stepper:
-        from charrnn.stepping import ModelStepper
+        """What reads `batch_size` texts: the fused path where there is one for this model on this machine."""
+        parts = self._parts()
+        if parts is None or not has_numba():
+            from charrnn.stepping import ModelStepper
 
-        return ModelStepper(self.model)
+            return ModelStepper(self.model)
+        from charrnn.folded import FoldedStepper, fold
+
+        folded = fold(*parts)
+        if batch_size == 1:
+            return FoldedStepper(folded)
+        from charrnn.batching import BatchStepper
+
+        return BatchStepper(folded)
+
+    def _parts(self) -> "tuple[Mapping[str, Floats], ModelConfig] | None":
+        """The weights by name and the architecture, if this is a `CharModel` in fp32 on a CPU."""
+        from charrnn.models import CharModel
+
+        if not isinstance(self.model, CharModel):
+            return None
+        weights = self.model.state_dict()
+        if any(weight.device.type != "cpu" or weight.dtype.itemsize != 4 for weight in weights.values()):
+            return None
+        return {name: weight.numpy() for name, weight in weights.items()}, self.model.config
 
     def _encode(self, prompt: str) -> Tokens:
         if prompt:
@@ -245,15 +267,22 @@ def _draw(stepper: Stepper, prompts: Sequence[Tokens], reshape: "Reshaping", uni
     """Blocks `(N, B)` of tokens, each drawn from what the ones before leave; the first are small, to come at once."""
     logits = stepper.read(prompts)
     size, step = 1, 0
+    write = getattr(stepper, "write", None) if reshape.cut else None
     while True:
-        block = np.empty((size, len(prompts)), dtype=np.int64)
-        for row in block:
-            row[:] = sample(reshape(logits, step), uniform.draw())
-            reshape.remember(row)
-            logits = stepper.step(row)
-            step += 1
+        begin = time.perf_counter()
+        numbers = uniform.draw(size)
+        if write:
+            block = write(numbers, reshape.temperatures(step, size), reshape.cut)
+        else:
+            block = np.empty(numbers.shape, dtype=np.int64)
+            for i, row in enumerate(block):
+                row[:] = sample(reshape(logits, step + i), numbers[i])
+                reshape.remember(row)
+                logits = stepper.step(row)
+        if time.perf_counter() - begin < LONGEST_BLOCK / 2 and size < LARGEST_BLOCK:
+            size *= 2
         yield block
-        size = min(2 * size, LARGEST_BLOCK)
+        step += len(block)
 
 
 def _pieces(text: "_Text", blocks: Iterator[Tokens]) -> Iterator[str]:
@@ -266,12 +295,15 @@ class Reshaping:
     """What the settings make of the logits of each step: the transforms they ask for, in their order.
 
     That is what may be drawn at all, then what was drawn of late, then the temperature, then what is too unlikely.
+
+    Attributes:
+        cut: what a compiled path needs to do the same by itself; None if the settings ask for more.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        temperature: float | Callable[[int], float],
+        temperature: float | Callable[[int], float] = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -280,15 +312,20 @@ class Reshaping:
         allow: str | None = None,
         forbid: str | None = None,
     ):
-        self._possible = _possible(tokenizer, allow, forbid)
+        possible = _possible(tokenizer, allow, forbid)
+        self._only = None if possible is None else transforms.only(possible)
         self._penalty = repetition_penalty
         self._recent: list[Tokens] = []
         if repetition_penalty is not None:
             transforms.repetition_penalty(repetition_penalty, [])
-        self._schedule = temperature if callable(temperature) else None
-        self._temperature = None if callable(temperature) else transforms.temperature(temperature)
+        self._temperature = temperature
+        self._divide = None if callable(temperature) else transforms.temperature(temperature)
         settings = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p}
-        self._filters = [getattr(transforms, name)(value) for name, value in settings.items() if value is not None]
+        settings = {name: value for name, value in settings.items() if value is not None}
+        self._filters = [getattr(transforms, name)(value) for name, value in settings.items()]
+        self.cut: Cut | None = None
+        if repetition_penalty is None and typical_p is None:
+            self.cut = Cut(**settings) if possible is None else Cut(**settings, possible=possible)
 
     def __call__(self, logits: Floats, step: int) -> Floats:
         """The logits `(B, V)` of the draw at `step`, counted from 0."""
@@ -298,12 +335,21 @@ class Reshaping:
         return logits
 
     def _transforms(self, step: int) -> Iterator[Transform]:
-        if self._possible is not None:
-            yield self._possible
+        if self._only is not None:
+            yield self._only
         if self._recent:
             yield transforms.repetition_penalty(self._penalty, np.stack(self._recent, axis=-1))
-        yield self._temperature or transforms.temperature(self._schedule(step))
+        yield self._divide or transforms.temperature(self._temperature(step))
         yield from self._filters
+
+    def temperatures(self, step: int, size: int) -> NDArray[np.float64]:
+        """The temperatures `(size,)` of the steps from `step` on."""
+        if self._divide:
+            return np.full(size, self._temperature, dtype=np.float64)
+        values = [self._temperature(step + i) for i in range(size)]
+        for value in values:
+            transforms.temperature(value)  # which says what is out of range
+        return np.array(values, dtype=np.float64)
 
     def remember(self, tokens: Tokens) -> None:
         """Note what was drawn, `(B,)`."""
@@ -311,8 +357,8 @@ class Reshaping:
             self._recent = [*self._recent[1 - RECENT :], tokens]
 
 
-def _possible(tokenizer: Tokenizer, allow: str | None, forbid: str | None) -> Transform | None:
-    """Keep the tokens that are made of allowed characters alone and have no forbidden one."""
+def _possible(tokenizer: Tokenizer, allow: str | None, forbid: str | None) -> NDArray[np.bool_] | None:
+    """Which tokens `(V,)` are made of allowed characters alone and have no forbidden one; None: all may be drawn."""
     if allow is None and forbid is None:
         return None
     texts = [token.decode("utf-8", "replace") for token in tokenizer.token_bytes]
@@ -322,10 +368,12 @@ def _possible(tokenizer: Tokenizer, allow: str | None, forbid: str | None) -> Tr
             raise ValueError(f"{name}: expected characters that there are tokens for, got {unknown[0]!r}")
     allowed = characters if allow is None else set(allow)
     forbidden = set(forbid or "")
-    possible = [allowed.issuperset(text) and forbidden.isdisjoint(text) for text in texts]
-    if not any(possible):
+    if not (forbid or "").isascii():
+        forbidden.add(UNKNOWN)  # a token that is half of a character may be half of this one
+    possible = np.array([allowed.issuperset(text) and forbidden.isdisjoint(text) for text in texts])
+    if not possible.any():
         raise ValueError("allow, forbid: expected to leave at least one token, got none")
-    return transforms.only(possible)
+    return possible
 
 
 class _Text:
@@ -366,79 +414,19 @@ class _Text:
 
 
 class _Uniform:
-    """Uniform numbers for B texts, each from a generator of its own; drawn ahead in blocks, for speed alone.
+    """Uniform numbers for B texts, each from a generator of its own.
 
     They are those of `torch.rand(…, dtype=torch.float64)` with a `torch.Generator` of the same seed: 53 bits out of 64,
     which are two numbers of the Mersenne Twister of Matsumoto & Nishimura (1998).
     """
 
-    def __init__(self, size: int, seed: int | None, block: int = 256):
+    def __init__(self, size: int, seed: int | None):
         first = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._generators = [np.random.RandomState((first + i) % 2**32) for i in range(size)]
-        self._block = block
-        self._used = block
 
-    def draw(self) -> Floats:
-        """The next number of each text, `(B,)`, float64."""
-        if self._used == self._block:
-            rows = [g.randint(0, 2**32, size=(self._block, 2), dtype=np.uint32) for g in self._generators]
-            pairs = np.stack(rows, axis=1).astype(np.uint64)  # (block, B, 2)
-            bits = (pairs[..., 0] << np.uint64(32) | pairs[..., 1]) & np.uint64(2**53 - 1)
-            self._numbers, self._used = bits * 2.0**-53, 0  # (block, B)
-        self._used += 1
-        return self._numbers[self._used - 1]
-
-
-# ------------------------------------------------------------------------------------------------------ beam search
-
-
-@dataclass(frozen=True)
-class Beam:
-    """A text that a beam search found.
-
-    Attributes:
-        text: the prompt and what follows.
-        log_probability: of what follows, natural.
-        tokens: how many were generated.
-        score: what it was chosen by.
-    """
-
-    text: str
-    log_probability: float
-    tokens: int
-    score: float
-
-
-def _search(
-    stepper: Stepper,
-    encoded: Tokens,
-    tokenizer: Tokenizer,
-    prompt: str,
-    length: int,
-    width: int,
-    alpha: float,
-    stop: str | None,
-) -> list[Beam]:
-    def beam(tokens: Tokens, log_p: float) -> Beam:
-        score = log_p / ((5 + len(tokens)) / 6) ** alpha
-        return Beam(prompt + tokenizer.decode(tokens), float(log_p), len(tokens), float(score))
-
-    logits = stepper.read([encoded])  # (1, V)
-    totals, texts = np.zeros(1), np.empty((1, 0), dtype=np.int64)
-    ended: list[Beam] = []
-    while True:
-        candidates = totals[:, None] + log_softmax(checked(logits))  # (width, V)
-        best = np.argsort(-candidates, axis=None, kind="stable")[:width]
-        rows, tokens = np.unravel_index(best, candidates.shape)
-        totals = candidates[rows, tokens]
-        texts = np.column_stack([texts[rows], tokens])
-        at_its_end = [bool(stop) and stop in tokenizer.decode(text) for text in texts]
-        ended += [beam(*each) for each, end in zip(zip(texts, totals, strict=True), at_its_end, strict=True) if end]
-        going = ~np.array(at_its_end)
-        if texts.shape[1] == length or not going.any() or len(ended) >= width:
-            break
-        rows, tokens, totals, texts = rows[going], tokens[going], totals[going], texts[going]
-        stepper.select(rows)
-        logits = stepper.step(tokens)
-    ended += [beam(*each) for each, end in zip(zip(texts, totals, strict=True), at_its_end, strict=True) if not end]
-    return sorted(ended, key=lambda each: -each.score)[:width]
+    def draw(self, size: int) -> Floats:
+        """The next numbers of each text, `(size, B)`, float64."""
+        rows = [generator.randint(0, 2**32, size=(size, 2), dtype=np.uint32) for generator in self._generators]
+        pairs = np.stack(rows, axis=1).astype(np.uint64)  # (size, B, 2)
+        bits = (pairs[..., 0] << np.uint64(32) | pairs[..., 1]) & np.uint64(2**53 - 1)
+        return bits * 2.0**-53

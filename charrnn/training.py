@@ -98,7 +98,7 @@ Event = Stepped | Logged | Evaluated | SaveDue | Finished
 Monitor = Callable[[Event], None]
 
 
-class DivergedError(RuntimeError):
+class DivergedError(FloatingPointError):
     """The loss or the gradient became NaN or infinite."""
 
 

@@ -9,13 +9,14 @@ is an error.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Transform = Callable[[Any], Any]
 Array = NDArray[np.floating]
+ROUNDING = 1e-12  # the share that arithmetic may take from a probability that reaches its border exactly
 
 
 def log_softmax(logits: Array) -> Array:
@@ -54,7 +55,7 @@ def _of_arrays(transform: Callable[[Array], Array]) -> Transform:
     def either(logits: Any) -> Any:
         if isinstance(logits, np.ndarray):
             return transform(checked(logits))
-        return logits.new_tensor(transform(checked(logits.numpy(force=True))))
+        return logits.new_tensor(transform(checked(logits.cpu().double().numpy(force=True))))  # numpy has no bfloat16
 
     return either
 
@@ -71,8 +72,12 @@ def temperature(value: float) -> Transform:
         raise ValueError(f"temperature: expected a number of at least 0, got {value}")
     if value == 0:
         return top_k(1)
-    # the largest is moved to 0 first, so that a tiny temperature cannot overflow
-    return _of_arrays(lambda logits: (logits - logits.max(axis=-1, keepdims=True)) / max(value, 1e-300))
+
+    def divide(logits: Array) -> Array:
+        with np.errstate(over="ignore"):  # the largest is moved to 0 first, so that only the others can leave the range
+            return (logits - logits.max(axis=-1, keepdims=True)) / value
+
+    return _of_arrays(divide)
 
 
 def top_k(k: int) -> Transform:
@@ -81,7 +86,7 @@ def top_k(k: int) -> Transform:
     Raises:
         ValueError: k < 1.
     """
-    if k < 1:
+    if not k >= 1:
         raise ValueError(f"top_k: expected at least 1, got {k}")
     return _of_arrays(lambda logits: _keep_first(logits, -logits, lambda ordered: np.arange(ordered.shape[-1]) < k))
 
@@ -96,7 +101,7 @@ def top_p(p: float) -> Transform:
     """
     if not 0 < p <= 1:
         raise ValueError(f"top_p: expected a probability above 0 and at most 1, got {p}")
-    return _of_arrays(lambda logits: _keep_first(logits, -logits, lambda ordered: _before(ordered) < p))
+    return _of_arrays(lambda logits: _keep_first(logits, -logits, lambda ordered: _until(ordered, p)))
 
 
 def min_p(share: float) -> Transform:
@@ -109,7 +114,7 @@ def min_p(share: float) -> Transform:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"min_p: expected a share of the largest probability, from 0 to 1, got {share}")
-    lowest = math.log(share) if share else -math.inf
+    lowest = math.log(share) - ROUNDING if share else -math.inf
     return _of_arrays(lambda logits: np.where(logits - logits.max(axis=-1, keepdims=True) >= lowest, logits, -np.inf))
 
 
@@ -128,14 +133,15 @@ def typical_p(p: float) -> Transform:
     def keep(logits: Array) -> Array:
         surprise = -log_softmax(logits)
         entropy = (np.where(np.isfinite(surprise), surprise, 0) * np.exp(-surprise)).sum(axis=-1, keepdims=True)
-        return _keep_first(logits, np.abs(surprise - entropy), lambda ordered: _before(ordered) < p)
+        return _keep_first(logits, np.abs(surprise - entropy), lambda ordered: _until(ordered, p))
 
     return _of_arrays(keep)
 
 
 def repetition_penalty(penalty: float, recent: ArrayLike) -> Transform:
-    """ln p_i * penalty for each token in `recent` `(..., N)`, which makes it less likely if penalty > 1.
+    """Multiply ln p_i by `penalty` for each token in `recent` `(..., N)`: above 1, less likely beside all others.
 
+    A token counts once, however often it is in `recent`. One that the model is sure of, with ln p_i near 0, stays.
     After Keskar et al. (2019, arXiv:1909.05858), who divide z_i. That makes a token with a negative logit *more*
     likely, and changes when a number is added to all logits, which softmax does not see. A log-probability is never
     positive and has no such freedom.
@@ -168,6 +174,15 @@ def only(allowed: ArrayLike) -> Transform:
     return _of_arrays(lambda logits: np.where(allowed, logits, -np.inf))
 
 
+class Cut(NamedTuple):
+    """The settings of the transforms that need only the order of the logits; these values leave everything in."""
+
+    top_k: int = 2**31
+    top_p: float = 1.0
+    min_p: float = 0.0
+    possible: NDArray[np.bool_] = np.zeros(0, bool)  # of `only`, (V,); empty: all
+
+
 def _keep_first(logits: Array, keys: Array, chosen: Callable[[Array], NDArray[np.bool_]]) -> Array:
     """-inf for all but the chosen; `chosen` looks at the logits in the order of `keys`, the smallest first."""
     order = np.argsort(keys, axis=-1, kind="stable")
@@ -177,20 +192,39 @@ def _keep_first(logits: Array, keys: Array, chosen: Callable[[Array], NDArray[np
     return kept
 
 
-def _before(ordered: Array) -> Array:
-    """The probability that stands before each token, in this order."""
-    probabilities = softmax(ordered)
-    return np.cumsum(probabilities, axis=-1) - probabilities
+def _until(ordered: Array, p: float) -> NDArray[np.bool_]:
+    """The first tokens, in this order, that hold probability p together: those before which there is less."""
+    held = np.cumsum(softmax(ordered), axis=-1)
+    before = np.concatenate([np.zeros_like(held[..., :1]), held[..., :-1]], axis=-1)
+    return (before < p * (1 - ROUNDING)) | (p == 1)  # with 1, no tail is so thin that rounding may cut it off
 
 
 # ---------------------------------------------------------------------------------------- temperatures over a text
 
 
 def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
-    """A temperature for each step that goes from `start` to `end` in `steps` steps and stays there."""
+    """A temperature for each step that goes from `start` to `end` in `steps` steps and stays there.
+
+    Raises:
+        ValueError: a temperature out of range, or steps < 1.
+    """
+    _check_course(start, end, "steps", steps)
     return lambda step: start + (end - start) * min(step / steps, 1.0)
 
 
 def cyclic(low: float, high: float, period: int) -> Callable[[int], float]:
-    """A temperature for each step that goes from `low` to `high` and back in `period` steps, again and again."""
+    """A temperature for each step that goes from `low` to `high` and back in `period` steps, again and again.
+
+    Raises:
+        ValueError: a temperature out of range, or period < 1.
+    """
+    _check_course(low, high, "period", period)
     return lambda step: low + (high - low) * (1 - math.cos(2 * math.pi * step / period)) / 2
+
+
+def _check_course(first: float, last: float, name: str, steps: int) -> None:
+    """What is wrong with a course of temperatures is said before the text, not in the middle of it."""
+    for value in (first, last):
+        temperature(value)
+    if not steps >= 1:
+        raise ValueError(f"{name}: expected at least 1, got {steps}")

@@ -189,12 +189,13 @@ def test_argmax_and_none(run, capfd):
 
 
 def test_interactive_reads_prompts_until_the_end(run, capfd, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("ab\nZ\nc\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\nZ\n:temp -1\nc\n"))
     assert main(["sample", str(run), "--interactive", "--length", "5", "--seed", "1"]) == 0
     out, err = capfd.readouterr()
     assert out.startswith("ab")
     assert "\nc" in out
     assert "got 'Z' (U+005A) at position 0" in err
+    assert "(--temperature): expected a value greater than or equal to 0, got '-1'" in err
 
 
 # ------------------------------------------------------------------------------------------------- eval, inspect, data

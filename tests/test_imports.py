@@ -10,11 +10,13 @@ import pytest
 import charrnn
 
 PACKAGE = Path(charrnn.__file__).parent
+CHECKPOINT = PACKAGE.parent / "checkpoints" / "shakespeare-lstm"
 ANNEXES = {"lab", "serve", "bench"}
 BELOW_API = {
     "config",
     "tokenizer",
     "cells",
+    "installed",
     "device",
     "synthetic",
     "sources",
@@ -23,6 +25,7 @@ BELOW_API = {
     "models",
     "transforms",
     "stepping",
+    "beams",
     "sampling",
     "schedules",
     "optimizers",
@@ -34,29 +37,36 @@ MAY_IMPORT = {
     "config": set(),
     "tokenizer": set(),
     "cells": set(),
+    "installed": set(),
     "device": {"config"},
     "synthetic": set(),
     "sources": {"config", "synthetic"},
     "corpus": {"config", "tokenizer", "sources"},
     "kernels": {"cells"},
-    "compiled": set(),
-    "models": {"config", "cells", "kernels", "compiled"},
+    "compiled": {"elementwise"},
+    "models": {"config", "cells", "installed", "kernels", "compiled"},
     "transforms": set(),
     "stepping": {"models"},
-    "sampling": {"tokenizer", "models", "transforms", "stepping"},
+    "beams": {"transforms"},
+    "elementwise": set(),
+    "folded": {"config", "elementwise", "transforms"},
+    "batching": {"elementwise", "folded", "transforms"},
+    "sampling": {"config", "tokenizer", "models", "transforms", "stepping", "beams", "folded", "batching", "installed"},
+    "loading": {"checkpoint", "config", "device", "models", "sampling"},
     "schedules": {"config"},
     "optimizers": {"config", "models"},
     "distributed": {"config", "models"},
     "training": {"config", "device", "corpus", "models", "schedules", "optimizers", "distributed"},
     "checkpoint": {"config", "tokenizer", "models"},
     "monitors": {"training", "checkpoint", "sampling"},
-    "api": BELOW_API | {"monitors"},
-    **{annex: BELOW_API | {"monitors", "api", annex} for annex in ANNEXES},
+    "api": BELOW_API | {"monitors", "loading"},
+    **{annex: BELOW_API | {"monitors", "loading", "api", annex} for annex in ANNEXES},
     "console": set(),
-    "cli_bench": BELOW_API | {"monitors", "api", "console"},
-    "cli": BELOW_API | {"monitors", "api", "charrnn", "console", "cli_bench"},
+    "repl": {"config", "console", "sampling", "tokenizer"},
+    "cli_bench": BELOW_API | {"monitors", "api", "charrnn", "console"},
+    "cli": BELOW_API | {"monitors", "loading", "api", "charrnn", "console", "cli_bench", "repl"},
     "__main__": {"cli"},
-    "__init__": BELOW_API | {"monitors", "api"},
+    "__init__": set(),
 }
 
 
@@ -97,7 +107,7 @@ def test_the_reader_of_imports_sees_every_form():
 
 
 def test_the_library_never_prints():
-    rooms = {"cli.py", "cli_bench.py", "console.py", "lab", "bench"}
+    rooms = {"cli.py", "cli_bench.py", "console.py", "repl.py", "lab", "bench"}
     speaking = {path for path in modules() if path.relative_to(PACKAGE).parts[0] in rooms}
     for path in set(modules()) - speaking:
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
@@ -106,9 +116,24 @@ def test_the_library_never_prints():
 
 def test_import_charrnn_is_light():
     code = "import charrnn, sys; print([m for m in sys.modules if m.split('.')[0] in sys.argv[1:]])"
-    heavy = ["matplotlib", "ipywidgets", "IPython", "tensorboard", "fastapi"]
+    heavy = ["torch", "numba", "matplotlib", "ipywidgets", "IPython", "tensorboard", "fastapi", "prompt_toolkit"]
     result = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sample", "CHECKPOINT", "--length", "5", "--seed", "1"]])
+def test_a_text_is_written_without_pytorch(arguments):
+    arguments = [str(CHECKPOINT) if argument == "CHECKPOINT" else argument for argument in arguments]
+    code = """
+import sys
+from charrnn.cli import main
+try:
+    assert main(sys.argv[1:]) == 0
+finally:
+    assert "torch" not in sys.modules
+"""
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_public_names_exist():

@@ -231,7 +231,8 @@ def test_the_panel_writes_what_the_library_does(generator, temperature, top_k, t
     values = {"prompt": "ab", "temperature": temperature, "top_k": top_k, "top_p": top_p, "length": length, "seed": 5}
     for name, value in values.items():
         panel.controls[name].value = value
-    panel.button.click()
+    panel.generate_button.click()
+    assert panel.wait(20)
     assert panel.text == generator.generate("ab", length, temperature, top_k or None, top_p, seed=5)
     assert panel.output.value == text_to_html(panel.text)
 
@@ -241,6 +242,7 @@ def test_the_panel_shows_markup_as_text(generator):
     panel.controls["prompt"].value = "<b>&"
     panel.controls["length"].value = 0
     panel.generate()
+    assert panel.wait(20)
     assert "&lt;b&gt;&amp;" in panel.output.value
 
 
@@ -248,11 +250,29 @@ def test_a_wrong_prompt_is_a_sentence_in_the_panel(generator):
     panel = lab.GenerationPanel(generator)
     panel.controls["prompt"].value = "Z"
     panel.generate()
-    assert 'role="alert"' in panel.output.value
-    assert "got &#x27;Z&#x27; (U+005A) at position 0" in panel.output.value
+    assert panel.wait(20)
+    assert 'role="alert"' in panel.message.value
+    assert "got &#x27;Z&#x27; (U+005A) at position 0" in panel.message.value
+    assert not panel.generate_button.disabled
     panel.controls["prompt"].value = "a"
     panel.generate()
-    assert "alert" not in panel.output.value
+    assert panel.wait(20)
+    assert "alert" not in panel.message.value
+
+
+def test_stop_is_heard_while_the_panel_writes(generator):
+    panel = lab.GenerationPanel(generator)
+    values = panel.settings() | {"prompt": "ab", "length": None}  # beyond where the slider ends
+    panel.settings = lambda: values
+    panel.generate_button.click()
+    assert panel.generate_button.disabled
+    while len(panel.text) < 100:
+        assert not panel.wait(0.01)
+    panel.stop_button.click()
+    assert panel.wait(20)
+    assert panel.stop_button.disabled
+    assert panel.output.value == text_to_html(panel.text)
+    assert panel.text == generator.generate("ab", len(panel.text) - 2, 0.8, seed=1)
 
 
 def test_of_a_long_text_the_end_is_shown():

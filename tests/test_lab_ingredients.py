@@ -61,8 +61,7 @@ def test_stop_stops_and_train_goes_again():
     panel.start_button.click()  # while one is going on nothing happens
     assert panel.start_button.disabled
     panel.stop_button.click()
-    panel._thread.join(timeout=20)
-    assert not panel._thread.is_alive()
+    assert panel.wait(20)
     assert not panel.start_button.disabled
     assert panel.stop_button.disabled
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -7,104 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn.models import CharGRU, CharLSTM
-from charrnn.sampling import TextGenerator, Reshaping, sample
+from charrnn.sampling import TextGenerator
 from charrnn.stepping import ModelStepper
-from charrnn.transforms import temperature, top_k, top_p
 from charrnn.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, UnknownCharacterError, WordTokenizer
-
-logits_of = st.lists(st.integers(-6, 6), min_size=1, max_size=12).map(lambda values: torch.tensor([values]).float())
 
 
 @pytest.fixture(scope="module")
 def generator():
     torch.manual_seed(3)
     return TextGenerator(CharLSTM(12, 16, 2, dropout=0.5), CharTokenizer("\n abcdefghij"))
-
-
-def kept(logits):
-    return (logits > -torch.inf).sum().item()
-
-
-# ------------------------------------------------------------------------------------------------------- transforms
-
-
-@given(logits_of, st.integers(1, 15))
-def test_top_k_keeps_the_k_largest_whatever_the_ties(logits, k):
-    result = top_k(k)(logits)
-    assert kept(result) == min(k, logits.shape[-1])
-    assert result[result > -torch.inf].min() >= logits.sort(descending=True)[0][0, min(k, logits.shape[-1]) - 1]
-
-
-@given(logits_of, st.floats(0.01, 1))
-def test_top_p_keeps_the_smallest_set_that_holds_p(logits, p):
-    result = top_p(p)(logits)
-    probabilities = logits.softmax(-1)
-    mass = probabilities[result > -torch.inf]
-    assert mass.sum() >= p - 1e-5
-    assert mass.sum() - mass.min() < p + 1e-5
-    assert kept(result) >= 1
-
-
-@given(logits_of, st.floats(0.1, 10))
-def test_temperature_divides(logits, value):
-    torch.testing.assert_close(temperature(value)(logits).softmax(-1), (logits / value).softmax(-1))
-
-
-@pytest.mark.parametrize("value", [1e-6, 1e6])
-def test_extreme_temperatures(value):
-    probabilities = temperature(value)(torch.tensor([3.0, 1.0, -80.0])).softmax(-1)
-    expected = [1.0, 0.0, 0.0] if value < 1 else [1 / 3] * 3
-    assert probabilities.tolist() == pytest.approx(expected, abs=1e-4)
-
-
-def test_temperature_zero_is_the_first_of_the_likeliest():
-    assert temperature(0)(torch.tensor([1.0, 5.0, 5.0])).softmax(-1).tolist() == [0, 1, 0]
-
-
-def test_order_is_temperature_top_k_top_p():
-    logits = np.array([[2.0, 1.0, 0.0, -1.0]])
-    expected = top_p(0.7)(top_k(3)(temperature(2.0)(logits)))
-    reshape = Reshaping(CharTokenizer("abcd"), top_p=0.7, temperature=2.0, top_k=3)
-    np.testing.assert_array_equal(reshape(logits, 0), expected)
-
-
-@pytest.mark.parametrize(
-    ("make", "value", "message"),
-    [
-        (temperature, -0.1, "temperature: expected a number of at least 0, got -0.1"),
-        (temperature, math.nan, "temperature: .* got nan"),
-        (temperature, math.inf, "temperature: .* got inf"),
-        (top_k, 0, "top_k: expected at least 1, got 0"),
-        (top_p, 0, "top_p: .* got 0"),
-        (top_p, 1.1, "top_p: .* got 1.1"),
-        (top_p, math.nan, "top_p: .* got nan"),
-    ],
-)
-def test_settings_out_of_range(make, value, message):
-    with pytest.raises(ValueError, match=message):
-        make(value)
-
-
-def test_draws_follow_the_distribution():
-    """Chi-square of 100,000 draws against the softmax, 4 degrees of freedom: 23.5 is the 1 in 10,000 border."""
-    logits = torch.tensor([1.0, 0.0, -torch.inf, 2.0, -1.0, 0.5])
-    uniform = torch.rand(100_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    counts = torch.bincount(torch.from_numpy(sample(logits.expand(100_000, -1), uniform)), minlength=6)
-    expected = logits.double().softmax(-1) * 100_000
-    assert counts[2] == 0
-    here = expected > 0
-    assert ((counts - expected)[here] ** 2 / expected[here]).sum() < 23.5
-
-
-@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
-def test_a_token_of_no_probability_is_never_drawn(uniform):
-    logits = torch.tensor([[-torch.inf, 0.1, 0.2, -torch.inf]])
-    assert sample(logits, torch.tensor([uniform], dtype=torch.float64)).item() in (1, 2)
-
-
-def test_nan_logits_raise():
-    with pytest.raises(ValueError, match="got NaN"):
-        sample(torch.tensor([[0.0, math.nan]]), torch.tensor([0.5], dtype=torch.float64))
 
 
 # ------------------------------------------------------------------------------------------------------- generation
@@ -217,3 +129,225 @@ def test_damaged_weights_raise_and_restore_the_mode():
     with pytest.raises(ValueError, match="got NaN"):
         TextGenerator(model, CharTokenizer("\n abcdefghij")).generate("a", 3)
     assert model.training
+
+
+# ------------------------------------------------------------------------------- where a text ends, what it is made of
+
+
+class Chain(torch.nn.Module):
+    """A model made by hand: the next token depends on the last alone, as `table` (V, V) of logits says."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.as_tensor(table, dtype=torch.float32), requires_grad=False)
+
+    def forward(self, tokens, state=None):
+        return self.table[tokens], torch.zeros(len(tokens), 1) if state is None else state
+
+
+def chain(tokenizer, likely, default=-30.0):
+    """A generator in which `likely` has the probability of each pair of letters; all others have next to none."""
+    table = np.full((tokenizer.vocab_size,) * 2, default)
+    for (first, second), probability in likely.items():
+        table[first, second] = math.log(probability)
+    return TextGenerator(Chain(table), tokenizer)
+
+
+def letters(text):
+    """A chain of characters from `ab=0.5 …`."""
+    pairs = {pair: float(value) for pair, value in (part.split("=") for part in text.split())}
+    tokenizer = CharTokenizer("".join(sorted(set("".join(pairs)))))
+    return chain(tokenizer, {tuple(tokenizer.encode(pair).tolist()): value for pair, value in pairs.items()})
+
+
+KINDS = (CharTokenizer, ByteTokenizer, WordTokenizer, BpeTokenizer)
+SOME_TEXT = "the cat, the café and the dog; the cat sat by the bed. déjà vu\n" * 3
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.kind)
+def of_any_kind(request):
+    torch.manual_seed(5)
+    tokenizer = request.param.from_text(SOME_TEXT)
+    return TextGenerator(CharGRU(tokenizer.vocab_size, 8), tokenizer)
+
+
+def up_to_the_first(text, stops):
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    return text[: min(ends, default=None)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_text_is_the_one_without_stops_up_to_the_first(of_any_kind, seed):
+    """Across pieces and tokens: the stops are cut out of the text itself, at random."""
+    whole = of_any_kind.generate("the ", 150, seed=seed)[4:]
+    random = np.random.default_rng(seed)
+    for many in (1, 2, 3):
+        places = random.integers(5, 140, size=many)
+        stops = [whole[place : place + size] for place, size in zip(places, random.integers(1, 9, many), strict=True)]
+        settings = {"stop": stops[0] if many == 1 else stops, "seed": seed}
+        expected = "the " + up_to_the_first(whole, stops)
+        assert of_any_kind.generate("the ", 150, **settings) == expected
+        assert "".join(of_any_kind.stream("the ", 150, **settings)) == expected
+        assert "".join(of_any_kind.stream("the ", None, **settings)) == expected
+        assert of_any_kind.generate_batch(["the ", "the"], 150, **settings)[0] == expected
+
+
+def test_a_stop_counts_in_what_is_written_alone():
+    generator = letters("ab=1 bc=1 ca=1")
+    assert generator.generate("a", 9, temperature=0, stop="ab") == "abcab"
+    assert generator.generate("ab", 9, temperature=0, stop=["b", "zz"]) == "abcab"
+    assert generator.generate("a", 3, temperature=0, stop="zz") == "abca"
+    assert generator.generate("a", 3, temperature=0, stop=[]) == "abca"
+    assert generator.generate("a", 3, temperature=0, stop="a") == "abca"
+    assert generator.generate("a", 5, temperature=0, stop=["abc", "ca"]) == "abca"  # the first to be complete
+
+
+def test_texts_of_a_batch_end_each_at_its_own_stop():
+    generator = letters("ab=1 bc=1 cd=1 da=1")
+    assert generator.generate_batch(["a", "c", "d"], 6, temperature=0, stop="d") == ["abcd", "cd", "dabcd"]
+
+
+def test_an_empty_stop_is_an_error(generator):
+    for stop in ("", ["a", ""]):
+        with pytest.raises(ValueError, match="stop: expected a string to end after, got an empty one"):
+            generator.generate("a", 3, stop=stop)
+
+
+def test_only_allowed_characters_are_written_and_none_that_is_forbidden(of_any_kind):
+    for seed in range(3):
+        assert set(of_any_kind.generate("the", 80, seed=seed, allow="the acd ")[3:]) <= set("the acd ")
+        assert not set(of_any_kind.generate("the", 80, seed=seed, forbid="ea \n")[3:]) & set("ea \n")
+        assert set(of_any_kind.generate("the", 80, seed=seed, allow="bed the", forbid="te")[3:]) <= set("bd h")
+
+
+def test_allow_and_forbid_give_the_rest_of_the_odds():
+    generator = letters("ab=0.5 ac=0.3 ad=0.2 ba=1 ca=1 da=1")
+    texts = [generator.generate("a", 1, seed=seed, forbid="b")[1] for seed in range(1000)]
+    assert set(texts) == {"c", "d"}
+    assert texts.count("c") == pytest.approx(600, abs=60)  # 4 standard deviations
+
+
+def test_half_of_a_forbidden_character_is_forbidden():
+    """A byte is a token, too, so that two could spell what neither says alone."""
+    tokenizer = BpeTokenizer.from_text(SOME_TEXT)
+    first, second = (tokenizer.token_bytes.index(bytes([byte])) for byte in "é".encode())
+    start = int(tokenizer.encode("a")[0])
+    generator = chain(tokenizer, {(start, first): 1.0, (first, second): 1.0, (second, start): 1.0})
+    assert generator.generate("a", 3, temperature=0) == "aéaé"
+    assert "é" not in generator.generate("a", 20, temperature=0, forbid="é")
+
+
+def test_what_cannot_be_written_is_a_sentence(of_any_kind):
+    for name in ("allow", "forbid"):
+        with pytest.raises(ValueError, match=f"{name}: expected characters that there are tokens for, got '中'"):
+            of_any_kind.stream("the", **{name: "a中"})
+    with pytest.raises(ValueError, match="allow, forbid: expected to leave at least one token, got none"):
+        of_any_kind.stream("the", allow="a", forbid="a")
+    with pytest.raises(ValueError, match="allow, forbid: expected to leave at least one token, got none"):
+        of_any_kind.stream("the", allow="")
+
+
+# ------------------------------------------------------------------------------------------------------- beam search
+
+
+def log_probabilities(generator, prompt, continuation):
+    """Of each token of `continuation` after `prompt`, the text fed whole."""
+    tokens = np.concatenate([generator.tokenizer.encode(prompt), continuation]).astype("int64")
+    with torch.no_grad():
+        logits, _ = generator.model.eval()(torch.from_numpy(tokens)[None])
+    start = len(tokens) - len(continuation)
+    return logits[0].double().log_softmax(-1)[range(start - 1, len(tokens) - 1), tokens[start:]]
+
+
+def score(log_probability, tokens, alpha):
+    return log_probability / ((5 + tokens) / 6) ** alpha
+
+
+def test_a_beam_of_width_1_is_greedy(generator):
+    for prompt in ("a", "", "hij"):
+        (beam,) = generator.beam_search(prompt, 40, width=1)
+        assert beam.text == generator.generate(prompt, 40, temperature=0)
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_a_beams_probability_is_that_of_its_text_fed_whole(of_any_kind, width):
+    prompt = "the cat"
+    beams = of_any_kind.beam_search(prompt, 5, width=width, alpha=0.7)
+    assert len(beams) == width
+    assert [beam.score for beam in beams] == sorted((beam.score for beam in beams), reverse=True)
+    for beam in beams:
+        assert beam.tokens == 5
+        assert beam.score == pytest.approx(score(beam.log_probability, 5, 0.7))
+        assert beam.text.startswith(prompt)
+    if of_any_kind.tokenizer.kind == "char":
+        assert len({beam.text for beam in beams}) == width
+        for beam in beams:
+            expected = log_probabilities(of_any_kind, prompt, of_any_kind.tokenizer.encode(beam.text[len(prompt) :]))
+            assert beam.log_probability == pytest.approx(expected.sum().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.5])
+@pytest.mark.parametrize("stop", [None, "c", "ba"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_beam_wide_enough_for_all_texts_finds_the_best(seed, stop, alpha):
+    torch.manual_seed(seed)
+    model = CharGRU(3, 4)
+    torch.nn.init.normal_(model.head.weight, std=2)
+    generator = TextGenerator(model, CharTokenizer("abc"))
+    length, found = 4, {}
+    for tokens in itertools.product(range(3), repeat=length):
+        written = up_to_the_first(generator.tokenizer.decode(tokens), [stop] if stop else [])
+        log_p = log_probabilities(generator, "ab", tokens[: len(written)]).sum().item()
+        found["ab" + written] = score(log_p, len(written), alpha)
+    best = max(found, key=found.get)
+    beams = generator.beam_search("ab", length, width=3**length, alpha=alpha, stop=stop)
+    assert beams[0].text == best
+    assert {beam.text: beam.score for beam in beams} == pytest.approx(found, abs=1e-4)
+
+
+def test_a_wider_beam_sees_past_a_first_step_that_is_likely_alone():
+    generator = letters("ab=0.6 ac=0.4 bb=0.3 bc=0.35 ba=0.35 cc=0.9 cb=0.1")
+    assert generator.beam_search("a", 3, width=1)[0].text.startswith("ab")
+    best = generator.beam_search("a", 3, width=2)[0]
+    assert best.text == "accc"
+    assert math.exp(best.log_probability) == pytest.approx(0.4 * 0.9 * 0.9, rel=1e-4)
+
+
+def test_alpha_makes_up_for_length():
+    generator = letters("a.=0.3 ab=0.7 bc=0.6 b.=0.4 c.=0.55 ca=0.45 ..=1")
+    by_alpha = {alpha: generator.beam_search("a", 3, width=20, alpha=alpha, stop=".") for alpha in (0.0, 2.0)}
+    assert by_alpha[0.0][0].text == "a."
+    assert by_alpha[2.0][0].text == "abc."
+    for beams in by_alpha.values():
+        assert {beam.text: beam.tokens for beam in beams if beam.text in ("a.", "abc.")} == {"a.": 1, "abc.": 3}
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+def test_what_a_beam_search_finds_is_at_its_end(width):
+    generator = letters("a.=0.3 aa=0.6 ab=0.1 b.=0.1 ba=0.5 bb=0.4 .a=1")
+    for beam in generator.beam_search("a", 6, width=width, stop="."):
+        assert beam.tokens == 6 or beam.text.endswith("."), beam
+        assert beam.text.count(".") <= 1
+
+
+def test_a_beam_ends_right_after_the_stop_in_the_middle_of_a_token():
+    tokenizer = WordTokenizer(["\ufffd", "abc", "xyz", " "])
+    generator = chain(tokenizer, {(1, 2): 1.0, (2, 3): 1.0, (3, 1): 1.0})
+    assert generator.generate("abc", 9, temperature=0, stop="xy") == "abcxy"
+    assert generator.beam_search("abc", 9, width=1, stop="xy")[0].text == "abcxy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"length": 0}, "length: expected at least 1, got 0"),
+        ({"width": 0}, "width: expected at least 1, got 0"),
+        ({"alpha": -0.1}, "alpha: expected at least 0, got -0.1"),
+        ({"alpha": math.nan}, "alpha: expected at least 0, got nan"),
+        ({"prompt": "aZ"}, "got 'Z' .* at position 1"),
+        ({"stop": ""}, "stop: expected a string to end after, got an empty one"),
+    ],
+)
+def test_a_beam_search_out_of_range(generator, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        generator.beam_search(**arguments)

@@ -1,7 +1,10 @@
 """What the notebooks need beyond the library: figures, baselines, a live plot, widgets, and the size of the work."""
 
+from charrnn.lab.chooser import ChooserPanel, plot_choice
 from charrnn.lab.curves import plot_curves
 from charrnn.lab.differences import plot_differences
+from charrnn.lab.distribution import DistributionPanel, entropy, next_distribution, plot_distribution
+from charrnn.lab.draws import plot_draw, plot_following, plot_kept, plot_measures_over, plot_profiles
 from charrnn.lab.figures import (
     Picture,
     next_character_probabilities,
@@ -32,6 +35,7 @@ from charrnn.lab.live import LivePlot
 from charrnn.lab.memory import character_gradients, context_losses, copied_share, plot_measures, state_gradients
 from charrnn.lab.ngrams import NgramModel, ngram_ladder
 from charrnn.lab.overfitting import plot_overfitting
+from charrnn.lab.playground import Playground
 from charrnn.lab.rates import plot_plateau, plot_schedules
 from charrnn.lab.runs import learning_rate_picture, run_picture
 from charrnn.lab.setting import Profile, check_machine, profile
@@ -49,6 +53,13 @@ from charrnn.lab.states import (
     word_places,
 )
 from charrnn.lab.states_panel import StatesPanel
+from charrnn.lab.surprise import (
+    SurprisePanel,
+    plot_surprise,
+    surprise_and_entropy,
+    surprise_to_html,
+    tokens_of,
+)
 from charrnn.lab.texts import plot_frequencies, plot_ladder, plot_streams, plot_zipf, window_table
 from charrnn.lab.truncated import plot_reach, plot_truncated
 from charrnn.lab.unrolled import plot_unrolled
@@ -57,7 +68,9 @@ from charrnn.lab.widgets import GenerationPanel, StreamsPanel
 __all__ = [
     "INGREDIENTS",
     "SMALL",
+    "ChooserPanel",
     "Components",
+    "DistributionPanel",
     "GatesPanel",
     "GenerationPanel",
     "GradientsPanel",
@@ -65,9 +78,11 @@ __all__ = [
     "LivePlot",
     "NgramModel",
     "Picture",
+    "Playground",
     "Profile",
     "StatesPanel",
     "StreamsPanel",
+    "SurprisePanel",
     "busiest_units",
     "character_gradients",
     "character_kinds",
@@ -76,6 +91,7 @@ __all__ = [
     "context_losses",
     "copied_share",
     "correlations",
+    "entropy",
     "gate_activations",
     "gradient_norms",
     "learning_rate_picture",
@@ -83,25 +99,33 @@ __all__ = [
     "log_slope",
     "losses_of",
     "next_character_probabilities",
+    "next_distribution",
     "ngram_ladder",
     "plot_attempt",
     "plot_by_position",
+    "plot_choice",
     "plot_curve",
     "plot_curves",
     "plot_descents",
     "plot_differences",
+    "plot_distribution",
+    "plot_draw",
+    "plot_following",
     "plot_frequencies",
     "plot_gates",
     "plot_ingredients",
+    "plot_kept",
     "plot_ladder",
     "plot_learning",
     "plot_losses",
     "plot_matrix",
     "plot_measures",
+    "plot_measures_over",
     "plot_next_character",
     "plot_norms",
     "plot_overfitting",
     "plot_plateau",
+    "plot_profiles",
     "plot_radius",
     "plot_reach",
     "plot_reading",
@@ -111,6 +135,7 @@ __all__ = [
     "plot_speedrun",
     "plot_states",
     "plot_streams",
+    "plot_surprise",
     "plot_truncated",
     "plot_unit",
     "plot_unrolled",
@@ -128,6 +153,9 @@ __all__ = [
     "share_between",
     "small_trainer",
     "state_gradients",
+    "surprise_and_entropy",
+    "surprise_to_html",
+    "tokens_of",
     "window_table",
     "word_places",
 ]

@@ -1,7 +1,6 @@
 """A widget: switches for the ingredients of a recipe, a button that trains, and the losses as they come."""
 
 import html
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +10,10 @@ import ipywidgets
 from charrnn.config import TrainingConfig
 from charrnn.corpus import Tokens
 from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, new_figure
+from charrnn.lab.panel import SLIDING, WIDE, ControlPanel, PictureBox, problem
 from charrnn.lab.small_runs import recorded, small_trainer
-from charrnn.training import DivergedError, Trainer
+from charrnn.lab.worker import Worker
+from charrnn.training import Trainer
 
 OPTIMIZERS = TrainingConfig.model_fields["optimizer"].annotation.__args__
 SCHEDULES = ("constant", "cosine", "onecycle")  # the others wait for more epochs than there are here
@@ -47,7 +48,7 @@ def plot_attempt(records: Records, before: Records = (), steps: int = 300) -> Pi
     return Picture(figure, f"Line chart of the loss over {steps} steps: {', '.join(said) or 'nothing learned yet'}.")
 
 
-class IngredientsPanel:
+class IngredientsPanel(ControlPanel):
     """Optimizer, learning rate, schedule, dropout, clipping and the mean of the weights, and a button that trains.
 
     The training runs in a thread of its own, so that Stop is heard. The losses of the run before stay in the picture.
@@ -60,32 +61,31 @@ class IngredientsPanel:
         every: seconds between two drawings, at least.
 
     Attributes:
-        view: the widget.
-        controls: the input widgets by name.
+        image: the losses.
+        words: the alt text, and what went wrong.
         records: what the latest run has told so far.
     """
 
     def __init__(self, train: Tokens, val: Tokens, vocab_size: int, steps: int = 300, every: float = 0.4):
         self._text = train, val, vocab_size
         self._steps, self._every = steps, every
+        self._worker = Worker()
         self._trainer: Trainer | None = None
-        self._thread: threading.Thread | None = None
         self.records: list[dict[str, Any]] = []
         self._before: list[dict[str, Any]] = []
-        self.controls = _controls()
         self.start_button = ipywidgets.Button(description="Train", button_style="primary").add_class("t-train")
         self.stop_button = ipywidgets.Button(description="Stop", disabled=True).add_class("t-stop")
         self.start_button.on_click(self.start)
         self.stop_button.on_click(self.stop)
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-        self.words = ipywidgets.HTML().add_class("t-ingredients")
-        buttons = ipywidgets.HBox([self.start_button, self.stop_button])
-        self.view = ipywidgets.VBox([*self.controls.values(), buttons, self.image, self.words])
-        self._draw()
+        box = PictureBox()
+        self.image, self.words = box.image, box.words
+        self._box = box
+        super().__init__(_controls(), ipywidgets.HBox([self.start_button, self.stop_button]), box.view)
+        self._show()
 
     def settings(self) -> dict[str, Any]:
         """What the controls say, named as on the command line."""
-        values = {name: control.value for name, control in self.controls.items()}
+        values = self.values()
         plain_sgd = values["optimizer"] == "sgd"
         return {
             "optimizer": values["optimizer"],
@@ -104,58 +104,51 @@ class IngredientsPanel:
 
     def start(self, _: Any = None) -> None:
         """Train with what the controls say; nothing happens while a run is going on."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._worker.running:
             return
         self._before, self.records = self.records or self._before, []
-        self._trainer = small_trainer(*self._text, **self.settings())
+        trainer = self._trainer = small_trainer(*self._text, **self.settings())
         self.start_button.disabled, self.stop_button.disabled = True, False
-        self._thread = threading.Thread(target=self._run, args=(self._trainer,), daemon=True)
-        self._thread.start()
+        self._worker.start(lambda _: self._train(trainer), self._finish)
 
     def stop(self, _: Any = None) -> None:
         """End the run after the present step."""
         if self._trainer is not None:
             self._trainer.stop()
 
-    def wait(self) -> None:
-        """Return when no run is going on."""
-        if self._thread is not None:
-            self._thread.join()
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when no run is going on, True, or after `timeout` seconds, False."""
+        return self._worker.wait(timeout)
 
-    def _run(self, trainer: Trainer) -> None:
-        drawn, told = 0.0, ""
-        try:
-            for record in recorded(trainer):
-                self.records.append(record)
-                if time.monotonic() - drawn >= self._every:
-                    self._draw()
-                    drawn = time.monotonic()
-        except DivergedError as error:
-            told = str(error)
-        finally:
-            self._draw(told)
-            self.start_button.disabled, self.stop_button.disabled = False, True
+    def _train(self, trainer: Trainer) -> None:
+        drawn = 0.0
+        for record in recorded(trainer):
+            self.records.append(record)
+            if time.monotonic() - drawn >= self._every:
+                self._show()
+                drawn = time.monotonic()
 
-    def _draw(self, problem: str = "") -> None:
-        picture = plot_attempt(self.records, self._before, self._steps)
-        self.image.value = picture.png()
-        alert = f'<p role="alert"><b>Stopped:</b> {html.escape(problem)}</p>' if problem else ""
-        self.words.value = f"{alert}<p>{html.escape(picture.alt)}</p>"
+    def _finish(self) -> None:
+        self._show()
+        self.start_button.disabled, self.stop_button.disabled = False, True
+
+    def _show(self) -> None:
+        error = self._worker.error
+        told = problem("Stopped:", error) if error else ""
+        self._box.show(
+            lambda: plot_attempt(self.records, self._before, self._steps),
+            lambda picture: f"{told}<p>{html.escape(picture.alt)}</p>",
+        )
 
 
 def _controls() -> dict[str, Any]:
-    wide = {"style": {"description_width": "8em"}, "layout": {"width": "460px"}}
-    sliding = wide | {"continuous_update": False}
-    controls = {
-        "optimizer": ipywidgets.Dropdown(options=OPTIMIZERS, value="adamw", description="optimizer", **wide),
+    return {
+        "optimizer": ipywidgets.Dropdown(options=OPTIMIZERS, value="adamw", description="optimizer", **WIDE),
         "learning_rate": ipywidgets.FloatLogSlider(
-            0.02, min=-4, max=1, step=0.1, description="learning rate", readout_format=".4f", **sliding
+            0.02, min=-4, max=1, step=0.1, description="learning rate", readout_format=".4f", **SLIDING
         ),
-        "schedule": ipywidgets.Dropdown(options=SCHEDULES, description="schedule", **wide),
-        "dropout": ipywidgets.FloatSlider(0.0, min=0, max=0.8, step=0.1, description="dropout", **sliding),
-        "clip": ipywidgets.Checkbox(False, description="clip the gradient at 0.5", **wide),
-        "ema": ipywidgets.Checkbox(False, description="evaluate the mean of the weights", **wide),
+        "schedule": ipywidgets.Dropdown(options=SCHEDULES, description="schedule", **WIDE),
+        "dropout": ipywidgets.FloatSlider(0.0, min=0, max=0.8, step=0.1, description="dropout", **SLIDING),
+        "clip": ipywidgets.Checkbox(False, description="clip the gradient at 0.5", **WIDE),
+        "ema": ipywidgets.Checkbox(False, description="evaluate the mean of the weights", **WIDE),
     }
-    for name, control in controls.items():
-        control.add_class(f"t-{name}")
-    return controls

@@ -1,112 +1,175 @@
 """Widgets of the course: thin views over the library's functions."""
 
 import html
-import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets
 
+from charrnn.lab.figures import Picture
+from charrnn.lab.panel import NARROW, SLIDING, WIDE, ControlPanel, Panel, problem
 from charrnn.lab.texts import plot_streams, window_table
+from charrnn.lab.writer import Writer
 from charrnn.sampling import TextGenerator
 
-SHOWN = 2000  # characters of a long text that the view keeps
-REFRESH = 1 / 30  # seconds between two updates of the view; more often costs speed and shows nothing
+SHOWN = 2000  # characters of a long text that the view shows
 
 
 def text_to_html(text: str) -> str:
     """Text as it is, in a box that wraps; of a long text its end."""
     text = text if len(text) <= SHOWN else "…" + text[-SHOWN:]
-    return f'<pre style="white-space:pre-wrap;line-height:1.35;min-height:6em">{html.escape(text)}</pre>'
+    style = "font-family:monospace;white-space:pre-wrap;line-height:1.35;min-height:6em"
+    return f'<pre style="{style}">{html.escape(text)}</pre>'
 
 
-def message_to_html(message: str) -> str:
-    """A sentence about what went wrong."""
-    return f'<p role="alert"><b>Not generated:</b> {html.escape(message)}</p>'
+def sliders(vocab_size: int, layout: Mapping[str, Any] = SLIDING) -> dict[str, Any]:
+    """Temperature, top-k and top-p, by the names of the settings."""
+    return {
+        "temperature": ipywidgets.FloatSlider(0.8, min=0, max=2, step=0.05, description="temperature", **layout),
+        "top_k": ipywidgets.IntSlider(0, min=0, max=vocab_size, description="top-k (0: all)", **layout),
+        "top_p": ipywidgets.FloatSlider(1.0, min=0.05, max=1, step=0.05, description="top-p (1: all)", **layout),
+    }
 
 
-class GenerationPanel:
-    """Prompt, temperature, top-k, top-p, length and seed, and a button that generates.
+# what a control says when its setting is off
+OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0, "stop": "", "forbid": ""}
+
+
+def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    r"""What the controls say as `TextGenerator.stream` takes it: a setting that is off is None, `\n` is a newline."""
+    settings = {name: None if name in OFF and value == OFF[name] else value for name, value in values.items()}
+    for name in ("stop", "forbid"):
+        if settings.get(name):  # a field of one line has no other way to say it
+            settings[name] = settings[name].replace("\\n", "\n").replace("\\t", "\t")
+    return settings
+
+
+class WritingPanel(ControlPanel):
+    """Controls of how to write, Generate and Stop, and the text as it comes.
 
     Args:
         generator: writes the text.
+        controls: widgets by the names of the settings, with a prompt and a seed.
 
     Attributes:
-        view: the widget.
-        text: what was generated last.
-        controls: the input widgets by name.
+        generator: as given.
+        writer: holds the text.
+        generate_button: begins a new text.
+        stop_button: ends it.
+        message: what went wrong, as HTML.
+        output: the end of the text, as HTML.
+        status: how much and how fast it was written, as HTML.
+    """
+
+    def __init__(self, generator: TextGenerator | None, controls: Mapping[str, Any]):
+        self.generator = generator
+        self.writer = Writer(self._show)
+        self.generate_button = self._button("Generate", self.generate, "write a new text", button_style="primary")
+        self.stop_button = self._button("Stop", self.stop, "end the text here", disabled=True)
+        self.message = ipywidgets.HTML().add_class("t-message")
+        # from the end upwards, which keeps the newest line in sight while it grows
+        box = {"display": "flex", "flex_flow": "column-reverse", "max_height": "26em", "overflow": "auto"}
+        box |= {"border": "1px solid #9e9e9e", "padding": "2px 8px", "width": "864px", **NARROW}
+        self.output = ipywidgets.HTML(text_to_html(""), layout=box).add_class("t-text")
+        self.status = ipywidgets.HTML().add_class("t-status")
+        self.buttons = ipywidgets.HBox([self.generate_button, self.stop_button], layout={"flex_flow": "row wrap"})
+        super().__init__(controls, self.buttons, self.message, self.output, self.status)
+
+    def _button(self, name: str, press: Callable[[Any], None], tooltip: str, **options: Any) -> ipywidgets.Button:
+        button = ipywidgets.Button(description=name, tooltip=tooltip, **options)
+        button.on_click(press)
+        return button
+
+    @property
+    def text(self) -> str:
+        """What was written last, its prompt first."""
+        return self.writer.text
+
+    def settings(self) -> dict[str, Any]:
+        """What the controls say, as `TextGenerator.stream` takes it."""
+        return settings_of(self.values())
+
+    def generate(self, _: Any = None) -> None:
+        """Write a text into the view as it comes."""
+        self._begin(self.writer.start)
+
+    def stop(self, _: Any = None) -> None:
+        """End the text where it is."""
+        self.writer.stop()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when nothing is written any more, True, or after `timeout` seconds, False."""
+        return self.writer.wait(timeout)
+
+    def _begin(self, start: Callable[[TextGenerator, Mapping[str, Any]], None]) -> None:
+        self.message.value = ""
+        self._show_buttons(running=True)
+        start(self.generator, self.settings())
+
+    def _show_buttons(self, running: bool) -> None:
+        self.generate_button.disabled, self.stop_button.disabled = running, not running
+
+    def _show(self) -> None:
+        """Bring the view up to date; called in the thread of the writer."""
+        self.output.value = text_to_html(self.writer.text)
+        self.status.value = self.status_to_html()
+        if not self.writer.running:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        if self.writer.error:
+            self.message.value = problem("Not generated:", self.writer.error)
+        self._show_buttons(running=False)
+
+    def status_to_html(self) -> str:
+        """A line on how far and how fast the text grows; spoken by a screen reader when it is done."""
+        writer = self.writer
+        role = "" if writer.running else ' role="status"'
+        return f"<p{role}>{'writing: ' * writer.running}{html.escape(', '.join(self.figures()))}</p>"
+
+    def figures(self) -> list[str]:
+        """What the status line tells."""
+        characters = self.writer.characters
+        figures = [f"{characters:,} character{'s' * (characters != 1)}"]
+        return [*figures, f"{self.writer.speed:,.0f} per second"] if self.writer.speed else figures
+
+
+class GenerationPanel(WritingPanel):
+    """Prompt, temperature, top-k, top-p, length and seed, and the text that comes of them.
+
+    Args:
+        generator: writes the text.
     """
 
     def __init__(self, generator: TextGenerator):
-        self._generator = generator
-        self.text = ""
-        wide = {"style": {"description_width": "8em"}, "layout": {"width": "460px"}}
-        sliding = wide | {"continuous_update": False}
-        self.controls: dict[str, Any] = {
-            "prompt": ipywidgets.Textarea("ROMEO:\n", description="prompt", rows=2, **wide),
-            "temperature": ipywidgets.FloatSlider(0.8, min=0, max=2, step=0.05, description="temperature", **sliding),
-            "top_k": ipywidgets.IntSlider(
-                0, min=0, max=generator.tokenizer.vocab_size, description="top-k (0: all)", **sliding
-            ),
-            "top_p": ipywidgets.FloatSlider(1.0, min=0.05, max=1, step=0.05, description="top-p", **sliding),
-            "length": ipywidgets.IntSlider(300, min=0, max=2000, step=50, description="length", **sliding),
-            "seed": ipywidgets.IntText(1, description="seed", **wide),
-        }
-        for name, control in self.controls.items():
-            control.add_class(f"t-{name}")
-        self.button = ipywidgets.Button(description="Generate", button_style="primary", tooltip="Write a text")
-        self.button.on_click(self.generate)
-        self.output = ipywidgets.HTML(text_to_html("")).add_class("t-text")
-        self.view = ipywidgets.VBox([*self.controls.values(), self.button, self.output])
-
-    def settings(self) -> dict[str, Any]:
-        """What the controls say, as `TextGenerator.generate` takes it."""
-        values = {name: control.value for name, control in self.controls.items()}
-        return values | {"top_k": values["top_k"] or None}
-
-    def generate(self, _: Any = None) -> None:
-        """Write a text into the view as it comes; a wrong setting is a sentence there."""
-        self.text, shown = "", 0.0
-        try:
-            for piece in self._generator.stream(**self.settings()):
-                self.text += piece
-                if time.monotonic() - shown >= REFRESH:
-                    self.output.value = text_to_html(self.text)
-                    shown = time.monotonic()
-        except ValueError as error:
-            self.output.value = message_to_html(str(error))
-        else:
-            self.output.value = text_to_html(self.text)
+        prompt = ipywidgets.Textarea("ROMEO:\n", description="prompt", rows=2, **WIDE)
+        length = ipywidgets.IntSlider(300, min=0, max=2000, step=50, description="length", **SLIDING)
+        seed = ipywidgets.IntText(1, description="seed", **WIDE)
+        controls = {"prompt": prompt, **sliders(generator.tokenizer.vocab_size), "length": length, "seed": seed}
+        super().__init__(generator, controls)
 
 
-class StreamsPanel:
+class StreamsPanel(Panel):
     """Sliders for batch_size and seq_length over the picture of a text's streams; one window is marked.
 
     Args:
         text: a short one, of at least two characters.
-
-    Attributes:
-        view: the widget.
-        controls: the sliders by name.
     """
 
     def __init__(self, text: str):
         self._text = text
-        wide = {"style": {"description_width": "8em"}, "layout": {"width": "460px"}, "continuous_update": False}
-        self.controls = {
-            "batch_size": ipywidgets.IntSlider(4, min=1, max=8, description="batch_size", **wide),
-            "seq_length": ipywidgets.IntSlider(10, min=1, max=24, description="seq_length", **wide),
-            "window": ipywidgets.IntSlider(1, min=0, max=12, description="window", **wide),
-            "epoch": ipywidgets.IntSlider(0, min=0, max=5, description="epoch", **wide),
-        }
-        for name, control in self.controls.items():
-            control.add_class(f"t-{name}")
-            control.observe(self._draw, names="value")
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-        self.words = ipywidgets.HTML().add_class("t-streams")
-        self.view = ipywidgets.VBox([*self.controls.values(), self.image, self.words])
-        self._draw()
+        ends = {"batch_size": (4, 1, 8), "seq_length": (10, 1, 24), "window": (1, 0, 12), "epoch": (0, 0, 5)}
+        super().__init__(
+            {
+                name: ipywidgets.IntSlider(value, min=low, max=high, description=name, **SLIDING)
+                for name, (value, low, high) in ends.items()
+            }
+        )
 
-    def _draw(self, _: Any = None) -> None:
-        values = {name: control.value for name, control in self.controls.items()}
-        self.image.value = plot_streams(self._text, **values).png()
-        self.words.value = text_to_html(window_table(self._text, **values))
+    def picture(self, **values: int) -> Picture:
+        """The streams, and the window."""
+        return plot_streams(self._text, **values)
+
+    def describe(self, _: Picture, **values: int) -> str:
+        """What the window holds, line by line."""
+        return text_to_html(window_table(self._text, **values))

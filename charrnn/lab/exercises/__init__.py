@@ -7,10 +7,11 @@ is put to the same test as all of them; if it is not right, the mistake whose re
 from charrnn.lab.exercises.exercise import Exercise, Function, Verdict, difference, same
 from charrnn.lab.exercises.gates import GATES
 from charrnn.lab.exercises.memory import MEMORY
+from charrnn.lab.exercises.sampling import SAMPLING
 from charrnn.lab.exercises.scratch import SCRATCH
 from charrnn.lab.exercises.training import TRAINING
 
-EXERCISES: dict[str, Exercise] = {**SCRATCH, **MEMORY, **GATES, **TRAINING}  # notebooks 02 to 05
+EXERCISES: dict[str, Exercise] = {**SCRATCH, **MEMORY, **GATES, **TRAINING, **SAMPLING}  # notebooks 02 to 06
 
 
 def check(name: str, function: Function) -> Verdict:

@@ -1,0 +1,371 @@
+"""One token after another through a model on a CPU, its weights folded for that and the whole step compiled by numba.
+
+    rows = embedding @ weight_ih.T + biases    of the first layer, (V, G·H): the input product of a token is a look-up
+    gates = row + weight_hh @ h                and for the other layers the same with weight_ih @ h of the layer below
+
+A step through the plain path is dozens of framework calls, each dearer than its arithmetic at batch size 1. Here it is
+one loop, and so are the softmax and the draw after it: what is left is to read each weight once. PyTorch is not needed,
+and it takes longer to load than a page of text to write.
+
+    L  layers      H  hidden_size      G  gates      V  vocab_size      B  streams side by side
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from charrnn.config import ModelConfig
+from charrnn.elementwise import COMPILED, sigmoid, tanh
+from charrnn.transforms import ROUNDING, Cut, checked
+
+Floats = NDArray[np.float32]
+Tokens = NDArray[np.integer]
+EPS = 1e-5  # as in `cells`, which needs PyTorch
+KINDS = RNN, GRU, LSTM, LAYER_NORM_LSTM = range(4)
+CHUNK = 1024  # tokens that are read in one compiled call, which Ctrl-C cannot interrupt
+
+
+class Folded(NamedTuple):
+    """A model's weights, folded; what a kind of model has none of is there all the same, and not used."""
+
+    kind: int
+    residual: bool
+    rows: Floats  # (V, G·H)
+    weight_ih: Floats  # (L - 1, H, G·H), of the layers above the first
+    bias_ih: Floats  # (L - 1, G·H)
+    weight_hh: Floats  # (L, H, G·H)
+    bias_hh: Floats  # (L, G·H), of what a GRU's reset gate acts on
+    gain_ih: Floats  # (L - 1, G·H), of layer normalisation, as the next three
+    gain_hh: Floats  # (L, G·H)
+    gain_c: Floats  # (L, H)
+    bias_c: Floats  # (L, H)
+    head: Floats  # (H, V)
+    head_bias: Floats  # (V,)
+
+
+def fold(weights: Mapping[str, Floats], config: ModelConfig) -> Folded:
+    """The weights of a `CharModel`, by their names in its state_dict, folded."""
+    kind = LAYER_NORM_LSTM if config.layer_norm else {"rnn": RNN, "gru": GRU, "lstm": LSTM}[config.type]
+    layers = [_layer(weights, i, kind) for i in range(config.num_layers)]
+    first, above = layers[0], layers[1:]
+    rows = weights["embedding.weight"] @ first["weight_ih"]
+    if kind == LAYER_NORM_LSTM:
+        rows = _normalised(rows) * first["gain_ih"]
+    size = config.hidden_size
+    empty = {"weight_ih": (0, *first["weight_hh"].shape), "bias_ih": (0, *first["bias_ih"].shape)}
+    empty["gain_ih"] = empty["bias_ih"]
+
+    def stacked(name: str, among: Sequence[dict[str, Floats]]) -> Floats:
+        return np.stack([layer[name] for layer in among]) if among else np.zeros(empty[name], np.float32)
+
+    return Folded(
+        kind=kind,
+        residual=config.residual,
+        rows=rows + first["bias_ih"],
+        **{name: stacked(name, above) for name in ("weight_ih", "bias_ih")},
+        **{name: stacked(name, layers) for name in ("weight_hh", "bias_hh")},
+        gain_ih=stacked("gain_ih", above),
+        **{name: stacked(name, layers) for name in ("gain_hh", "gain_c", "bias_c")},
+        head=np.ascontiguousarray(weights["head.weight"].T[:size]),
+        head_bias=weights["head.bias"].copy(),
+    )
+
+
+def _layer(weights: Mapping[str, Floats], i: int, kind: int) -> dict[str, Floats]:
+    """One layer's weights under the names of `Folded`, matrices turned around, all but a GRU's biases in one."""
+    own = {name: np.asarray(value) for name, value in _of_layer(weights, i).items()}
+    matrices = {name: np.ascontiguousarray(own[name].T) for name in ("weight_ih", "weight_hh")}
+    width, size = matrices["weight_hh"].shape[1], matrices["weight_hh"].shape[0]
+    one = {name: np.ones(width if "h" in name else size, np.float32) for name in ("gain_ih", "gain_hh", "gain_c")}
+    rest = {**one, "bias_c": np.zeros(size, np.float32), "bias_hh": np.zeros(width, np.float32)}
+    if kind == LAYER_NORM_LSTM:
+        return {**matrices, **rest, "bias_ih": own["bias"], **{name: own[name] for name in (*one, "bias_c")}}
+    if kind == GRU:
+        return {**matrices, **rest, "bias_ih": own["bias_ih"], "bias_hh": own["bias_hh"]}
+    return {**matrices, **rest, "bias_ih": own["bias_ih"] + own["bias_hh"]}
+
+
+def _of_layer(weights: Mapping[str, Floats], i: int) -> dict[str, Floats]:
+    prefix = f"layers.{i}."
+    return {name.removeprefix(prefix).removesuffix("_l0"): w for name, w in weights.items() if name.startswith(prefix)}
+
+
+def _normalised(x: Floats) -> Floats:
+    return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + np.float32(EPS))
+
+
+NO_TOKENS, NO_NUMBERS = np.zeros(0, np.int64), np.zeros(0)
+
+
+class FoldedStepper:
+    """One text at a time through a folded model, as `sampling.Stepper` wants it."""
+
+    def __init__(self, folded: Folded):
+        self._folded = folded
+        num_layers, size, width = folded.weight_hh.shape
+        vocab_size = len(folded.head_bias)
+        h, c = np.zeros((2, num_layers, size), np.float32)
+        scratch = [np.zeros(length, np.float32) for length in (width, width, width, size)]
+        self._logits = np.zeros(vocab_size, np.float32)
+        self._state = h, c, *scratch, self._logits, np.zeros(vocab_size)
+
+    def read(self, prompts: Sequence[Tokens]) -> Floats:
+        """Start with this prompt, `[(T,)]`; logits `(1, V)` after it."""
+        (prompt,) = prompts
+        for array in self._state:
+            array[:] = 0
+        for start in range(0, len(prompt), CHUNK):
+            self.step(prompt[start : start + CHUNK])
+        return self._logits[None]
+
+    def step(self, tokens: Tokens) -> Floats:
+        """Read one more token, `(1,)`, or several; logits `(1, V)` after the last."""
+        _run(self._folded, tokens, NO_TOKENS, NO_NUMBERS, NO_NUMBERS, *Cut(), *self._state)
+        return self._logits[None]
+
+    def select(self, rows: Tokens) -> None:
+        """Go on with the text."""
+
+    def state(self) -> tuple[Floats, Floats]:
+        """A copy of h and c, `(L, H)` each."""
+        h, c, *_ = self._state
+        return h.copy(), c.copy()
+
+    def write(self, uniform: NDArray[np.float64], temperatures: NDArray[np.float64], cut: Cut) -> Tokens:
+        """Draw tokens `(N, 1)` one after another and read them.
+
+        Args:
+            uniform: for each a number in [0, 1), `(N, 1)`.
+            temperatures: for each, `(N,)`.
+            cut: what is left out of the draw.
+
+        Raises:
+            ValueError: a logit is NaN or infinite, or all are -inf.
+        """
+        tokens = np.empty(len(uniform), np.int64)
+        if not _run(self._folded, NO_TOKENS, tokens, uniform[:, 0].copy(), temperatures, *cut, *self._state):
+            checked(self._logits)
+        return tokens[:, None]
+
+
+# ------------------------------------------------------------------------------------------------ what numba compiles
+
+
+@njit(**COMPILED)
+def _add_product(x, weight, out):
+    """Add x @ weight to out: four rows of the weight at a time, for each pass reads and writes all of out."""
+    size = len(x)
+    for k in range(0, size - 3, 4):
+        x0, x1, x2, x3 = x[k], x[k + 1], x[k + 2], x[k + 3]
+        w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
+        for j in range(len(out)):
+            out[j] += (x0 * w0[j] + x1 * w1[j]) + (x2 * w2[j] + x3 * w3[j])
+    for k in range(size - size % 4, size):
+        for j in range(len(out)):
+            out[j] += x[k] * weight[k, j]
+
+
+@njit(**COMPILED)
+def _copy(source, target):
+    for j in range(len(target)):
+        target[j] = source[j]
+
+
+@njit(**COMPILED)
+def _finish(kind, product, gain, bias):
+    """What is done to a product before the gates see it."""
+    if kind == LAYER_NORM_LSTM:
+        mean = variance = 0.0
+        for value in product:
+            mean += value
+        mean /= len(product)
+        for value in product:
+            variance += (value - mean) ** 2
+        scale = np.float32(1 / np.sqrt(variance / len(product) + EPS))
+        for j in range(len(product)):
+            product[j] = (product[j] - np.float32(mean)) * scale * gain[j]
+    for j in range(len(product)):
+        product[j] += bias[j]
+
+
+@njit(**COMPILED)
+def _open(inputs, product, gate, start, end):
+    for j in range(start, end):
+        gate[j] = sigmoid(inputs[j] + product[j])
+
+
+@njit(**COMPILED)
+def _propose(inputs, product, gate, start, end):
+    for j in range(start, end):
+        gate[j] = tanh(inputs[j] + product[j])
+
+
+@njit(**COMPILED)
+def _cell(kind, inputs, product, gate, gain_c, bias_c, h, c):
+    """One step of one layer of one text: h and c (H) change.
+
+    Each loop writes to another array than it reads, or from 0 on, else the compiler makes no vectors of it.
+    """
+    size = len(h)
+    if kind == RNN:
+        _propose(inputs, product, gate, 0, size)
+        _copy(gate, h)
+    elif kind == GRU:
+        _open(inputs, product, gate, 0, 2 * size)
+        for j in range(size):
+            product[j] = gate[j] * product[2 * size + j]
+        for j in range(size):
+            candidate = tanh(inputs[2 * size + j] + product[j])
+            h[j] = candidate + gate[size + j] * (h[j] - candidate)
+    else:
+        _open(inputs, product, gate, 0, 2 * size)
+        _propose(inputs, product, gate, 2 * size, 3 * size)
+        _open(inputs, product, gate, 3 * size, 4 * size)
+        for j in range(size):
+            c[j] = gate[size + j] * c[j] + gate[j] * gate[2 * size + j]
+        for j in range(size):
+            product[j] = c[j]
+        if kind == LAYER_NORM_LSTM:
+            _finish(kind, product[:size], gain_c, bias_c)
+        for j in range(size):
+            h[j] = gate[3 * size + j] * tanh(product[j])
+
+
+@njit(**COMPILED)
+def _advance(model, token, h, c, inputs, product, gate, x):
+    """One step of one text: h and c (L, H) change, x (H) becomes what the head reads."""
+    for layer in range(len(h)):
+        if layer == 0:
+            _copy(model.rows[token], inputs)
+        else:
+            inputs[:] = 0
+            _add_product(x, model.weight_ih[layer - 1], inputs)
+            _finish(model.kind, inputs, model.gain_ih[layer - 1], model.bias_ih[layer - 1])
+        product[:] = 0
+        _add_product(h[layer], model.weight_hh[layer], product)
+        _finish(model.kind, product, model.gain_hh[layer], model.bias_hh[layer])
+        _cell(model.kind, inputs, product, gate, model.gain_c[layer], model.bias_c[layer], h[layer], c[layer])
+        below = model.residual and layer > 0
+        for j in range(len(x)):
+            x[j] = h[layer, j] + x[j] if below else h[layer, j]
+
+
+@njit(**COMPILED)
+def _score(model, x, logits):
+    _copy(model.head_bias, logits)
+    _add_product(x, model.head, logits)
+
+
+@njit(cache=True, **COMPILED)
+def _run(
+    model, given, drawn, uniform, temperatures, k, p, share, possible, h, c, inputs, product, gate, x, logits, weights
+):
+    """Read the tokens that are given, then draw tokens one after another and read each; whether all went well."""
+    for token in given:
+        _advance(model, token, h, c, inputs, product, gate, x)
+    if len(given):
+        _score(model, x, logits)
+    for n in range(len(drawn)):
+        for j in range(len(possible)):
+            if not possible[j]:
+                logits[j] = -np.inf
+        drawn[n] = _draw(logits, uniform[n], temperatures[n], k, p, share, weights)
+        if drawn[n] < 0:
+            return False
+        _advance(model, drawn[n], h, c, inputs, product, gate, x)
+        _score(model, x, logits)
+    return True
+
+
+@njit(**COMPILED)
+def _draw(logits, uniform, temperature, k, p, share, weights):
+    """The token that `sampling.sample` draws after temperature, top_k, top_p and min_p; -1 if logits are no numbers."""
+    likeliest = 0
+    for j in range(len(logits)):
+        if np.isnan(logits[j]):
+            return -1
+        if logits[j] > logits[likeliest]:
+            likeliest = j
+    largest = np.float64(logits[likeliest])
+    if not np.isfinite(largest):
+        return -1
+    if temperature == 0:
+        return likeliest
+    total = 0.0
+    for j in range(len(logits)):
+        weights[j] = np.exp((logits[j] - largest) / temperature)
+        total += weights[j]
+    if k < len(logits) or p < 1 or share > 0:
+        total = _leave_out(k, p, share, weights)
+    point = uniform * total
+    held, drawn = 0.0, 0
+    for weight in weights:
+        held += weight
+        drawn += held <= point
+    return drawn
+
+
+@njit(**COMPILED)
+def _leave_out(k, p, share, weights):
+    """Make the weights 0 that top_k, top_p and min_p do not keep; what the others add up to.
+
+    The likeliest are found one by one, of equals the first, which beats sorting where few are kept of a small
+    vocabulary.
+    """
+    taken = np.zeros(len(weights), np.bool_)
+    if k < len(weights):
+        for _ in range(k):
+            taken[_likeliest(weights, taken)] = True
+        _drop(weights, taken)
+    total = held = 0.0
+    for j in range(len(weights)):
+        taken[j] = False
+        total += weights[j]
+    while p == 1 or held / total < p * (1 - ROUNDING):
+        best = _likeliest(weights, taken)
+        if best < 0 or weights[best] < share * (1 - ROUNDING) or weights[best] == 0:
+            break
+        taken[best] = True
+        held += weights[best]
+    return _drop(weights, taken)
+
+
+@njit(**COMPILED)
+def _likeliest(weights, taken):
+    best = -1
+    for j in range(len(weights)):
+        if not taken[j] and (best < 0 or weights[j] > weights[best]):
+            best = j
+    return best
+
+
+@njit(**COMPILED)
+def _drop(weights, taken):
+    """Make the others 0; what is left."""
+    total = 0.0
+    for j in range(len(weights)):
+        if not taken[j]:
+            weights[j] = 0
+        total += weights[j]
+    return total
+
+
+@njit(parallel=True, cache=True, **COMPILED)
+def cells(kind, rows, places, gain_ih, bias_ih, products, gain_hh, bias_hh, gain_c, bias_c, h, c, gates):
+    """One step of one layer of B texts; the input product of text b is row places[b] of `rows`."""
+    for b in prange(len(h)):
+        inputs = rows[places[b]]
+        if len(bias_ih):  # a layer above the first, whose rows are not finished
+            _finish(kind, inputs, gain_ih, bias_ih)
+        _finish(kind, products[b], gain_hh, bias_hh)
+        _cell(kind, inputs, products[b], gates[b], gain_c, bias_c, h[b], c[b])
+
+
+@njit(parallel=True, cache=True, **COMPILED)
+def draw(logits, uniform, temperature, k, p, share, tokens):
+    """A token for each of B texts, as `_draw` draws it."""
+    for b in prange(len(logits)):
+        tokens[b] = _draw(logits[b], uniform[b], temperature, k, p, share, np.empty(logits.shape[1]))

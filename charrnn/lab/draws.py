@@ -1,0 +1,166 @@
+"""Pictures of sampling: one draw, what each cut-off keeps, measures side by side, surprise along texts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from charrnn.lab.curves import LOOKS
+from charrnn.lab.distribution import signs
+from charrnn.lab.figures import BLUE, GREY, ORANGE, STYLE, Picture, new_figure, percent
+
+HIGHEST = 12.0  # bits that a bar has room for
+
+
+def _grid(rows: int, columns: int, width: float, height: float, **shared: Any) -> tuple[Figure, Any]:
+    """A figure in the course's style and its axes, `(rows, columns)`."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def plot_draw(names: Sequence[str], probabilities: ArrayLike, uniform: float) -> Picture:
+    """One draw: the probabilities laid end to end from 0 to 1, and the uniform number that falls into one of them.
+
+    Args:
+        names: of the V tokens.
+        probabilities: `(V,)`, of sum 1.
+        uniform: in [0, 1).
+    """
+    ends = np.cumsum(probabilities)
+    starts = np.concatenate([[0.0], ends[:-1]])
+    drawn = int((ends <= uniform * ends[-1]).sum())
+    figure, axes = new_figure(9.0, 1.9)
+    for place, (name, start, end) in enumerate(zip(names, starts, ends, strict=True)):
+        face = BLUE if place == drawn else ("white", "#DDDDDD")[place % 2]
+        axes.add_patch(Rectangle((start, 0), end - start, 1, facecolor=face, edgecolor=GREY, linewidth=0.5))
+        if end - start > 0.018:  # there is room for a letter
+            color = "white" if place == drawn else "black"
+            axes.text((start + end) / 2, 0.5, signs(name), ha="center", va="center", color=color)
+    axes.plot([uniform] * 2, [-0.05, 1.25], color=ORANGE, linewidth=2)
+    axes.text(
+        np.clip(uniform, 0.1, 0.9),
+        1.3,
+        f"u = {uniform:.3f} falls into {signs(names[drawn])}",
+        color=ORANGE,
+        ha="center",
+    )
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.05, 1.65), yticks=[], xlabel="cumulative probability")
+    axes.spines["left"].set_visible(False)
+    return Picture(
+        figure,
+        f"The probabilities of {len(names)} characters laid end to end from 0 to 1; {uniform:.3f} falls into "
+        f"{signs(names[drawn])}, which reaches from {starts[drawn]:.3f} to {ends[drawn]:.3f}.",
+    )
+
+
+def plot_kept(places: Mapping[str, tuple[Sequence[str], ArrayLike, Mapping[str, ArrayLike]]]) -> Picture:
+    """What cut-offs keep in several places of a text: bars of the likeliest characters, below them a row for each rule.
+
+    Args:
+        places: by title; the names of the characters and their probabilities, the likeliest first, `(N,)` each, and by
+            rule whether it keeps each, `(N,)`.
+    """
+    figure, grid = _grid(2, len(places), 11.0, 4.4, height_ratios=[2, 1], sharex="col")
+    said = []
+    for (title, (names, probabilities, rules)), (above, below) in zip(places.items(), grid.T, strict=True):
+        x = np.arange(len(names))
+        above.bar(x, probabilities, color=BLUE)
+        above.set(title=title, ylabel="probability")
+        for row, kept in enumerate(rules.values()):
+            kept = np.asarray(kept, dtype=bool)
+            below.plot(x[kept], np.full(kept.sum(), row), "s", color=BLUE, markersize=9)
+            below.plot(x[~kept], np.full((~kept).sum(), row), "x", color=ORANGE, markersize=6)
+        below.set_xticks(x, [signs(name) for name in names])
+        below.set_yticks(range(len(rules)), list(rules))
+        below.set(ylim=(len(rules) - 0.4, -0.6), xlim=(-0.6, len(names) - 0.4))
+        below.spines[:].set_visible(False)
+        below.tick_params(length=0)
+        counts = ", ".join(f"{rule} {int(np.sum(kept))}" for rule, kept in rules.items())
+        said.append(f"{title}: the likeliest, {signs(names[0])}, has {percent(np.max(probabilities))}; kept: {counts}")
+    return Picture(figure, f"Of the {len(x)} likeliest characters a square is kept, a cross is out. {'; '.join(said)}.")
+
+
+def plot_measures_over(
+    x: Sequence[float],
+    measures: Mapping[str, Sequence[float]],
+    xlabel: str,
+    references: Mapping[str, float] | None = None,
+    logarithmic: bool = False,
+) -> Picture:
+    """Several measures side by side over the same x, each with its values, and with a level to compare with.
+
+    Args:
+        x: at most ten values.
+        measures: by what each shows, a value for each x.
+        xlabel: what x is.
+        references: for some of the measures the same of human text.
+        logarithmic: show x by its logarithm.
+    """
+    references = references or {}
+    figure, grid = _grid(1, len(measures), 3.7 * len(measures), 3.3)
+    said = []
+    for (name, values), axes in zip(measures.items(), grid[0], strict=True):
+        axes.plot(x, values, "o-", color=BLUE)
+        said.append(f"{name}: " + ", ".join(f"{y:.2f} at {place:g}" for place, y in zip(x, values, strict=True)))
+        title = name
+        if name in references:
+            axes.axhline(references[name], color=ORANGE, linestyle="--", linewidth=1.5)
+            title += f"\ndashed: human text, {references[name]:.2f}"
+            said[-1] += f"; human text {references[name]:.2f}"
+        axes.set(title=title, xlabel=xlabel, ylim=(0, max(*values, references.get(name, 0.0)) * 1.1))
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xticks(x, [f"{place:g}" for place in x])
+    return Picture(figure, f"Line charts over {xlabel}. {'. '.join(said)}.")
+
+
+def plot_profiles(profiles: Mapping[str, ArrayLike], shown: int = 150) -> Picture:
+    """The surprise along several texts, one under another.
+
+    Args:
+        profiles: by name of the text, bits of each character, `(T,)`.
+        shown: characters of each to draw; mean and deviation, which stand beside the name, are those of all.
+    """
+    figure, grid = _grid(len(profiles), 1, 9.0, 1.55 * len(profiles), sharex=True, sharey=True)
+    said = []
+    for (name, bits), axes, (color, _, _) in zip(profiles.items(), grid[:, 0], LOOKS, strict=False):
+        bits = np.asarray(bits)
+        axes.bar(np.arange(min(shown, len(bits))), bits[:shown], width=1.0, color=color)
+        numbers = f"mean {bits.mean():.2f} bits, deviation {bits.std():.2f}"
+        axes.set_title(f"{name}: {numbers}", loc="left", fontsize=11)
+        axes.set(ylabel="bits", xlim=(-1, shown), ylim=(0, HIGHEST))
+        said.append(f"{name}: {numbers}, {percent((bits > 4).mean())} of the characters above 4 bits")
+    axes.set_xlabel(f"place in the text; bars end at {HIGHEST:g} bits")
+    return Picture(figure, f"The surprise of each character along {len(profiles)} texts. {'; '.join(said)}.")
+
+
+def plot_following(temperatures: ArrayLike, bits: ArrayLike, window: int = 9) -> Picture:
+    """A temperature that changes over the text, and below it the surprise of what was drawn.
+
+    Args:
+        temperatures: of each step, `(T,)`.
+        bits: mean surprise at each step, `(T,)`.
+        window: steps that a smooth curve takes the mean over.
+    """
+    bits, share = np.asarray(bits), np.ones(window) / window
+    smooth = np.convolve(bits, share, "valid")
+    figure, ((above,), (below,)) = _grid(2, 1, 9.0, 4.2, sharex=True)
+    above.plot(temperatures, color=ORANGE)
+    above.set(ylabel="temperature", ylim=(0, None))
+    below.plot(bits, color=GREY, linewidth=0.7, label="each character")
+    below.plot(np.arange(len(smooth)) + window // 2, smooth, color=BLUE, linewidth=2, label=f"mean of {window}")
+    below.set(ylabel="surprise in bits", xlabel="place in the text", ylim=(0, bits.max() * 1.3))
+    below.legend(frameon=False, loc="upper right", ncols=2)
+    middle = np.asarray(temperatures)[window // 2 :][: len(smooth)]
+    return Picture(
+        figure,
+        f"Over {len(bits)} characters the temperature goes between {np.min(temperatures):g} and "
+        f"{np.max(temperatures):g}, the mean surprise between {smooth.min():.2f} and {smooth.max():.2f} bits; their "
+        f"correlation is {np.corrcoef(middle, smooth)[0, 1]:.2f}.",
+    )

@@ -1,0 +1,330 @@
+"""Exercises of notebook 06."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from charrnn.lab.exercises.exercise import Exercise, randn
+
+SAMPLING: dict[str, Exercise] = {}
+
+
+# -------------------------------------------------------------------------------------------- temperature_probabilities
+
+
+def temperature_probabilities(
+    logits: Tensor,
+    temperature: float,
+    divide: Callable[[Tensor, float], Tensor] = lambda logits, temperature: (logits - logits.max()) / temperature,
+    normalise: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(-1),
+    greedy: Callable[[Tensor], Tensor] = lambda logits: torch.eye(len(logits), dtype=logits.dtype)[logits.argmax()],
+) -> Tensor:
+    """Probabilities at a temperature; its options are what one can get wrong."""
+    return greedy(logits) if temperature == 0 else normalise(divide(logits, temperature))
+
+
+SAMPLING["temperature_probabilities"] = Exercise(
+    task=(
+        "Take logits (V,) and a temperature of 0 or more; return the probabilities (V,) after dividing the logits by "
+        "it. At 0 all probability is on the largest logit, the first of equals."
+    ),
+    solution=temperature_probabilities,
+    mistakes={
+        "the logits are multiplied: a low temperature should sharpen, yours flattens.": partial(
+            temperature_probabilities, divide=lambda logits, temperature: logits * temperature
+        ),
+        "the temperature has no effect; probabilities divided by a number keep their proportions.": partial(
+            temperature_probabilities, divide=lambda logits, temperature: logits
+        ),
+        "those are logits still; something has to make them positive and give them the sum 1.": partial(
+            temperature_probabilities,
+            divide=lambda logits, temperature: logits / temperature,
+            normalise=lambda logits: logits,
+        ),
+        "the logits are divided by their sum, and negative ones make that meaningless; what turns logits into "
+        "probabilities?": partial(
+            temperature_probabilities,
+            divide=lambda logits, temperature: logits / temperature,
+            normalise=lambda logits: logits / logits.sum(),
+        ),
+        "a tiny temperature gives NaN: exp of a large number is infinite. Make the largest logit 0 first.": partial(
+            temperature_probabilities,
+            divide=lambda logits, temperature: logits / temperature,
+            normalise=lambda logits: logits.exp() / logits.exp().sum(),
+        ),
+        "at temperature 0 equals share the probability; the first of them should have it all.": partial(
+            temperature_probabilities,
+            greedy=lambda logits: (logits == logits.max()).double() / (logits == logits.max()).sum(),
+        ),
+        "at temperature 0 it is as if it were 1; 0 is the limit of ever sharper distributions.": partial(
+            temperature_probabilities, greedy=lambda logits: logits.softmax(-1)
+        ),
+    },
+    cases=lambda: [
+        (randn((6,), seed=1, scale=2)[0], 0.5),
+        (randn((5,), seed=2)[0] + 800, 3.0),
+        (randn((7,), seed=3, scale=9)[0], 1e-4),
+        (torch.tensor([0.5, 2.0, -1.0, 2.0], dtype=torch.float64), 0),
+    ],
+)
+
+
+# ----------------------------------------------------------------------------------------------------------- top_k_mask
+
+
+def _masked(logits: Tensor, kept: Tensor, out: float = -torch.inf) -> Tensor:
+    """The logits at the places `kept`, and `out` elsewhere."""
+    return torch.full_like(logits, out).index_copy(0, kept, logits[kept])
+
+
+def _ordered(logits: Tensor) -> Tensor:
+    return logits.argsort(descending=True, stable=True)
+
+
+SAMPLING["top_k_mask"] = Exercise(
+    task=(
+        "Take logits (V,) and k, at least 1; return logits (V,) where all but the k largest are -inf. Of equals the "
+        "first are kept, never more than k; with k > V all stay."
+    ),
+    solution=lambda logits, k: _masked(logits, _ordered(logits)[:k]),
+    mistakes={
+        "more than k are kept, where several are equal to the k-th; count places, do not compare values.": (
+            lambda logits, k: logits.masked_fill(logits < logits.sort(descending=True)[0][:k][-1], -torch.inf)
+        ),
+        "of equals the last are kept; a sort that is turned round turns equals round, too.": lambda logits, k: _masked(
+            logits, logits.argsort(stable=True).flip(0)[:k]
+        ),
+        "the smallest are kept.": lambda logits, k: _masked(logits, logits.argsort(stable=True)[:k]),
+        "what is out has the logit 0; that is a probability like any other. Which logit has the probability 0?": (
+            lambda logits, k: _masked(logits, _ordered(logits)[:k], 0.0)
+        ),
+        "the kept ones are sorted; each logit has to stay at the place of its token.": lambda logits, k: _masked(
+            logits[_ordered(logits)], torch.arange(min(k, len(logits)))
+        ),
+        "one too few is kept.": lambda logits, k: _masked(logits, _ordered(logits)[: k - 1]),
+        "only the kept ones come back; the result has to have all V places.": lambda logits, k: logits[
+            _ordered(logits)[:k]
+        ],
+    },
+    cases=lambda: [
+        (randn((7,), seed=1)[0], 3),
+        (torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0, 2.0], dtype=torch.float64), 2),
+        (randn((4,), seed=2)[0], 9),
+    ],
+)
+
+
+# ----------------------------------------------------------------------------------------------------------- top_p_mask
+
+
+def top_p_mask(
+    logits: Tensor,
+    p: float,
+    order: Callable[[Tensor], Tensor] = _ordered,
+    chosen: Callable[[Tensor, float], Tensor] = lambda ordered, p: ordered.cumsum(0) - ordered < p,
+    out: float = -torch.inf,
+) -> Tensor:
+    """Logits of the nucleus; its options are what one can get wrong."""
+    places = order(logits)
+    return _masked(logits, places[chosen(logits.softmax(-1)[places], p)], out)
+
+
+SAMPLING["top_p_mask"] = Exercise(
+    task=(
+        "Take logits (V,) and p, above 0 and below 1; return logits (V,) where only the smallest set of likeliest "
+        "tokens that hold a probability of at least p together stays, and all others are -inf."
+    ),
+    solution=top_p_mask,
+    mistakes={
+        "the token that reaches p is left out; without it the set holds too little.": partial(
+            top_p_mask, chosen=lambda ordered, p: ordered.cumsum(0) <= p
+        ),
+        "one token more than needed is kept.": partial(
+            top_p_mask,
+            chosen=lambda ordered, p: torch.arange(len(ordered)) <= (ordered.cumsum(0) < p).sum() + 1,
+        ),
+        "the probabilities are added up in the order of the vocabulary; the likeliest come first.": partial(
+            top_p_mask, order=lambda logits: torch.arange(len(logits))
+        ),
+        "the likeliest come last in your sum; the tail is kept.": partial(
+            top_p_mask, order=lambda logits: logits.argsort(stable=True)
+        ),
+        "each probability is compared with p by itself; it is their sum that has to reach it.": partial(
+            top_p_mask, chosen=lambda ordered, p: ordered >= p
+        ),
+        "each probability is compared with 1 - p by itself; it is the sum of the likeliest that counts.": partial(
+            top_p_mask, chosen=lambda ordered, p: ordered >= 1 - p
+        ),
+        "what is out has the logit 0; that is a probability like any other.": partial(top_p_mask, out=0.0),
+    },
+    cases=lambda: [
+        (torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15], dtype=torch.float64).log(), 0.65),
+        (torch.tensor([0.1, 0.7, 0.2], dtype=torch.float64).log() + 5, 0.5),
+        (randn((8,), seed=1)[0], 0.8),
+    ],
+)
+
+
+# ----------------------------------------------------------------------------------------------------------------- draw
+
+
+SAMPLING["draw"] = Exercise(
+    task=(
+        "Take probabilities (V,) and a number u in [0, 1); return the token, an int: the first whose cumulative "
+        "probability is above u."
+    ),
+    solution=lambda probabilities, u: int((probabilities.cumsum(0) <= u).sum()),
+    mistakes={
+        "at a border the wrong one of two is drawn, and with u = 0 even a token of probability 0: is it >= or > ?": (
+            lambda probabilities, u: int((probabilities.cumsum(0) < u).sum())
+        ),
+        "it is the token before the right one.": lambda probabilities, u: int((probabilities.cumsum(0) <= u).sum()) - 1,
+        "it is the likeliest, whatever u is.": lambda probabilities, u: int(probabilities.argmax()),
+        "all tokens are drawn alike; a likely one should have a wider stretch of [0, 1).": lambda probabilities, u: int(
+            u * len(probabilities)
+        ),
+        "u is compared with each probability, not with their running sum.": lambda probabilities, u: int(
+            (probabilities > u).int().argmax()
+        ),
+        "what comes back is a place in the sorted list; which token stands there?": lambda probabilities, u: int(
+            (probabilities.sort(descending=True)[0].cumsum(0) <= u).sum()
+        ),
+    },
+    cases=lambda: (
+        [
+            (torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25], dtype=torch.float64), u)
+            for u in (0.0, 0.1, 0.25, 0.6, 0.75, 0.8, 0.999)
+        ]
+        + [(torch.tensor([0.125, 0.625, 0.25], dtype=torch.float64), u) for u in (0.05, 0.2, 0.7, 0.9)]
+    ),
+    probe=lambda function, *arguments: None if (token := function(*arguments)) is None else int(token),
+)
+
+
+# ----------------------------------------------------------------------------------------------------------- repetition
+
+
+def repetition(
+    logits: Tensor,
+    recent: list[int],
+    penalty: float,
+    start: Callable[[Tensor], Tensor] = lambda logits: logits.log_softmax(-1),
+    penalise: Callable[[Tensor, float], Tensor] = lambda log_p, penalty: log_p * penalty,
+    places: Callable[[list[int]], list[int]] = lambda recent: sorted(set(recent)),
+) -> Tensor:
+    """Log-probabilities after a penalty; its options are what one can get wrong."""
+    result = start(logits)
+    for token in places(recent):
+        result[token] = penalise(result[token], penalty)
+    return result
+
+
+SAMPLING["repetition"] = Exercise(
+    task=(
+        "Take logits (V,), recent, a list of tokens in which one may stand twice, and a penalty of 1 or more; return "
+        "the log-probabilities (V,), those of recent tokens multiplied by the penalty, once each."
+    ),
+    solution=repetition,
+    mistakes={
+        "the logits are divided; a token with a negative logit becomes likelier by that.": partial(
+            repetition, start=lambda logits: logits, penalise=lambda logit, penalty: logit / penalty
+        ),
+        "the logits are multiplied, not the log-probabilities; add a number to all logits, and the result changes.": (
+            partial(repetition, start=lambda logits: logits)
+        ),
+        "that is how Keskar et al. do it, by the sign of the logit; it still changes when a number is added to all "
+        "logits.": partial(
+            repetition,
+            start=lambda logits: logits,
+            penalise=lambda logit, penalty: logit / penalty if logit > 0 else logit * penalty,
+        ),
+        "the log-probabilities are divided; they are negative, so that makes the recent tokens likelier.": partial(
+            repetition, penalise=lambda log_p, penalty: log_p / penalty
+        ),
+        "a token that stands twice in recent is penalised twice.": partial(repetition, places=list),
+        "the penalty falls on the tokens that were not drawn of late.": lambda logits, recent, penalty: repetition(
+            logits, [token for token in range(len(logits)) if token not in recent], penalty
+        ),
+    },
+    cases=lambda: [
+        (randn((6,), seed=1)[0], [0, 3], 1.5),
+        (randn((6,), seed=2, scale=3)[0], [2, 5, 2], 1.2),
+        (randn((4,), seed=3)[0] + 10, [1, 1, 0], 2.0),
+    ],
+)
+
+
+# ------------------------------------------------------------------------------------------------------------ beam_step
+
+
+def beam_step(
+    totals: Tensor,
+    logits: Tensor,
+    width: int,
+    log_p: Callable[[Tensor], Tensor] = lambda logits: logits.log_softmax(-1),
+    total: Callable[[Tensor, Tensor], Tensor] = lambda totals, log_p: totals[:, None] + log_p,
+    largest: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The next beams; its options are what one can get wrong."""
+    candidates = total(totals, log_p(logits))
+    best, places = candidates.flatten().topk(width, largest=largest)
+    return places // logits.shape[1], places % logits.shape[1], best
+
+
+def _each_on_its_own(totals: Tensor, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each beam goes on with its own likeliest token."""
+    best, tokens = logits.log_softmax(-1).max(-1)
+    order = (totals + best).argsort(descending=True)
+    return order[:width], tokens[order][:width], (totals + best)[order][:width]
+
+
+def _rows_and_tokens_swapped(totals: Tensor, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows, tokens, best = beam_step(totals, logits, width)
+    return tokens, rows, best
+
+
+def _without_history(totals: Tensor, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The totals of the beams are forgotten."""
+    return beam_step(torch.zeros_like(totals), logits, width)
+
+
+def _beam_probe(function: Any, *arguments: Any) -> Any:
+    returned = function(*arguments)
+    return None if returned is None else [torch.as_tensor(part).double() for part in returned]
+
+
+SAMPLING["beam_step"] = Exercise(
+    task=(
+        "Take totals (W,), the log-probabilities of W texts, logits (W, V) of the token after each, and a width; "
+        "return rows, tokens and totals (width,) of the likeliest continuations, the best first: which text, which "
+        "token, and the log-probability of both together."
+    ),
+    solution=beam_step,
+    mistakes={
+        "each text goes on with its own likeliest token; all W V continuations compete with each other.": (
+            _each_on_its_own
+        ),
+        "only the new token counts; the likelihood of the text before it belongs to it, too.": _without_history,
+        "logits are added up; those of different texts are not on the same scale until they are log-probabilities.": (
+            partial(beam_step, log_p=lambda logits: logits)
+        ),
+        "probabilities and log-probabilities are added; the product of two probabilities is the sum of their "
+        "logarithms.": partial(beam_step, log_p=lambda logits: logits.softmax(-1)),
+        "the softmax runs over all texts at once; the V probabilities of each text have the sum 1.": partial(
+            beam_step, log_p=lambda logits: logits.flatten().log_softmax(-1).view_as(logits)
+        ),
+        "rows and tokens stand in each other's place: the flat place is row times V plus token.": (
+            _rows_and_tokens_swapped
+        ),
+        "the least likely are kept.": partial(beam_step, largest=False),
+    },
+    cases=lambda: [
+        (torch.tensor([-1.0, -5.0, -1.5], dtype=torch.float64), randn((3, 6), seed=2)[0], 3),
+        (torch.tensor([-1.0, -1.4], dtype=torch.float64), randn((2, 5), seed=3)[0] * 2, 2),
+        (torch.zeros(1, dtype=torch.float64), randn((1, 7), seed=4)[0], 1),
+    ],
+    probe=_beam_probe,
+)

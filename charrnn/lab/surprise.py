@@ -1,0 +1,214 @@
+"""How surprising each character of a text is to a network: the numbers, a page of coloured characters, a figure, a box.
+
+T  tokens of the text     V  vocab_size     surprise  -log2 p in bits, where p is what the network gave the token
+"""
+
+import html
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import torch
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike, NDArray
+
+from charrnn.lab.distribution import signs
+from charrnn.lab.figures import ORANGE, Picture, new_figure
+from charrnn.lab.panel import WIDE, ControlPanel, alert
+from charrnn.sampling import TextGenerator
+
+Bits = NDArray[np.float64]
+GROUND = LinearSegmentedColormap.from_list("surprise", ["white", ORANGE])  # black on each has a contrast of at least 5
+STRONGEST = 8.0  # bits that have the full colour
+COLUMNS = 40  # characters of a line in the figure
+
+
+def surprise(generator: TextGenerator, text: str, chunk: int = 1024) -> Bits:
+    """Surprise `(T,)` in bits of each token of `text`, given all before it; of the first, given a newline.
+
+    Raises:
+        UnknownCharacterError: a character outside the vocabulary.
+        ValueError: the text is empty.
+    """
+    return surprise_and_entropy(generator, text, chunk)[0]
+
+
+def surprise_and_entropy(generator: TextGenerator, text: str, chunk: int = 1024) -> tuple[Bits, Bits]:
+    """For each token of `text` its surprise, and the surprise that was to be expected there: `(T,)` each, in bits.
+
+    The second is the entropy of the distribution that the token is compared with. The text is read as a generator
+    reads: after the newline that an empty prompt stands for, with one state carried from end to end.
+
+    Args:
+        generator: its model reads, without dropout; its mode is left as it was.
+        text: of any length above 0.
+        chunk: tokens that are read at once; the result does not depend on it.
+
+    Raises:
+        UnknownCharacterError: a character outside the vocabulary.
+        ValueError: the text is empty.
+    """
+    if not text:
+        raise ValueError("expected a text of at least one character, got an empty one")
+    model = generator.model
+    tokens = torch.from_numpy(np.asarray(generator.tokenizer.encode(text), dtype=np.int64))  # (T,)
+    start = torch.from_numpy(np.asarray(generator._encode("")))  # what an empty prompt reads
+    inputs = torch.cat([start, tokens[:-1]])
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    state, found = None, []
+    try:
+        with torch.inference_mode():
+            for read, wanted in zip(inputs.split(chunk), tokens.split(chunk), strict=True):
+                logits, state = model(read[None].to(device), state)  # (1, chunk, V)
+                log_p = logits[0].double().log_softmax(-1).cpu() / np.log(2)
+                expected = (log_p.exp2() * log_p).sum(-1)
+                found.append(torch.stack([log_p.gather(1, wanted[:, None])[:, 0], expected]))
+    finally:
+        model.train(was_training)
+    bits, entropies = 0.0 - torch.cat(found, dim=1).numpy()  # and not the negative, which makes a -0.0 of certainty
+    return bits, entropies
+
+
+def tokens_of(generator: TextGenerator, text: str) -> list[str]:
+    """The text of each token of `text`, to stand beside its surprise."""
+    return [generator.tokenizer.decode([token]) for token in generator.tokenizer.encode(text)]
+
+
+def label(bits: float) -> str:
+    """A surprise in at most three characters."""
+    return f"{bits:.1f}" if bits < 9.95 else f"{bits:.0f}"
+
+
+def summary(tokens: Sequence[str], bits: ArrayLike) -> str:
+    """A sentence: total and mean surprise of a text, and where it is greatest."""
+    bits = np.asarray(bits)
+    length, most = len("".join(tokens)), int(bits.argmax())
+    characters = f"{length:,} character{'s' * (length != 1)}"
+    return (
+        f"{characters} with {bits.sum():,.1f} bits in all, {bits.sum() / max(length, 1):.2f} bits per character; "
+        f"most surprising is {tokens[most]!r} at place {most + 1:,} with {label(bits[most])} bits."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ a page
+
+
+def surprise_to_html(tokens: Sequence[str], bits: ArrayLike) -> str:
+    """The text, each token on a ground that is the darker the more surprising it is, with its bits below it.
+
+    Args:
+        tokens: texts of the T tokens.
+        bits: surprise of each, `(T,)`.
+
+    Returns:
+        HTML. In front stands the `summary`, for those who cannot see the colours.
+    """
+    bits = np.asarray(bits).tolist()
+    words = []
+    for word in _words(tokens):
+        cells = "".join(_cell(tokens[place], bits[place]) for place in word)
+        words.append(f'<span style="display:flex;flex-wrap:wrap">{cells}</span>')
+        if tokens[word[-1]].endswith("\n"):
+            words.append('<span style="flex-basis:100%"></span>')  # ends the row
+    return (
+        f"<p>{html.escape(summary(tokens, bits))}</p>"
+        '<div aria-hidden="true" style="display:flex;flex-wrap:wrap;row-gap:2px;font-family:monospace;color:#000">'
+        f"{''.join(words)}</div>"
+    )
+
+
+def _cell(token: str, bits: float) -> str:
+    return (
+        f'<span style="background:{ground(bits)};min-width:1.9em;padding:1px 2px;text-align:center;line-height:1.25">'
+        f'<span style="display:block;font-size:1.15em;white-space:pre">{html.escape(signs(token))}</span>'
+        f'<span style="display:block;font-size:.8em">{label(bits)}</span></span>'
+    )
+
+
+def _words(tokens: Sequence[str]) -> Iterator[range]:
+    """Places of the tokens that should stand together in a row: up to the next space or newline."""
+    start = 0
+    for place, token in enumerate(tokens, 1):
+        if token.endswith((" ", "\n")) or place == len(tokens):
+            yield range(start, place)
+            start = place
+
+
+def ground(bits: float) -> str:
+    """The colour under a token of this surprise: white for 0 bits, orange from 8 on."""
+    return to_hex(GROUND(min(bits / STRONGEST, 1.0)))
+
+
+# ---------------------------------------------------------------------------------------------------------- a figure
+
+
+def plot_surprise(tokens: Sequence[str], bits: ArrayLike, title: str = "") -> Picture:
+    """What `surprise_to_html` shows, as a figure.
+
+    Args:
+        tokens: texts of the T tokens.
+        bits: surprise of each, `(T,)`.
+        title: stands above; else how many bits a character has in the mean.
+    """
+    boxes = _places(tokens)
+    rows = boxes[-1][0] + 1
+    figure, axes = new_figure(9.0, 0.5 + 0.42 * rows)
+    for token, value, (row, left, width) in zip(tokens, bits, boxes, strict=True):
+        axes.add_patch(Rectangle((left + 0.03, row + 0.04), width - 0.06, 0.92, facecolor=ground(float(value))))
+        middle = left + width / 2
+        axes.text(middle, row + 0.36, signs(token), ha="center", va="center", family="DejaVu Sans Mono", fontsize=11)
+        axes.text(middle, row + 0.78, label(float(value)), ha="center", va="center", fontsize=7)
+    length = len("".join(tokens))
+    axes.set(xlim=(0, COLUMNS), ylim=(rows, 0), title=title or f"{np.sum(bits) / length:.2f} bits per character")
+    axes.axis("off")
+    return Picture(figure, f"A text, each character with its surprise in bits: {summary(tokens, bits)}")
+
+
+def _places(tokens: Sequence[str]) -> list[tuple[int, float, float]]:
+    """Row, left edge and width of each token's box; a row ends with a newline, or before a word that is too long."""
+    widths = [min(max(1.0, 0.5 + 0.5 * len(token)), COLUMNS) for token in tokens]
+    row, left, boxes = 0, 0.0, []
+    for word in _words(tokens):
+        if left and left + sum(widths[place] for place in word) > COLUMNS:
+            row, left = row + 1, 0.0
+        for place in word:
+            if left + widths[place] > COLUMNS:  # a word that is longer than a row
+                row, left = row + 1, 0.0
+            boxes.append((row, left, widths[place]))
+            left += widths[place]
+        if tokens[word[-1]].endswith("\n"):
+            row, left = row + 1, 0.0
+    return boxes
+
+
+# ------------------------------------------------------------------------------------------------------------- a box
+
+
+class SurprisePanel(ControlPanel):
+    """A box to type a text into, and the surprise of each of its characters.
+
+    Args:
+        generator: its model reads.
+        text: what stands in the box at first.
+
+    Attributes:
+        words: the text with its surprise, or the sentence about what is wrong.
+    """
+
+    def __init__(self, generator: TextGenerator, text: str = "To be, or not to be: that is the question."):
+        self._generator = generator
+        self.words = ipywidgets.HTML().add_class("t-surprise")
+        box = ipywidgets.Textarea(text, description="text", rows=3, continuous_update=False, **WIDE)
+        super().__init__({"text": box}, self.words)
+        self.draw()
+
+    def draw(self, change: Any = None) -> None:
+        """Show the surprise of the present text, or the sentence."""
+        text = self.controls["text"].value
+        try:
+            self.words.value = surprise_to_html(tokens_of(self._generator, text), surprise(self._generator, text))
+        except ValueError as error:  # a character that the network has never seen, or none at all
+            self.words.value = alert("Not read:", str(error))

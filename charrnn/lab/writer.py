@@ -1,0 +1,92 @@
+"""A text that grows in a thread of its own, can be stopped, and goes on: what is behind the Generate button."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from charrnn.lab.worker import Worker
+from charrnn.sampling import TextGenerator
+
+LONGEST = 100_000  # characters of a text that are kept
+REFRESH = 1 / 30  # seconds between two updates of the view; more often costs speed and shows nothing
+
+
+class Writer:
+    """Writes one text at a time in a thread of its own; of an endless one it keeps the end.
+
+    Args:
+        show: called in that thread while the text grows, at most 30 times a second, and once when it is done.
+        longest: characters that are kept.
+
+    Attributes:
+        text: the prompt and what follows it.
+        characters: how many were written, those no longer kept with them.
+        latest: how many of them since the text was begun or gone on with.
+        speed: the latest per second.
+        turns: how often the text was gone on with.
+        error: what the latest piece of work raised, None if nothing.
+    """
+
+    def __init__(self, show: Callable[[], None] = lambda: None, longest: int = LONGEST):
+        self._show, self._longest = show, longest
+        self._worker = Worker()
+        self.text, self.characters, self.latest, self.speed, self.turns = "", 0, 0, 0.0, 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the text is growing."""
+        return self._worker.running
+
+    @property
+    def error(self) -> Exception | None:
+        """What the latest piece of work raised."""
+        return self._worker.error
+
+    def start(self, generator: TextGenerator, settings: Mapping[str, Any]) -> None:
+        """Write a new text; nothing happens while one is growing.
+
+        Args:
+            generator: writes it.
+            settings: as `TextGenerator.stream` takes them; the text is that of `TextGenerator.generate`.
+        """
+        if not self.running:
+            self.text, self.characters, self.turns = "", 0, 0
+            self._begin(generator, settings)
+
+    def go_on(self, generator: TextGenerator, settings: Mapping[str, Any]) -> None:
+        """Go on from the text so far, whatever the prompt; each time with another seed, lest it repeat itself."""
+        if not self.running:
+            self.turns += 1
+            seed = settings["seed"]
+            moved = {"prompt": self.text, "seed": None if seed is None else seed + self.turns}
+            self._begin(generator, {**settings, **moved})
+
+    def stop(self) -> None:
+        """End the text after the characters that are at work."""
+        self._worker.stop()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when nothing is written any more, True, or after `timeout` seconds, False."""
+        return self._worker.wait(timeout)
+
+    def _begin(self, generator: TextGenerator, settings: Mapping[str, Any]) -> None:
+        self.latest, self.speed = 0, 0.0
+        self._worker.start(lambda stopping: self._write(generator, dict(settings), stopping), self._show)
+
+    def _write(self, generator: TextGenerator, settings: dict[str, Any], stopping: threading.Event) -> None:
+        pieces = generator.stream(**settings)
+        if settings["prompt"]:
+            self.text = next(pieces)[-self._longest :]
+        began, shown = time.monotonic(), 0.0
+        for piece in pieces:
+            self.text = (self.text + piece)[-self._longest :]
+            self.characters += len(piece)
+            self.latest += len(piece)
+            now = time.monotonic()
+            self.speed = self.latest / max(now - began, 1e-9)
+            if stopping.is_set():
+                return
+            if now - shown >= REFRESH:
+                self._show()
+                shown = now

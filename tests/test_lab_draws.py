@@ -1,0 +1,78 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from charrnn.lab.draws import plot_draw, plot_following, plot_kept, plot_measures_over, plot_profiles
+from charrnn.sampling import sample
+
+
+def overlapping(texts):
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    return any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.07, 0.25, 0.51, 0.8, 0.999])
+def test_the_draw_is_the_librarys(uniform):
+    names, probabilities = list("a\n dz"), np.array([0.1, 0.0, 0.4, 0.25, 0.25])
+    picture = plot_draw(names, probabilities, uniform)
+    with np.errstate(divide="ignore"):
+        drawn = sample(np.log(probabilities), uniform)
+    shown = names[int(drawn)].replace(" ", "␣").replace("\n", "⏎")
+    assert f"{uniform:.3f} falls into {shown}, " in picture.alt
+    pieces = picture.figure.axes[0].patches
+    assert [piece.get_width() for piece in pieces] == pytest.approx(probabilities)
+    assert pieces[-1].get_x() + pieces[-1].get_width() == pytest.approx(1)
+    assert picture.figure.axes[0].lines[0].get_xdata()[0] == uniform
+    picture.figure.draw_without_rendering()
+    assert not overlapping(picture.figure.axes[0].texts)
+
+
+def test_squares_are_kept_and_crosses_are_out():
+    rules = {"one": [True, False, False], "two": [False, True, True]}
+    picture = plot_kept({"here": (list("ab "), [0.5, 0.3, 0.2], rules), "there": (list("abc"), [0.4, 0.3, 0.3], rules)})
+    for below in picture.figure.axes[2:]:
+        kept = [line.get_xdata().tolist() for line in below.lines[::2]]
+        out = [line.get_xdata().tolist() for line in below.lines[1::2]]
+        assert (kept, out) == ([[0], [1, 2]], [[1, 2], [0]])
+        assert [label.get_text() for label in below.get_yticklabels()] == ["one", "two"]
+    assert "here: the likeliest, a, has 50%; kept: one 1, two 2; there" in picture.alt
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_every_measure_has_its_panel(logarithmic):
+    measures = {"words": [0.1, 0.5, 0.9], "bits": [3.0, 2.0, 1.0]}
+    picture = plot_measures_over([1, 2, 8], measures, "width", {"bits": 2.5}, logarithmic)
+    words, bits = picture.figure.axes
+    assert words.lines[0].get_ydata().tolist() == [0.1, 0.5, 0.9]
+    assert bits.lines[0].get_ydata().tolist() == [3.0, 2.0, 1.0]
+    assert bits.lines[1].get_ydata()[0] == 2.5
+    assert len(words.lines) == 1
+    assert "bits: 3.00 at 1, 2.00 at 2, 1.00 at 8; human text 2.50" in picture.alt
+    assert (words.get_xscale() == "log") == logarithmic
+    picture.figure.draw_without_rendering()
+    assert not overlapping([axes.title for axes in picture.figure.axes])
+
+
+def test_profiles_tell_of_the_whole_text_and_show_its_beginning():
+    bits = np.array([1.0, 3.0] * 50 + [8.0] * 100)
+    picture = plot_profiles({"mine": bits, "yours": np.ones(20)}, shown=60)
+    first, second = picture.figure.axes
+    assert [bar.get_height() for bar in first.patches] == bits[:60].tolist()
+    assert len(second.patches) == 20
+    assert (
+        f"mine: mean {bits.mean():.2f} bits, deviation {bits.std():.2f}, 50% of the characters above 4" in picture.alt
+    )
+
+
+def test_the_smooth_curve_is_the_mean_around_each_place():
+    bits = np.random.default_rng(0).random(50)
+    picture = plot_following(np.linspace(1, 2, 50), bits, window=5)
+    _, smooth = picture.figure.axes[1].lines
+    places, values = smooth.get_data()
+    assert places[0] == 2
+    assert places[-1] == 47
+    for place, value in zip(places, values, strict=True):
+        assert value == pytest.approx(bits[place - 2 : place + 3].mean())
+    follows = plot_following(np.arange(50.0), np.arange(50.0), window=5)
+    assert "correlation is 1.00" in follows.alt
