@@ -20,13 +20,13 @@ class BatchStepper:
 
     Args:
         folded: the model.
-        dtype: of the factors of the products; bf16 is faster where the processor has it, and rounds to three digits.
+        precision: of the factors of the products, `fp32` or `bf16`.
     """
 
-    def __init__(self, folded: Folded, dtype: torch.dtype = torch.float32):
-        self._folded, self._dtype = folded, dtype
+    def __init__(self, folded: Folded, precision: str = "fp32"):
+        self._folded, self._dtype = folded, torch.bfloat16 if precision == "bf16" else torch.float32
         self._weight_ih, self._weight_hh, self._head = (
-            torch.from_numpy(weight).to(dtype) for weight in (folded.weight_ih, folded.weight_hh, folded.head)
+            torch.from_numpy(weight).to(self._dtype) for weight in (folded.weight_ih, folded.weight_hh, folded.head)
         )
 
     def read(self, prompts: Sequence[Tokens]) -> Floats:

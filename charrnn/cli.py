@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -228,12 +229,13 @@ def sample(arguments: argparse.Namespace) -> int:
         if arguments.num == 1 and not arguments.output:
             _stream(generator, settings)
             return 0
+        if settings["length"] is None:
+            raise ConfigError("--length: expected at least 1 with --num or --output, which wait for the end; got 0")
         prompt = settings.pop("prompt")
-        known = (
-            {"total": settings["length"], "unit": "char"} if generator.tokenizer.kind == "char" else {"unit": "token"}
+        progress = functools.partial(console.count_blocks, "writing", settings["length"])
+        texts = generator.generate_batch(
+            [prompt] * arguments.num, **settings, precision=arguments.precision, progress=progress
         )
-        bar = functools.partial(console.bar("writing"), **known)
-        texts = generator.generate_batch([prompt] * arguments.num, **settings, progress=bar)
     except UnknownCharacterError as error:
         raise ConfigError(f"--prompt: {error}") from error
     pieces = [f"{text}\n" for text in texts]
@@ -248,10 +250,20 @@ def sample(arguments: argparse.Namespace) -> int:
 
 def _stream(generator: TextGenerator, settings: dict[str, Any]) -> None:
     """Write text as it comes, raw: nothing in it is markup."""
-    for piece in generator.stream(**settings):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    pieces = generator.stream(**settings)
+    waiting = threading.Timer(
+        2.0, console.say, ["getting ready; the first time, the fast path is compiled for this machine, some seconds"]
+    )
+    waiting.daemon = True
+    waiting.start()
+    try:
+        for piece in pieces:
+            waiting.cancel()
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        waiting.cancel()
+        sys.stdout.write("\n")
 
 
 def _interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
@@ -458,6 +470,12 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=console.whole(0), help="the same seed gives the same text (default: another each time)"
     )
     command.add_argument("--num", type=console.whole(1), default=1, help="number of texts (default: 1)")
+    command.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16: several texts come faster where the processor has the type, and are others (default: fp32)",
+    )
     command.add_argument("--output", type=Path, metavar="FILE", help="write the text to FILE")
     command.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
     command.add_argument("--quiet", action="store_true", help="print the text alone")

@@ -23,7 +23,16 @@ def add_commands(commands: Any) -> None:
     measurements = benches.add_subparsers(
         title="measurements", required=True, metavar="WHAT", parser_class=console.Parser
     )
-    for add in (_add_train, _add_batch_size, _add_learning_rate, _add_ladder, _add_devices, _add_data, _add_kernels):
+    for add in (
+        _add_train,
+        _add_sample,
+        _add_batch_size,
+        _add_learning_rate,
+        _add_ladder,
+        _add_devices,
+        _add_data,
+        _add_kernels,
+    ):
         console.add_json(add(measurements))
 
 
@@ -83,6 +92,60 @@ def _trained(row: Row, name: str) -> dict[str, str]:
         shown[label] = f"{result[unit]:,.0f}"
         shown[f"x {unit}"] = f"{times[unit]:.2f}" if times else "-"
     return shown
+
+
+# ------------------------------------------------------------------------------------------------------------- sample
+
+
+def _add_sample(measurements: Any) -> argparse.ArgumentParser:
+    command = console.add_command(measurements, "sample", sample)
+    for name, default, what in (
+        ("layers", 2, "of the LSTM"),
+        ("hidden-size", 128, "units of each layer"),
+        ("batch-size", 256, "texts in the batch"),
+    ):
+        command.add_argument(
+            f"--{name}", type=console.whole(1), default=default, metavar="N", help=f"{what} (default: {default})"
+        )
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=SHIPPED,
+        metavar="DIR",
+        help=f"whose first character is waited for (default: {SHIPPED})",
+    )
+    _add_rounds(command, 3)
+    _add_seconds(command, 3, "measured in each turn")
+    return command
+
+
+SHIPPED = Path("checkpoints/shakespeare-lstm")
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    """Time how fast text is written, beside a plain loop, and how soon the first character comes."""
+    from charrnn.bench.sample import compare, start
+    from charrnn.checkpoint import find_checkpoint
+
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    shape = (arguments.layers, arguments.hidden_size, arguments.batch_size)
+    speeds = compare(*shape, arguments.rounds, arguments.seconds, progress=console.bar("writing"))
+    starts = start(checkpoint, arguments.rounds, progress=console.bar("starting"))
+    if arguments.json:
+        print(json.dumps({"speeds": speeds, "starts": starts}))
+        return 0
+    console.show_rows(
+        f"characters per second, LSTM {arguments.layers}x{arguments.hidden_size}, a batch of {arguments.batch_size}",
+        [
+            {"": row["what"], "characters/s": f"{row['speed']:,.0f}", "x plain loop": f"{row['times_faster']:.1f}"}
+            for row in speeds
+        ],
+    )
+    console.show_rows(
+        "from the start of Python to the first character",
+        [{"": row["what"], "seconds": f"{row['seconds']:.2f}"} for row in starts],
+    )
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------------- batch size

@@ -143,6 +143,14 @@ def bar(doing: str) -> Any:
     return functools.partial(tqdm, desc=doing, disable=None, leave=False)
 
 
+def count_blocks(doing: str, total: int, blocks: Iterable[Any]) -> Iterator[Any]:
+    """The same blocks, with a progress bar that counts what is in them, where a person watches."""
+    with tqdm(desc=doing, total=total, disable=None, leave=False) as progress:
+        for block in blocks:
+            yield block
+            progress.update(len(block))
+
+
 def seconds(value: float) -> str:
     """A time in the unit that suits it."""
     unit, factor = next(((u, f) for u, f in (("s", 1), ("ms", 1e3)) if value * f >= 1), ("µs", 1e6))

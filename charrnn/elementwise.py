@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
+ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 LARGEST = np.float32(80)  # the exponent is held between -80 and 80: e^80 is near the largest fp32
 LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
 LN_2_REST = np.float32(math.log(2) - float(LN_2))  # what fp32 cannot hold of it

@@ -18,7 +18,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from charrnn.config import ModelConfig
-from charrnn.elementwise import COMPILED, sigmoid, tanh
+from charrnn.elementwise import COMPILED, LARGEST, ZERO, exp, sigmoid, tanh
 from charrnn.transforms import ROUNDING, Cut, checked
 
 Floats = NDArray[np.float32]
@@ -283,21 +283,22 @@ def _run(
 @njit(**COMPILED)
 def _draw(logits, uniform, temperature, k, p, share, weights):
     """The token that `sampling.sample` draws after temperature, top_k, top_p and min_p; -1 if logits are no numbers."""
-    likeliest = 0
+    likeliest, numbers = 0, True
     for j in range(len(logits)):
-        if np.isnan(logits[j]):
-            return -1
+        numbers &= not np.isnan(logits[j])
         if logits[j] > logits[likeliest]:
             likeliest = j
     largest = np.float64(logits[likeliest])
-    if not np.isfinite(largest):
+    if not (numbers and np.isfinite(largest)):
         return -1
     if temperature == 0:
         return likeliest
     total = 0.0
     for j in range(len(logits)):
-        weights[j] = np.exp((logits[j] - largest) / temperature)
-        total += weights[j]
+        z = np.float32((logits[j] - largest) / temperature)
+        weights[j] = exp(z) if z > -LARGEST else ZERO  # what is less likely by e^80 is never drawn
+    for weight in weights:
+        total += weight
     if k < len(logits) or p < 1 or share > 0:
         total = _leave_out(k, p, share, weights)
     point = uniform * total

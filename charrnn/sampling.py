@@ -9,7 +9,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -144,7 +144,9 @@ class TextGenerator:
         """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None has no end."""
         # wrong settings are reported here and now, not when the first piece is asked for
         text = _Text(length, more.pop("stop", None), self.tokenizer)
-        blocks = self._blocks([prompt], temperature, top_k=top_k, top_p=top_p, seed=seed, **more)
+        blocks = self._blocks(
+            self._stepper(1), [prompt], None, temperature, top_k=top_k, top_p=top_p, seed=seed, **more
+        )
         return itertools.chain([prompt] if prompt else [], _pieces(text, blocks))
 
     def generate_batch(
@@ -155,19 +157,28 @@ class TextGenerator:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
         progress: Callable[[Iterable[Tokens]], Iterable[Tokens]] = iter,
         **more: Unpack[TextSettings],
     ) -> list[str]:
         """One text for each prompt, side by side: text i is `generate(prompts[i], …, seed=seed + i)`.
 
-        `progress` wraps the loop over blocks of tokens `(N, B)`, to show how far it is.
+        With `precision="bf16"` the large products are rounded to three digits, which is faster where the processor has
+        this type; the texts are as good, but others. `progress` wraps the loop over blocks of tokens `(N, B)`, to show
+        how far it is; there may be more than needed.
         """
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision: expected fp32 or bf16, got {precision!r}")
         if not prompts:
             raise ValueError("prompts: expected at least one, got none")
+        if length is None:
+            raise ValueError("length: expected a number for a text that comes whole, got None; stream has no end")
         texts = [_Text(length, more.get("stop"), self.tokenizer) for _ in prompts]
         more.pop("stop", None)
         parts = [[prompt] for prompt in prompts]
-        blocks = self._blocks(prompts, temperature, top_k=top_k, top_p=top_p, seed=seed, **more)
+        size = min(length, LARGEST_BLOCK)
+        stepper = self._stepper(len(prompts), precision)
+        blocks = self._blocks(stepper, prompts, size, temperature, top_k=top_k, top_p=top_p, seed=seed, **more)
         if length:
             for block in progress(blocks):
                 for text, part, tokens in zip(texts, parts, block.T.tolist(), strict=True):
@@ -209,28 +220,35 @@ class TextGenerator:
         return search(self._stepper(max(width, 2)), self._encode(prompt), read, length, width, alpha)
 
     def _blocks(
-        self, prompts: Sequence[str], temperature: float | Callable[[int], float], seed: int | None, **filters: Any
+        self,
+        stepper: Stepper,
+        prompts: Sequence[str],
+        size: int | None,
+        temperature: float | Callable[[int], float],
+        seed: int | None,
+        **filters: Any,
     ) -> Iterator[Tokens]:
-        """The next tokens `(N, B)` of B texts, again and again."""
+        """The next tokens `(N, B)` of B texts, again and again; without a size N is small first, for them to come."""
         reshape = Reshaping(self.tokenizer, temperature, **filters)
         encoded = [self._encode(prompt) for prompt in prompts]
-        return _draw(self._stepper(len(prompts)), encoded, reshape, _Uniform(len(prompts), seed))
+        sizes = _growing() if size is None else itertools.repeat(size)
+        return _draw(stepper, encoded, reshape, _Uniform(len(prompts), seed), sizes)
 
-    def _stepper(self, batch_size: int) -> Stepper:
+    def _stepper(self, batch_size: int, precision: str = "fp32") -> Stepper:
         """What reads `batch_size` texts: the fused path where there is one for this model on this machine."""
         parts = self._parts()
         if parts is None or not has_numba():
             from charrnn.stepping import ModelStepper
 
-            return ModelStepper(self.model)
+            return ModelStepper(self.model, precision)
         from charrnn.folded import FoldedStepper, fold
 
         folded = fold(*parts)
-        if batch_size == 1:
+        if batch_size == 1 and precision == "fp32":
             return FoldedStepper(folded)
         from charrnn.batching import BatchStepper
 
-        return BatchStepper(folded)
+        return BatchStepper(folded, precision)
 
     def _parts(self) -> "tuple[Mapping[str, Floats], ModelConfig] | None":
         """The weights by name and the architecture, if this is a `CharModel` in fp32 on a CPU."""
@@ -263,13 +281,14 @@ class TextGenerator:
 # ------------------------------------------------------------------------------------------------------ one by one
 
 
-def _draw(stepper: Stepper, prompts: Sequence[Tokens], reshape: "Reshaping", uniform: "_Uniform") -> Iterator[Tokens]:
-    """Blocks `(N, B)` of tokens, each drawn from what the ones before leave; the first are small, to come at once."""
+def _draw(
+    stepper: Stepper, prompts: Sequence[Tokens], reshape: "Reshaping", uniform: "_Uniform", sizes: Iterator[int]
+) -> Iterator[Tokens]:
+    """Blocks `(N, B)` of tokens, of these sizes N, each token drawn from what the ones before leave."""
     logits = stepper.read(prompts)
-    size, step = 1, 0
     write = getattr(stepper, "write", None) if reshape.cut else None
-    while True:
-        begin = time.perf_counter()
+    step = 0
+    for size in sizes:
         numbers = uniform.draw(size)
         if write:
             block = write(numbers, reshape.temperatures(step, size), reshape.cut)
@@ -279,10 +298,19 @@ def _draw(stepper: Stepper, prompts: Sequence[Tokens], reshape: "Reshaping", uni
                 row[:] = sample(reshape(logits, step + i), numbers[i])
                 reshape.remember(row)
                 logits = stepper.step(row)
-        if time.perf_counter() - begin < LONGEST_BLOCK / 2 and size < LARGEST_BLOCK:
-            size *= 2
+        step += size
         yield block
-        step += len(block)
+
+
+def _growing() -> Iterator[int]:
+    """Sizes that double as long as what they are asked for comes quickly."""
+    size, asked = 1, time.perf_counter()
+    while True:
+        yield size
+        now = time.perf_counter()
+        if now - asked < LONGEST_BLOCK / 2 and size < LARGEST_BLOCK:
+            size *= 2
+        asked = now
 
 
 def _pieces(text: "_Text", blocks: Iterator[Tokens]) -> Iterator[str]:

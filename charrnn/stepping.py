@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from charrnn.device import autocast
 from charrnn.models import CharModel, State, map_state
 
 Tokens = NDArray[np.integer]
@@ -17,11 +18,12 @@ class ModelStepper:
 
     Args:
         model: anything with the contract `logits, state = model(tokens, state)`.
+        precision: of the large products, `fp32` or `bf16`.
         chunk: tokens of a prompt that are read at once.
     """
 
-    def __init__(self, model: CharModel, chunk: int = 1024):
-        self._model, self._chunk = model, chunk
+    def __init__(self, model: CharModel, precision: str = "fp32", chunk: int = 1024):
+        self._model, self._precision, self._chunk = model, precision, chunk
         self._device = next(model.parameters()).device
         self._state: State = None
 
@@ -50,7 +52,7 @@ class ModelStepper:
         if was_training:  # to set the mode of every layer is not free, and this runs for each token
             self._model.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast(self._device, self._precision):
                 logits, self._state = self._model(tokens.to(self._device), self._state)
                 return logits[:, -1].float().numpy(force=True)
         finally:

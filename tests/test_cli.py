@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import charrnn
 from charrnn.checkpoint import load_checkpoint
 from charrnn.cli import main
 from charrnn.config import config_fields
@@ -163,8 +164,18 @@ def test_markup_in_a_text_is_not_interpreted(tmp_path, capfd):
     path = tmp_path / "markup.txt"
     path.write_text("[bold]x[/bold] :smile: " * 200)
     assert main(["train", "--data", str(path), "--out", str(tmp_path / "m"), "--quiet", *FLAGS]) == 0
-    assert main(["sample", str(tmp_path / "m"), "--quiet", "--prompt", "[bold]x[/bold] :smile:", "--length", "0"]) == 0
-    assert capfd.readouterr().out.endswith("\n[bold]x[/bold] :smile:\n")
+    assert main(["sample", str(tmp_path / "m"), "--quiet", "--prompt", "[bold]x[/bold] :smile:", "--length", "1"]) == 0
+    assert "\n[bold]x[/bold] :smile:" in capfd.readouterr().out
+
+
+def test_a_text_without_end_comes_only_as_it_is_written(run, tmp_path, capfd):
+    for flags in (["--num", "2"], ["--output", str(tmp_path / "out.txt")]):
+        assert main(["sample", str(run), "--length", "0", *flags]) == 2
+        assert "--length: expected at least 1 with --num or --output" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="length: expected a number for a text that comes whole, got None"):
+        charrnn.load_model(run).generate(length=None)
+    pieces = charrnn.load_model(run).stream(length=None, seed=1)
+    assert sum(len(next(pieces)) for _ in range(50)) > 1000
 
 
 def test_sample_many_to_a_file(run, tmp_path, capfd):

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "compiled": {"elementwise"},
     "models": {"config", "cells", "installed", "kernels", "compiled"},
     "transforms": set(),
-    "stepping": {"models"},
+    "stepping": {"device", "models"},
     "beams": {"transforms"},
     "elementwise": set(),
     "folded": {"config", "elementwise", "transforms"},

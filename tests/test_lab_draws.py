@@ -2,9 +2,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from charrnn.lab.draws import plot_draw, plot_following, plot_kept, plot_measures_over, plot_profiles
-from charrnn.sampling import sample
+from charrnn.lab.figures import next_character_probabilities
+from charrnn.models import CharLSTM
+from charrnn.sampling import TextGenerator, sample
+from charrnn.tokenizer import CharTokenizer
 
 
 def overlapping(texts):
@@ -29,14 +33,20 @@ def test_the_draw_is_the_librarys(uniform):
 
 
 def test_squares_are_kept_and_crosses_are_out():
-    rules = {"one": [True, False, False], "two": [False, True, True]}
-    picture = plot_kept({"here": (list("ab "), [0.5, 0.3, 0.2], rules), "there": (list("abc"), [0.4, 0.3, 0.3], rules)})
-    for below in picture.figure.axes[2:]:
+    torch.manual_seed(0)
+    generator = TextGenerator(CharLSTM(6, 4), CharTokenizer("\n abcd"))
+    rules = {"one": lambda p: p == p.max(), "rare": lambda p: p <= np.sort(p)[1]}
+    picture = plot_kept(generator, ("a", "bc"), rules, count=5)
+    for prompt, above, below in zip(("a", "bc"), picture.figure.axes[:2], picture.figure.axes[2:], strict=True):
+        likeliest = next_character_probabilities(generator, prompt, 5)
+        assert [bar.get_height() for bar in above.patches] == pytest.approx([p for _, p in likeliest])
+        names = [label.get_text().replace("␣", " ").replace("⏎", "\n") for label in below.get_xticklabels()]
+        assert names == [character for character, _ in likeliest]
         kept = [line.get_xdata().tolist() for line in below.lines[::2]]
         out = [line.get_xdata().tolist() for line in below.lines[1::2]]
-        assert (kept, out) == ([[0], [1, 2]], [[1, 2], [0]])
-        assert [label.get_text() for label in below.get_yticklabels()] == ["one", "two"]
-    assert "here: the likeliest, a, has 50%; kept: one 1, two 2; there" in picture.alt
+        assert (kept, out) == ([[0], [4]], [[1, 2, 3, 4], [0, 1, 2, 3]])
+        assert [label.get_text() for label in below.get_yticklabels()] == ["one: 1", "rare: 2"]  # of all, not of five
+    assert picture.alt.count("kept are: one 1, rare 2") == 2
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])

@@ -1,17 +1,19 @@
 """Pictures of sampling: one draw, what each cut-off keeps, measures side by side, surprise along texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from charrnn.lab.curves import LOOKS
-from charrnn.lab.distribution import signs
+from charrnn.lab.distribution import entropy, signs
 from charrnn.lab.figures import BLUE, GREY, ORANGE, STYLE, Picture, new_figure, percent
+from charrnn.sampling import TextGenerator
+from charrnn.transforms import softmax
 
 HIGHEST = 12.0  # bits that a bar has room for
 
@@ -58,31 +60,43 @@ def plot_draw(names: Sequence[str], probabilities: ArrayLike, uniform: float) ->
     )
 
 
-def plot_kept(places: Mapping[str, tuple[Sequence[str], ArrayLike, Mapping[str, ArrayLike]]]) -> Picture:
-    """What cut-offs keep in several places of a text: bars of the likeliest characters, below them a row for each rule.
+def plot_kept(
+    generator: TextGenerator, prompts: Sequence[str], rules: Mapping[str, Callable[[Any], Any]], count: int = 20
+) -> Picture:
+    """What rules keep in several places: bars of the likeliest tokens, below them a row for each rule.
 
     Args:
-        places: by title; the names of the characters and their probabilities, the likeliest first, `(N,)` each, and by
-            rule whether it keeps each, `(N,)`.
+        generator: its model reads.
+        prompts: the places, side by side.
+        rules: by name, each a function of the probabilities `(V,)` that says whether it keeps each token, `(V,)`.
+        count: tokens to show.
     """
-    figure, grid = _grid(2, len(places), 11.0, 4.4, height_ratios=[2, 1], sharex="col")
+    figure, grid = _grid(2, len(prompts), 5.5 * len(prompts), 4.4, height_ratios=[2, 1], sharex="col")
     said = []
-    for (title, (names, probabilities, rules)), (above, below) in zip(places.items(), grid.T, strict=True):
-        x = np.arange(len(names))
-        above.bar(x, probabilities, color=BLUE)
+    for prompt, (above, below) in zip(prompts, grid.T, strict=True):
+        probabilities = softmax(np.asarray(generator.next_logits(prompt), dtype=np.float64))
+        shown = np.argsort(-probabilities, kind="stable")[:count]
+        names = [signs(generator.tokenizer.decode([token])) for token in shown]
+        kept = {name: np.asarray(rule(probabilities), dtype=bool) for name, rule in rules.items()}
+        title = f"after {prompt!r}: {entropy(probabilities):.1f} bits"
+        above.bar(range(len(shown)), probabilities[shown], color=BLUE)
         above.set(title=title, ylabel="probability")
-        for row, kept in enumerate(rules.values()):
-            kept = np.asarray(kept, dtype=bool)
-            below.plot(x[kept], np.full(kept.sum(), row), "s", color=BLUE, markersize=9)
-            below.plot(x[~kept], np.full((~kept).sum(), row), "x", color=ORANGE, markersize=6)
-        below.set_xticks(x, [signs(name) for name in names])
-        below.set_yticks(range(len(rules)), list(rules))
-        below.set(ylim=(len(rules) - 0.4, -0.6), xlim=(-0.6, len(names) - 0.4))
-        below.spines[:].set_visible(False)
-        below.tick_params(length=0)
-        counts = ", ".join(f"{rule} {int(np.sum(kept))}" for rule, kept in rules.items())
-        said.append(f"{title}: the likeliest, {signs(names[0])}, has {percent(np.max(probabilities))}; kept: {counts}")
-    return Picture(figure, f"Of the {len(x)} likeliest characters a square is kept, a cross is out. {'; '.join(said)}.")
+        _draw_rows(below, names, [each[shown] for each in kept.values()])
+        below.set_yticks(range(len(kept)), [f"{name}: {each.sum()}" for name, each in kept.items()])
+        counts = ", ".join(f"{name} {each.sum()}" for name, each in kept.items())
+        said.append(f"{title}, {names[0]} is the likeliest with {percent(probabilities.max())}, kept are: {counts}")
+    return Picture(figure, f"Of the likeliest characters a square is kept, a cross is out. {'; '.join(said)}.")
+
+
+def _draw_rows(axes: Any, names: Sequence[str], rows: Sequence[NDArray[np.bool_]]) -> None:
+    x = np.arange(len(names))
+    for place, kept in enumerate(rows):
+        axes.plot(x[kept], np.full(kept.sum(), place), "s", color=BLUE, markersize=9)
+        axes.plot(x[~kept], np.full((~kept).sum(), place), "x", color=ORANGE, markersize=6)
+    axes.set_xticks(x, names)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.6, len(names) - 0.4))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
 
 
 def plot_measures_over(

@@ -1,0 +1,138 @@
+"""How fast text is written, beside the loop that a user would write instead, and how soon the first character comes.
+
+    plain loop     token by token: `logits, state = model(token, state)`, softmax, `torch.multinomial`
+    one text       the library's `stream`
+    a batch        the library's `generate_batch`, in fp32 and, where the processor has it, in bf16
+
+The model is an LSTM with random weights: what a character costs does not depend on which it is.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charrnn.api import create_model
+from charrnn.bench.processes import answer, measure_apart, run_apart
+from charrnn.device import candidate_precisions
+from charrnn.sampling import TextGenerator
+from charrnn.tokenizer import CharTokenizer
+
+VOCABULARY = "".join(map(chr, range(33, 103)))  # 70 characters, as many as Shakespeare's plays have
+TEMPERATURE = 0.8
+
+
+def plain_loop(generator: TextGenerator, length: int) -> int:
+    """Write `length` characters as it is written everywhere; how many that were."""
+    model = generator.model.eval()
+    token, state = torch.zeros(1, 1, dtype=torch.long), None
+    text = []
+    with torch.no_grad():
+        for _ in range(length):
+            logits, state = model(token, state)
+            token = torch.multinomial((logits[:, -1] / TEMPERATURE).softmax(-1), 1)
+            text.append(VOCABULARY[token.item()])
+    return len("".join(text))
+
+
+def one_text(generator: TextGenerator, length: int) -> int:
+    """Write `length` characters with the library, as they come."""
+    return sum(map(len, generator.stream("!", length, TEMPERATURE, seed=1))) - 1
+
+
+def a_batch(generator: TextGenerator, length: int, batch_size: int, precision: str = "fp32") -> int:
+    """Write `batch_size` texts of `length` characters with the library, side by side."""
+    texts = generator.generate_batch(["!"] * batch_size, length, TEMPERATURE, seed=1, precision=precision)
+    return sum(map(len, texts)) - batch_size
+
+
+def measure(contender: str, num_layers: int, hidden_size: int, batch_size: int, seconds: float) -> float:
+    """Characters per second of one contender, over at least so many seconds."""
+    generator = create_model(CharTokenizer(VOCABULARY), num_layers=num_layers, hidden_size=hidden_size, seed=1)
+    write: Callable[[int], int] = {
+        "plain loop": lambda length: plain_loop(generator, length),
+        "one text": lambda length: one_text(generator, length),
+        "a batch": lambda length: a_batch(generator, length, batch_size),
+        "a batch in bf16": lambda length: a_batch(generator, length, batch_size, "bf16"),
+    }[contender]
+    write(64)  # kernels are compiled or loaded, memory is asked for
+    length, spent = 64, 0.0
+    while spent < seconds:
+        length = min(4 * length, max(2 * length, int(1.2 * length * seconds / spent))) if spent else length
+        begin = time.perf_counter()
+        characters = write(length)
+        spent = time.perf_counter() - begin
+    return characters / spent
+
+
+def contenders() -> list[str]:
+    """What can be compared on this CPU."""
+    has_bf16 = "bf16" in candidate_precisions(torch.device("cpu"))
+    return ["plain loop", "one text", "a batch", *(["a batch in bf16"] if has_bf16 else [])]
+
+
+def compare(
+    num_layers: int = 2,
+    hidden_size: int = 128,
+    batch_size: int = 256,
+    rounds: int = 3,
+    seconds: float = 3.0,
+    progress: Callable[[list[Any]], Iterable[Any]] = iter,
+) -> list[dict[str, Any]]:
+    """Characters per second of each contender on the CPU, by turns, each time in a process of its own; medians.
+
+    Args:
+        num_layers: of the LSTM.
+        hidden_size: units of each layer.
+        batch_size: texts in a batch.
+        rounds: turns that each contender has.
+        seconds: measured in each turn, at least.
+        progress: wraps the loop over the turns, as `tqdm` does.
+
+    Returns:
+        A row for each contender: `what`, `speed` and `times_faster`, which is against the plain loop.
+
+    Raises:
+        MeasurementError: a process failed.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in contenders()}
+    for name in progress([name for _ in range(rounds) for name in speeds]):
+        arguments = {"num_layers": num_layers, "hidden_size": hidden_size, "batch_size": batch_size}
+        speeds[name].append(measure_apart(__name__, contender=name, **arguments, seconds=seconds))
+    medians = {name: statistics.median(each) for name, each in speeds.items()}
+    slowest = medians["plain loop"]
+    return [{"what": name, "speed": speed, "times_faster": speed / slowest} for name, speed in medians.items()]
+
+
+FIRST = {
+    "charrnn.load_model(…).stream()": "import charrnn; next(charrnn.load_model({path!r}).stream(seed=1))",
+    "import torch": "import torch",
+    "python": "",
+}
+
+
+def start(
+    checkpoint: Path, rounds: int = 5, progress: Callable[[list[Any]], Iterable[Any]] = iter
+) -> list[dict[str, Any]]:
+    """Seconds from the start of Python to the first character of the model in `checkpoint`, by turns; medians.
+
+    Returns:
+        A row for each: `what` and `seconds`; PyTorch alone, and Python alone, for comparison.
+
+    Raises:
+        MeasurementError: a process failed.
+    """
+    seconds: dict[str, list[float]] = {what: [] for what in FIRST}
+    for what in progress([what for _ in range(rounds + 1) for what in FIRST]):
+        begin = time.perf_counter()
+        run_apart(["-c", FIRST[what].format(path=str(checkpoint))])
+        seconds[what].append(time.perf_counter() - begin)
+    # the first turn may have compiled and read from disk what later ones find
+    return [{"what": what, "seconds": statistics.median(each[1:])} for what, each in seconds.items()]
+
+
+if __name__ == "__main__":
+    answer(measure)

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from charrnn.bench import sample
+from charrnn.bench.sample import a_batch, one_text, plain_loop
+from charrnn.cli import main
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return sample.create_model(sample.CharTokenizer(sample.VOCABULARY), num_layers=1, hidden_size=8, seed=1)
+
+
+def test_each_contender_writes_what_it_is_asked_for(generator):
+    assert plain_loop(generator, 20) == 20
+    assert one_text(generator, 20) == 20
+    assert a_batch(generator, 20, 3) == 60
+
+
+def test_the_command_shows_every_contender(monkeypatch, capsys, tmp_path, generator):
+    from charrnn import save_model
+
+    save_model(generator, tmp_path / "m")
+    speeds = {"plain loop": 100.0, "one text": 1000.0, "a batch": 20000.0, "a batch in bf16": 40000.0}
+    monkeypatch.setattr(sample, "measure_apart", lambda module, contender, **_: speeds[contender])
+    monkeypatch.setattr(sample, "run_apart", lambda arguments: "")
+    flags = ["bench", "sample", "--rounds", "1", "--checkpoint", str(tmp_path / "m")]
+    assert main([*flags, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    times = {row["what"]: row["times_faster"] for row in result["speeds"]}
+    assert times["plain loop"] == 1
+    assert times["one text"] == 10
+    assert times["a batch"] == 200
+    assert [row["what"] for row in result["starts"]][1:] == ["import torch", "python"]
+    assert main(flags) == 0
+    assert "200.0" in capsys.readouterr().out
+
+
+def test_a_measurement_of_its_own_process():
+    speed = sample.measure("one text", num_layers=1, hidden_size=8, batch_size=2, seconds=0.01)
+    assert speed > 0

@@ -1,0 +1,174 @@
+"""The fused path writes what the plain one writes, for every kind of model and every setting."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import charrnn
+from charrnn.config import ModelConfig
+from charrnn.models import MODELS, build_model
+from charrnn.sampling import TextGenerator
+from charrnn.stepping import ModelStepper
+from charrnn.tokenizer import CharTokenizer
+from charrnn.transforms import cyclic
+
+pytest.importorskip("numba", reason="the fused path needs numba")
+
+from charrnn.batching import BatchStepper
+from charrnn.folded import FoldedStepper, fold
+
+TOKENIZER = CharTokenizer("\n abcdefghij")
+KINDS = [
+    {"type": "rnn"},
+    {"type": "gru"},
+    {"type": "lstm"},
+    {"type": "lstm", "layer_norm": True},
+    {"type": "lstm", "num_layers": 3, "residual": True},
+    {"type": "gru", "num_layers": 1, "tie_weights": True},
+    {"type": "lstm", "num_layers": 1, "embedding_dim": 5, "hidden_size": 9},
+]
+SETTINGS = [
+    {},
+    {"temperature": 0},
+    {"temperature": 0.3, "top_k": 5},
+    {"temperature": 1.7, "top_p": 0.8},
+    {"top_k": 8, "top_p": 0.7, "min_p": 0.05},
+    {"min_p": 0.2},
+    {"top_k": 1},
+    {"top_k": 99, "top_p": 1.0, "min_p": 0.0},
+    {"temperature": cyclic(0.2, 1.5, 20)},
+    {"forbid": "abc", "top_p": 0.9},
+    {"allow": "abc \n"},
+    {"typical_p": 0.6},
+    {"repetition_penalty": 1.5, "temperature": 0.5},
+]
+
+
+def ids(options):
+    return ",".join(f"{name}={getattr(value, '__qualname__', value)}" for name, value in options.items()) or "plain"
+
+
+def made(options):
+    config = ModelConfig(**{"hidden_size": 16, "num_layers": 2, "init": "orthogonal", **options})
+    model = build_model(config, TOKENIZER.vocab_size, seed=3).eval()
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and gains that are 0 or 1 would hide their being left out
+            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.3)
+    return model
+
+
+def folded(model):
+    return fold({name: weight.numpy() for name, weight in model.state_dict().items()}, model.config)
+
+
+@pytest.fixture(params=KINDS, ids=ids, scope="module")
+def model(request):
+    return made(request.param)
+
+
+@pytest.fixture
+def plainly(monkeypatch):
+    """Write with the plain path."""
+
+    def write(generator, *arguments, **settings):
+        with monkeypatch.context() as patch:
+            patch.setattr("charrnn.sampling.has_numba", lambda: False)
+            return generator.generate_batch(*arguments, **settings)
+
+    return write
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=ids)
+def test_one_text_in_every_setting(model, settings, plainly):
+    generator = TextGenerator(model, TOKENIZER)
+    for seed, prompt in enumerate(["", "abcj"]):
+        expected = plainly(generator, [prompt], 50, seed=seed, **settings)[0]
+        assert generator.generate(prompt, 50, seed=seed, **settings) == expected
+        assert "".join(generator.stream(prompt, 50, seed=seed, **settings)) == expected
+        assert generator.generate_batch(["b", prompt], 50, seed=seed - 1, **settings)[1] == expected
+
+
+@pytest.mark.parametrize("stepper", [FoldedStepper, BatchStepper])
+def test_logits_are_those_of_the_model(model, stepper):
+    prompts = np.random.default_rng(0).integers(0, TOKENIZER.vocab_size, (1 if stepper is FoldedStepper else 4, 30))
+    ours, plain = stepper(folded(model)), ModelStepper(model)
+    np.testing.assert_allclose(ours.read(prompts), plain.read(prompts), atol=2e-5)
+    for tokens in prompts.T[:10]:
+        np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
+
+
+def test_some_of_a_batch_go_on(model):
+    prompts = np.random.default_rng(0).integers(0, TOKENIZER.vocab_size, (4, 10))
+    ours, plain = BatchStepper(folded(model)), ModelStepper(model)
+    for stepper in (ours, plain):
+        stepper.read(prompts)
+        stepper.select(np.array([2, 0, 2]))
+    tokens = np.array([1, 2, 3])
+    np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
+
+
+def test_what_trains_on_is_what_writes_next(model):
+    generator = TextGenerator(model, TOKENIZER)
+    before = generator.generate(length=50, seed=1)
+    with torch.no_grad():
+        model.head.bias[3] += 100
+    try:
+        assert generator.generate(length=50, seed=1) == TOKENIZER.decode([3]) * 50 != before
+    finally:
+        with torch.no_grad():
+            model.head.bias[3] -= 100
+
+
+def test_a_loaded_model_that_is_changed_writes_by_its_new_weights(tmp_path, model):
+    charrnn.save_model(TextGenerator(model, TOKENIZER), tmp_path / "m")
+    loaded = charrnn.load_model(tmp_path / "m")
+    assert loaded.generate(length=60, seed=2) == TextGenerator(model, TOKENIZER).generate(length=60, seed=2)
+    with torch.no_grad():
+        loaded.model.head.bias[3] += 100
+    assert loaded.generate(length=5, seed=2) == TOKENIZER.decode([3]) * 5
+
+
+@pytest.mark.parametrize("prompts", [["a"], ["a", "b"]])
+@pytest.mark.parametrize(("value", "message"), [(math.nan, "got NaN"), (math.inf, "got infinity")])
+def test_damaged_weights_raise(prompts, value, message):
+    model = made({"type": "lstm"})
+    with torch.no_grad():
+        model.head.bias[5] = value
+    with pytest.raises(ValueError, match=message):
+        TextGenerator(model, TOKENIZER).generate_batch(prompts, 3)
+
+
+def test_a_course_of_temperatures_out_of_range_raises():
+    with pytest.raises(ValueError, match="temperature: expected a number of at least 0, got -1"):
+        TextGenerator(made({"type": "gru"}), TOKENIZER).generate(length=9, temperature=lambda step: 2 - step)
+
+
+def test_a_batch_in_half_precision_says_much_the_same(model):
+    whole, half = BatchStepper(folded(model)), BatchStepper(folded(model), "bf16")
+    prompts = [np.array([1]), np.array([2])]
+    np.testing.assert_array_equal(whole.read(prompts), half.read(prompts))
+    for tokens in np.random.default_rng(0).integers(0, TOKENIZER.vocab_size, (5, 2)):
+        np.testing.assert_allclose(half.step(tokens), whole.step(tokens), atol=0.25)
+    texts = TextGenerator(model, TOKENIZER).generate_batch(["a", "b"], 40, seed=1, precision="bf16")
+    assert [len(text) for text in texts] == [41, 41]
+    with pytest.raises(ValueError, match="precision: expected fp32 or bf16, got 'fp8'"):
+        TextGenerator(model, TOKENIZER).generate_batch(["a"], precision="fp8")
+
+
+@pytest.mark.parametrize("vocab_size", [5, 2000])
+@pytest.mark.parametrize("options", KINDS, ids=ids)
+def test_the_shapes_are_those_of_the_model(options, vocab_size):
+    config = ModelConfig(**{"hidden_size": 16, "num_layers": 2, **options})
+    weights = build_model(config, vocab_size).state_dict()
+    assert {name: tuple(weight.shape) for name, weight in weights.items()} == config.shapes(vocab_size)
+
+
+def test_other_models_take_the_plain_path():
+    for change in (torch.nn.Module.double, torch.nn.Module.half):
+        generator = TextGenerator(change(made({"type": "lstm"})), TOKENIZER)
+        assert isinstance(generator._stepper(1), ModelStepper)
+    assert isinstance(TextGenerator(made({"type": "lstm"}), TOKENIZER)._stepper(1), FoldedStepper)
+    assert set(MODELS) == {options["type"] for options in KINDS}
