@@ -11,13 +11,21 @@ STRIP := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all
 	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
 
-.PHONY: help lab train sample test unit nbval lint format notebooks clean
+# of a notebook as a page: cells for readers on the web are left out, and what a closed page leaves behind ends in 10 minutes
+PAGE := --Voila.ip=127.0.0.1 --show_tracebacks=True \
+	--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=web \
+	--MappingKernelManager.cull_interval=60 --MappingKernelManager.cull_idle_timeout=600
+
+.PHONY: help lab playground train sample test unit nbval lint format notebooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 lab: $(READY) ## open the course in JupyterLab at notebook 00
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+
+playground: $(READY) ## open the playground alone, as a page in your browser
+	$(BIN)/voila notebooks/playground.ipynb $(PAGE)
 
 train: $(READY) ## train a model on all of Shakespeare, in less than three minutes
 	$(BIN)/charrnn train config/laptop.yaml

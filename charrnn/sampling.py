@@ -193,7 +193,7 @@ class TextGenerator:
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
         """
-        return self._stepper(1).read([self._encode(prompt)])[0]
+        return self._stepper(1).read([self.encode_prompt(prompt)])[0]
 
     def beam_search(
         self, prompt: str = "", length: int = 100, width: int = 4, alpha: float = 0.0, stop: str | None = None
@@ -217,7 +217,7 @@ class TextGenerator:
             return prompt + text.push(tokens), text.ended
 
         read(np.zeros(0, dtype=np.int64))  # what is wrong with `stop` is said at once
-        return search(self._stepper(max(width, 2)), self._encode(prompt), read, length, width, alpha)
+        return search(self._stepper(max(width, 2)), self.encode_prompt(prompt), read, length, width, alpha)
 
     def _blocks(
         self,
@@ -230,7 +230,7 @@ class TextGenerator:
     ) -> Iterator[Tokens]:
         """The next tokens `(N, B)` of B texts, again and again; without a size N is small first, for them to come."""
         reshape = Reshaping(self.tokenizer, temperature, **filters)
-        encoded = [self._encode(prompt) for prompt in prompts]
+        encoded = [self.encode_prompt(prompt) for prompt in prompts]
         sizes = _growing() if size is None else itertools.repeat(size)
         return _draw(stepper, encoded, reshape, _Uniform(len(prompts), seed), sizes)
 
@@ -261,7 +261,12 @@ class TextGenerator:
             return None
         return {name: weight.numpy() for name, weight in weights.items()}, self.model.config
 
-    def _encode(self, prompt: str) -> Tokens:
+    def encode_prompt(self, prompt: str) -> Tokens:
+        """Tokens `(T,)` that a text with this prompt goes on from; an empty one is a newline, or else the first token.
+
+        Raises:
+            UnknownCharacterError: it has a character outside the vocabulary.
+        """
         if prompt:
             tokens = self.tokenizer.encode(prompt)
             if self.tokenizer.unknown is not None and self.tokenizer.unknown in tokens:

@@ -90,8 +90,7 @@ def bars_of(picture):
     return [bar.get_height() for bar in outlined], [bar.get_height() for bar in filled]
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("count", [1, 5, 50])
+@pytest.mark.parametrize(("settings", "count"), [*((settings, 5) for settings in SETTINGS), ({}, 1), ({}, 50)])
 def test_the_bars_are_the_distributions(generator, settings, count):
     picture = plot_distribution(generator, "ab", count, **settings)
     before, after = next_distribution(generator, "ab", **settings)
@@ -155,9 +154,10 @@ def test_wrong_settings_are_sentences(generator):
 # ------------------------------------------------------------------------------------------------------------- panel
 
 
-@pytest.mark.parametrize("temperature", [0, 1, 3])
 @pytest.mark.parametrize("top_k", [0, 1, 12])
-@pytest.mark.parametrize(("top_p", "min_p", "typical_p"), [(0.05, 0, 1), (1, 1, 1), (1, 0, 0.05), (0.9, 0.1, 0.9)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "min_p", "typical_p"), [(0, 0.05, 0, 1), (1, 1, 1, 1), (3, 1, 0, 0.05), (1, 0.9, 0.1, 0.9)]
+)
 def test_the_sliders_draw_what_the_function_does(generator, monkeypatch, temperature, top_k, top_p, min_p, typical_p):
     monkeypatch.setattr(Picture, "png", lambda picture: picture.alt.encode())  # to make a file takes longest
     panel = DistributionPanel(generator, "ab")

@@ -54,7 +54,7 @@ def surprise_and_entropy(generator: TextGenerator, text: str, chunk: int = 1024)
         raise ValueError("expected a text of at least one character, got an empty one")
     model = generator.model
     tokens = torch.from_numpy(np.asarray(generator.tokenizer.encode(text), dtype=np.int64))  # (T,)
-    start = torch.from_numpy(np.asarray(generator._encode("")))  # what an empty prompt reads
+    start = torch.from_numpy(np.asarray(generator.encode_prompt("")))  # what an empty prompt reads
     inputs = torch.cat([start, tokens[:-1]])
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
