@@ -16,7 +16,7 @@ PAGE := --Voila.ip=127.0.0.1 --show_tracebacks=True \
 	--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=web \
 	--MappingKernelManager.cull_interval=60 --MappingKernelManager.cull_idle_timeout=600
 
-.PHONY: help lab playground train sample test unit nbval lint format notebooks clean
+.PHONY: help lab playground train sample test unit nbval browser lint format notebooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,13 +33,16 @@ train: $(READY) ## train a model on all of Shakespeare, in less than three minut
 sample: $(READY) ## write text with the model you trained last, else with the one that ships
 	$(BIN)/charrnn sample $(CHECKPOINT)
 
-test: unit nbval ## run every test and every notebook
+test: unit nbval browser ## run every test and every notebook
 
 unit: $(READY) ## run the unit tests alone
-	$(BIN)/pytest --numprocesses auto --dist worksteal
+	$(BIN)/pytest --ignore tests/browser --numprocesses auto --dist worksteal
 
 nbval: $(READY) ## run the notebooks alone, each cell's output compared with the committed one
 	CHARRNN_PROFILE=ci $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+
+browser: $(READY) ## run the tests that drive a real browser alone; they are skipped where there is no Chromium or Chrome
+	$(BIN)/pytest tests/browser
 
 lint: $(READY) ## check style and format, notebooks too
 	$(BIN)/ruff check

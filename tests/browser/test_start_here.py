@@ -1,0 +1,66 @@
+"""Notebook 00 in JupyterLab: it trains a network, and its panel writes."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.driving import Widget, in_the_kernel, notebook, outputs_of
+
+
+@pytest.fixture(scope="module")
+def course(lab):
+    with notebook(lab, "notebooks/00_start_here.ipynb") as panel:
+        yield panel
+
+
+@pytest.fixture(scope="module")
+def writer(course, everything):
+    return Widget(outputs_of(course, "panel = lab.GenerationPanel"), everything)
+
+
+def test_the_network_has_learned(course):
+    expect(outputs_of(course, "assert shipped.loss < mine.loss")).to_contain_text("mine has learned")
+    assert outputs_of(course, "plot = lab.LivePlot").locator("img").count() == 1
+
+
+def test_sliders_by_keyboard(writer):
+    assert writer.press("temperature", "Home") == 0
+    assert writer.press("temperature", "ArrowRight", "ArrowRight") == pytest.approx(0.1)
+    assert writer.press("temperature", "ArrowLeft") == pytest.approx(0.05)
+    assert writer.press("temperature", "End") == 2
+    assert writer.press("top_k", "End") == 70
+    assert writer.press("top_k", "Home", "ArrowUp") == 1
+
+
+def test_sliders_by_mouse(writer):
+    assert writer.drag("temperature", 0.0) == 0
+    assert writer.drag("temperature", 1.0) == 2
+    assert writer.drag("temperature", 0.4) == pytest.approx(0.8, abs=0.05)
+    assert writer.drag("top_k", 0.0) == 0
+
+
+def test_it_writes_what_the_controls_say(writer):
+    writer.write("prompt", "KING HENRY:\n")
+    writer.press("length", "Home", "ArrowRight", "ArrowRight")
+    first = writer.generate()
+    assert first.startswith("KING HENRY:\n")
+    assert len(first) == len("KING HENRY:\n") + 100
+    assert writer.generate() == first
+    writer.write("seed", "2")
+    assert writer.generate() != first
+
+
+def test_a_wrong_prompt_is_a_sentence(writer):
+    writer.write("prompt", "Zürich")
+    writer.generate()
+    expect(writer.message.get_by_role("alert")).to_contain_text("'ü' (U+00FC) at position 1")
+    writer.write("prompt", "ROMEO:\n")
+    assert writer.generate().startswith("ROMEO:\n")
+    expect(writer.message).to_have_text("")
+
+
+def test_stop_in_mid_stream(lab, writer, measured):
+    in_the_kernel(lab, "panel.controls['length'].max = 10_000_000")  # more than can be written in a test's time
+    writer.press("length", "End")
+    seconds = writer.stop_in_mid_stream()
+    measured(f"notebook 00: {seconds:.2f} s from the click on Stop to the last character")
+    assert seconds < 5
