@@ -37,7 +37,7 @@ from charrnn.corpus import Corpus, data_config, load_corpus
 from charrnn.loading import load_model
 from charrnn.models import build_model, count_parameters, with_vocabulary
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
-from charrnn.sampling import TextGenerator
+from charrnn.sampling import Reshaping, TextGenerator
 from charrnn.sources import CorpusError, absolute_name
 from charrnn.tokenizer import CharTokenizer, Tokenizer, UnknownCharacterError, count_characters
 from charrnn.training import Monitor, Trainer
@@ -484,6 +484,10 @@ def _check_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
         tokenizer.encode(config.generation.prompt)
     except UnknownCharacterError as error:
         raise ConfigError(f"generation.prompt (--prompt): {error}") from error
+    try:
+        Reshaping(tokenizer, allow=config.generation.allow, forbid=config.generation.forbid)
+    except ValueError as error:
+        raise ConfigError(f"generation: {error}") from error
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class BatchStepper:
 
     def select(self, rows: Tokens) -> None:
         """Go on with the texts at these places."""
-        self._start(self._h[:, rows], self._c[:, rows])
+        self._start(*(np.ascontiguousarray(part[:, rows]) for part in (self._h, self._c)))
 
     def _start(self, h: Floats, c: Floats) -> None:
         """Go on from these states, `(L, B, H)` each; memory is asked for once, and not again at each step."""
@@ -50,9 +50,9 @@ class BatchStepper:
         (batch_size, size), (vocab_size, width) = h.shape[1:], self._folded.rows.shape
         self._everyone = np.arange(batch_size)
         self._gates = np.empty((batch_size, width), np.float32)
-        self._factor = torch.empty(batch_size, size, dtype=self._dtype)
+        self._factor = torch.empty(batch_size, size, dtype=self._dtype, device="cpu")
         self._inputs, self._product, self._logits = (
-            (torch.empty(batch_size, length, dtype=self._dtype), torch.empty(batch_size, length))
+            tuple(torch.empty(batch_size, length, dtype=dtype, device="cpu") for dtype in (self._dtype, torch.float32))
             for length in (width, width, vocab_size)
         )
 

@@ -227,7 +227,11 @@ def sample(arguments: argparse.Namespace) -> int:
         if arguments.interactive:
             return _interact(generator, settings)
         if arguments.num == 1 and not arguments.output:
-            _stream(generator, settings)
+            if arguments.precision != "fp32":
+                raise ConfigError(
+                    "--precision: expected bf16 only with --num or --output, got it for a text that streams"
+                )
+            _stream(generator, settings, arguments.quiet)
             return 0
         if settings["length"] is None:
             raise ConfigError("--length: expected at least 1 with --num or --output, which wait for the end; got 0")
@@ -248,17 +252,17 @@ def sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _stream(generator: TextGenerator, settings: dict[str, Any]) -> None:
+def _stream(generator: TextGenerator, settings: dict[str, Any], quiet: bool = False) -> None:
     """Write text as it comes, raw: nothing in it is markup."""
     pieces = generator.stream(**settings)
-    waiting = threading.Timer(
-        2.0, console.say, ["getting ready; the first time, the fast path is compiled for this machine, some seconds"]
-    )
+    patience = "still getting ready; the first text on a machine waits some seconds for what is compiled once"
+    waiting = threading.Timer(2.0, lambda: None if quiet else console.say(patience))
     waiting.daemon = True
     waiting.start()
     try:
-        for piece in pieces:
-            waiting.cancel()
+        for number, piece in enumerate(pieces):
+            if number or not settings["prompt"]:  # the prompt is there at once
+                waiting.cancel()
             sys.stdout.write(piece)
             sys.stdout.flush()
     finally:

@@ -51,9 +51,10 @@ def fold(weights: Mapping[str, Floats], config: ModelConfig) -> Folded:
     kind = LAYER_NORM_LSTM if config.layer_norm else {"rnn": RNN, "gru": GRU, "lstm": LSTM}[config.type]
     layers = [_layer(weights, i, kind) for i in range(config.num_layers)]
     first, above = layers[0], layers[1:]
-    rows = weights["embedding.weight"] @ first["weight_ih"]
-    if kind == LAYER_NORM_LSTM:
-        rows = _normalised(rows) * first["gain_ih"]
+    with np.errstate(invalid="ignore", over="ignore"):  # damaged weights are found in the logits
+        rows = weights["embedding.weight"] @ first["weight_ih"]
+        if kind == LAYER_NORM_LSTM:
+            rows = _normalised(rows) * first["gain_ih"]
     size = config.hidden_size
     empty = {"weight_ih": (0, *first["weight_hh"].shape), "bias_ih": (0, *first["bias_ih"].shape)}
     empty["gain_ih"] = empty["bias_ih"]

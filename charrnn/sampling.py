@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load, and the fast path does witho
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.integer]
 RECENT = 32  # tokens that the repetition penalty remembers
+LARGEST_UNSORTED = 1024  # vocabulary size
 LARGEST_BLOCK, LONGEST_BLOCK = 64, 0.01  # tokens, and about as many seconds, between two pieces of a streamed text
 
 
@@ -157,8 +158,8 @@ class TextGenerator:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
         progress: Callable[[Iterable[Tokens]], Iterable[Tokens]] = iter,
+        precision: Literal["fp32", "bf16"] = "fp32",
         **more: Unpack[TextSettings],
     ) -> list[str]:
         """One text for each prompt, side by side: text i is `generate(prompts[i], …, seed=seed + i)`.
@@ -237,26 +238,34 @@ class TextGenerator:
     def _stepper(self, batch_size: int, precision: str = "fp32") -> Stepper:
         """What reads `batch_size` texts: the fused path where there is one for this model on this machine."""
         parts = self._parts()
-        if parts is None or not has_numba():
-            from charrnn.stepping import ModelStepper
+        if parts is not None and has_numba():
+            try:
+                from charrnn.folded import FoldedStepper, fold
 
-            return ModelStepper(self.model, precision)
-        from charrnn.folded import FoldedStepper, fold
+                if batch_size == 1 and precision == "fp32":
+                    return FoldedStepper(fold(*parts))
+                from charrnn.batching import BatchStepper
 
-        folded = fold(*parts)
-        if batch_size == 1 and precision == "fp32":
-            return FoldedStepper(folded)
-        from charrnn.batching import BatchStepper
+                return BatchStepper(fold(*parts), precision)
+            except (ImportError, RuntimeError):  # numba does not fit numpy, or finds no folder to keep its work in
+                pass
+        from charrnn.stepping import ModelStepper
 
-        return BatchStepper(folded, precision)
+        return ModelStepper(self.model, precision)
 
     def _parts(self) -> "tuple[Mapping[str, Floats], ModelConfig] | None":
-        """The weights by name and the architecture, if this is a `CharModel` in fp32 on a CPU."""
-        from charrnn.models import CharModel
+        """The weights by name and the architecture, if they are all there is to the model, in fp32 on a CPU."""
+        from charrnn.models import MODELS
 
-        if not isinstance(self.model, CharModel):
+        if type(self.model) not in MODELS.values():  # another forward may be another model
+            return None
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules()):
             return None
         weights = self.model.state_dict()
+        if {name: tuple(weight.shape) for name, weight in weights.items()} != self.model.config.shapes(
+            self.tokenizer.vocab_size
+        ):
+            return None
         if any(weight.device.type != "cpu" or weight.dtype.itemsize != 4 for weight in weights.values()):
             return None
         return {name: weight.numpy() for name, weight in weights.items()}, self.model.config
@@ -292,6 +301,8 @@ def _draw(
     """Blocks `(N, B)` of tokens, of these sizes N, each token drawn from what the ones before leave."""
     logits = stepper.read(prompts)
     write = getattr(stepper, "write", None) if reshape.cut else None
+    if logits.shape[-1] > LARGEST_UNSORTED and reshape.cut and reshape.cut[:3] != Cut()[:3]:
+        write = None  # it looks for the likeliest one by one, which is slow among many
     step = 0
     for size in sizes:
         numbers = uniform.draw(size)
@@ -358,7 +369,8 @@ class Reshaping:
         self._filters = [getattr(transforms, name)(value) for name, value in settings.items()]
         self.cut: Cut | None = None
         if repetition_penalty is None and typical_p is None:
-            self.cut = Cut(**settings) if possible is None else Cut(**settings, possible=possible)
+            exact = {name: int(value) if name == "top_k" else float(value) for name, value in settings.items()}
+            self.cut = Cut(**exact) if possible is None else Cut(**exact, possible=possible)
 
     def __call__(self, logits: Floats, step: int) -> Floats:
         """The logits `(B, V)` of the draw at `step`, counted from 0."""

@@ -168,6 +168,18 @@ def test_markup_in_a_text_is_not_interpreted(tmp_path, capfd):
     assert "\n[bold]x[/bold] :smile:" in capfd.readouterr().out
 
 
+def test_half_precision_is_for_texts_side_by_side(run, capfd):
+    assert main(["sample", str(run), "--precision", "bf16", "--length", "5"]) == 2
+    assert "--precision: expected bf16 only with --num or --output" in capfd.readouterr().err
+    assert main(["sample", str(run), "--precision", "bf16", "--length", "5", "--num", "2"]) == 0
+
+
+def test_characters_that_are_not_there_are_refused_before_the_training(text_file, tmp_path, capfd):
+    flags = ["train", "--data", str(text_file), "--forbid", "Ω", "--out", str(tmp_path / "new"), "--max-steps", "1"]
+    assert main(flags) == 2
+    assert "forbid: expected characters that there are tokens for, got 'Ω'" in capfd.readouterr().err
+
+
 def test_a_text_without_end_comes_only_as_it_is_written(run, tmp_path, capfd):
     for flags in (["--num", "2"], ["--output", str(tmp_path / "out.txt")]):
         assert main(["sample", str(run), "--length", "0", *flags]) == 2

@@ -1,6 +1,7 @@
 """The fused path writes what the plain one writes, for every kind of model and every setting."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -172,3 +173,37 @@ def test_other_models_take_the_plain_path():
         assert isinstance(generator._stepper(1), ModelStepper)
     assert isinstance(TextGenerator(made({"type": "lstm"}), TOKENIZER)._stepper(1), FoldedStepper)
     assert set(MODELS) == {options["type"] for options in KINDS}
+
+
+def test_a_model_that_was_changed_takes_the_plain_path():
+    class Louder(charrnn.CharLSTM):
+        def forward(self, tokens, state=None):
+            logits, state = super().forward(tokens, state)
+            return logits * 2, state
+
+    assert isinstance(TextGenerator(Louder(TOKENIZER.vocab_size, 8), TOKENIZER)._stepper(1), ModelStepper)
+    generator = TextGenerator(made({"type": "lstm"}), TOKENIZER)
+    hook = generator.model.head.register_forward_hook(lambda module, inputs, logits: logits * 0)
+    assert np.all(generator.next_logits("a") == 0)
+    hook.remove()
+    assert isinstance(generator._stepper(2), BatchStepper)
+    torch.nn.utils.parametrizations.weight_norm(generator.model.head)
+    assert len(generator.generate("a", 5, seed=1)) == 6
+
+
+def test_where_the_fused_path_cannot_be_loaded_the_plain_one_writes(monkeypatch):
+    generator = TextGenerator(made({"type": "lstm"}), TOKENIZER)
+    expected = generator.generate("a", 30, seed=1)
+    monkeypatch.setitem(sys.modules, "charrnn.folded", None)
+    assert isinstance(generator._stepper(1), ModelStepper)
+    assert generator.generate("a", 30, seed=1) == expected
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_k": 40, "min_p": 0.01}, {"temperature": 0.7}])
+def test_a_large_vocabulary(settings, plainly):
+    tokenizer = CharTokenizer("".join(map(chr, range(0x4E00, 0x4E00 + 3000))))
+    generator = TextGenerator(build_model(ModelConfig(hidden_size=8, num_layers=1), 3000, seed=1), tokenizer)
+    prompt = tokenizer.decode([5])
+    expected = plainly(generator, [prompt], 30, seed=3, **settings)[0]
+    assert generator.generate(prompt, 30, seed=3, **settings) == expected
+    assert generator.generate_batch([prompt, prompt], 30, seed=3, **settings)[0] == expected
