@@ -45,6 +45,7 @@ LISTEN = """root => {
 @contextmanager
 def notebook(page: Page, path: str) -> Iterator[Locator]:
     """A notebook in JupyterLab, all of whose cells have run without an error; its kernel ends with it."""
+    page.bring_to_front()  # what is behind another page draws once a second and answers the mouse as slowly
     try:
         cells = page.evaluate(OPEN, path)
         for cell in cells:
