@@ -1,18 +1,23 @@
-"""Many texts side by side through a folded model: the products by PyTorch, all else by loops that numba compiles."""
+"""Many texts side by side through a folded model: the products by PyTorch, all else by loops that numba compiles.
 
+The texts are dealt out to threads that never meet, for a text needs nothing of another: cores that share each product
+spend more time waiting for one another than multiplying. All that reads a layer's h, the layer itself at the next step
+and the layer above or the head at this one, is one product.
+"""
+
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.elementwise import ALONE
 from charrnn.folded import Floats, Folded, FoldedStepper, Tokens, cells, draw
 from charrnn.transforms import Cut, checked
 
-NONE = np.zeros(0, np.float32)
+FEWEST = 16  # texts that are worth a thread
 
 
 class BatchStepper:
@@ -20,14 +25,16 @@ class BatchStepper:
 
     Args:
         folded: the model.
-        precision: of the factors of the products, `fp32` or `bf16`.
+        precision: of the factors of the products and of what they give, `fp32` or `bf16`.
     """
 
     def __init__(self, folded: Folded, precision: str = "fp32"):
-        self._folded, self._dtype = folded, torch.bfloat16 if precision == "bf16" else torch.float32
-        self._weight_ih, self._weight_hh, self._head = (
-            torch.from_numpy(weight).to(self._dtype) for weight in (folded.weight_ih, folded.weight_hh, folded.head)
-        )
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        own, above = folded.weight_hh, [*folded.weight_ih, folded.head]
+        self._folded = folded
+        self._weights = [torch.from_numpy(np.hstack(both)).to(dtype) for both in zip(own, above, strict=True)]
+        self._threads = torch.get_num_threads()
+        self._pool = _one_core_each(self._threads)
 
     def read(self, prompts: Sequence[Tokens]) -> Floats:
         """Start with these prompts, read one by one, so that each is as it would be alone; logits `(B, V)`."""
@@ -36,50 +43,17 @@ class BatchStepper:
         for prompt in prompts:
             logits.append(alone.read([prompt])[0].copy())
             states.append(alone.state())
-        self._start(*(np.stack(part, axis=1) for part in zip(*states, strict=True)))
-        self._last = np.stack(logits)
-        return self._last
-
-    def select(self, rows: Tokens) -> None:
-        """Go on with the texts at these places."""
-        self._start(*(np.ascontiguousarray(part[:, rows]) for part in (self._h, self._c)))
-
-    def _start(self, h: Floats, c: Floats) -> None:
-        """Go on from these states, `(L, B, H)` each; memory is asked for once, and not again at each step."""
-        self._h, self._c = h, c
-        (batch_size, size), (vocab_size, width) = h.shape[1:], self._folded.rows.shape
-        self._everyone = np.arange(batch_size)
-        self._gates = np.empty((batch_size, width), np.float32)
-        self._factor = torch.empty(batch_size, size, dtype=self._dtype, device="cpu")
-        self._inputs, self._product, self._logits = (
-            tuple(torch.empty(batch_size, length, dtype=dtype, device="cpu") for dtype in (self._dtype, torch.float32))
-            for length in (width, width, vocab_size)
-        )
+        self._deal(*(np.stack(part, axis=1) for part in zip(*states, strict=True)))
+        return np.stack(logits)
 
     def step(self, tokens: Tokens) -> Floats:
         """Read one more token of each text, `(B,)`; logits `(B, V)`."""
-        model, x = self._folded, None
-        for layer, (h, c) in enumerate(zip(self._h, self._c, strict=True)):
-            above = layer - 1
-            if layer:
-                product = self._multiply(x, self._weight_ih[above], self._inputs)
-                inputs = (product, self._everyone, model.gain_ih[above], model.bias_ih[above])
-            else:
-                inputs = (model.rows, tokens, NONE, NONE)
-            product = self._multiply(h, self._weight_hh[layer], self._product)
-            own = (model.gain_hh[layer], model.bias_hh[layer], model.gain_c[layer], model.bias_c[layer])
-            _together(cells, model.kind, *inputs, product, *own, h, c, self._gates)
-            x = h + x if model.residual and layer else h
-        self._last = self._multiply(x, self._head, self._logits) + model.head_bias
-        return self._last
+        return np.concatenate(list(self._pool.map(_Hand.step, self._hands, np.array_split(tokens, len(self._hands)))))
 
-    def _multiply(self, x: Floats, weight: Tensor, result: tuple[Tensor, Tensor]) -> Floats:
-        """The product of x `(B, N)` and the weight, in fp32, in the memory of `result`."""
-        half, whole = result
-        if self._dtype == torch.float32:
-            return torch.mm(torch.from_numpy(x), weight, out=whole).numpy()
-        torch.mm(self._factor.copy_(torch.from_numpy(x)), weight, out=half)
-        return whole.copy_(half).numpy()
+    def select(self, rows: Tokens) -> None:
+        """Go on with the texts at these places."""
+        states = ((hand.h, hand.c) for hand in self._hands)
+        self._deal(*(np.concatenate(part, axis=1)[:, rows] for part in zip(*states, strict=True)))
 
     def write(self, uniform: NDArray[np.float64], temperatures: NDArray[np.float64], cut: Cut) -> Tokens:
         """Draw tokens `(N, B)` one after another for each text and read them.
@@ -92,19 +66,88 @@ class BatchStepper:
         Raises:
             ValueError: a logit is NaN or infinite, or all of a text are -inf.
         """
+        dealt = np.array_split(uniform, len(self._hands), axis=1)
+        written = self._pool.map(lambda hand, part: hand.write(part, temperatures, cut), self._hands, dealt)
+        return np.concatenate(list(written), axis=1)
+
+    def _deal(self, h: Floats, c: Floats) -> None:
+        """Go on from these states, `(L, B, H)` each."""
+        count = max(1, min(self._threads, h.shape[1] // FEWEST))
+        parts = zip(np.array_split(h, count, axis=1), np.array_split(c, count, axis=1), strict=True)
+        self._hands = [_Hand(self._folded, self._weights, *map(np.ascontiguousarray, part)) for part in parts]
+
+
+def _one_core_each(threads: int) -> ThreadPoolExecutor:
+    """So many threads, in each of which PyTorch uses no other."""
+    begun = threading.Barrier(threads + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        begun.wait()
+
+    pool = ThreadPoolExecutor(threads, initializer=begin)
+    for _ in range(threads):
+        pool.submit(int)
+    begun.wait()
+    torch.set_num_threads(threads)  # for the threads of others: each takes, when it begins, what was last set anywhere
+    return pool
+
+
+class _Hand:
+    """The texts that one thread writes, from states h and c `(L, B, H)` on."""
+
+    def __init__(self, folded: Folded, weights: list[Tensor], h: Floats, c: Floats):
+        self.h, self.c = h, c
+        self._folded, self._weights, self._cells = folded, weights, cells(folded.kind)
+        (dtype,) = {weight.dtype for weight in weights}
+        batch_size, vocab_size = h.shape[1], len(folded.head_bias)
+        # memory is asked for once, and not again at each step
+        self._x = np.zeros_like(h[0])  # what the layer above reads, where that is not h
+        self._logits = np.zeros((batch_size, vocab_size), np.float32)
+        factors = [torch.empty(2, *self._x.shape, dtype=dtype, device="cpu") for _ in h]
+        self._factors = [(both[0], both[1 if folded.residual else 0]) for both in factors]
+        self._products = [torch.empty(batch_size, weight.shape[1], dtype=dtype, device="cpu") for weight in weights]
+        self._seen = [tuple(map(_numbers, both)) for both in self._factors]
+        self._results = [_numbers(product) for product in self._products]
+        self._scores = self._results[-1][:, -vocab_size:]
+        for layer, own in enumerate(h):
+            self._x += own
+            factors[layer].copy_(torch.from_numpy(np.stack([own, self._x])))
+            self._multiply(layer)
+
+    def step(self, tokens: Tokens) -> Floats:
+        """Read one more token of each text, `(B,)`; logits `(B, V)`."""
+        self._advance(tokens)
+        return self._products[-1][:, -len(self._folded.head_bias) :].float().numpy() + self._folded.head_bias
+
+    def write(self, uniform: NDArray[np.float64], temperatures: NDArray[np.float64], cut: Cut) -> Tokens:
+        """As `BatchStepper.write`."""
         *settings, possible = cut
         tokens = np.empty(uniform.shape, np.int64)
+        bias, logits = self._folded.head_bias, self._logits
         for drawn, numbers, temperature in zip(tokens, uniform, temperatures, strict=True):
-            if len(possible):
-                self._last = np.where(possible, self._last, np.float32(-np.inf))
-            _together(draw, self._last, numbers, temperature, *settings, drawn)
-            if (drawn < 0).any():
-                checked(self._last)
-            self.step(drawn)
+            if not draw(self._scores, bias, possible, numbers, temperature, *settings, logits, drawn):
+                checked(logits)
+            self._advance(drawn)
         return tokens
 
+    def _advance(self, tokens: Tokens) -> None:
+        results = self._results
+        for layer, (h, c, seen) in enumerate(zip(self.h, self.c, self._seen, strict=True)):
+            self._cells(self._folded, layer, tokens, results[layer - 1], results[layer], h, c, self._x, *seen)
+            self._multiply(layer)
 
-def _together(function: object, *arguments: object) -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    with ALONE:
-        function(*arguments)
+    def _multiply(self, layer: int) -> None:
+        """What the layer reads at the next step and what is above it at this one, side by side."""
+        weight, result, (h, x) = self._weights[layer], self._products[layer], self._factors[layer]
+        if not self._folded.residual:
+            torch.mm(h, weight, out=result)
+            return
+        width = self._folded.weight_hh.shape[2]
+        torch.mm(h, weight[:, :width], out=result[:, :width])
+        torch.mm(x, weight[:, width:], out=result[:, width:])
+
+
+def _numbers(tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """The tensor's memory, of bf16 the bits: numpy has no such numbers."""
+    return (tensor if tensor.dtype == torch.float32 else tensor.view(torch.uint16)).numpy()

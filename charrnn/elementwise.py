@@ -10,13 +10,14 @@ import threading
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 LARGEST = np.float32(80)  # the exponent is held between -80 and 80: e^80 is near the largest fp32
 LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
 LN_2_REST = np.float32(math.log(2) - float(LN_2))  # what fp32 cannot hold of it
 SERIES = tuple(np.float32(1 / math.factorial(order)) for order in range(7))
+BITS_CUT, HALF_OF_BF16, LAST, NO_NUMBER = map(np.uint32, (16, 0x7FFF, 1, 0x7FC0))  # fp32 to bf16
 ALONE = threading.Lock()  # one of numba's ways to use many cores ends the process if two threads come at once
 COMPILED = {"error_model": "numpy", "nogil": True, "fastmath": {"nsz", "arcp", "contract", "afn"}}
 
@@ -54,3 +55,33 @@ def sigmoid(x):
 def tanh(x):
     """(e^2x - 1) / (e^2x + 1)."""
     return ONE - TWO / (ONE + exp(TWO * x))
+
+
+def copy(source, target):
+    """Copy numbers between arrays of fp32 and of the 16 bits of bf16, rounded to the nearest and half to even."""
+    raise NotImplementedError("inside compiled code only")
+
+
+@overload(copy)
+def _copy(source, target):
+    if source.dtype == target.dtype:
+
+        def copy(source, target):
+            for j in range(len(target)):
+                target[j] = source[j]
+
+    elif target.dtype == types.uint16:
+
+        def copy(source, target):
+            for j in range(len(target)):
+                bits = float_to_bits(source[j])
+                rounded = (bits + HALF_OF_BF16 + (bits >> BITS_CUT & LAST)) >> BITS_CUT
+                target[j] = rounded if source[j] == source[j] else NO_NUMBER
+
+    else:
+
+        def copy(source, target):
+            for j in range(len(target)):
+                target[j] = bits_to_float(np.uint32(source[j]) << BITS_CUT)
+
+    return copy

@@ -10,15 +10,16 @@ and it takes longer to load than a page of text to write.
     L  layers      H  hidden_size      G  gates      V  vocab_size      B  streams side by side
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from charrnn.config import ModelConfig
-from charrnn.elementwise import COMPILED, LARGEST, ZERO, exp, sigmoid, tanh
+from charrnn.elementwise import COMPILED, LARGEST, ZERO, copy, exp, sigmoid, tanh
 from charrnn.transforms import ROUNDING, Cut, checked
 
 Floats = NDArray[np.float32]
@@ -109,9 +110,9 @@ class FoldedStepper:
         num_layers, size, width = folded.weight_hh.shape
         vocab_size = len(folded.head_bias)
         h, c = np.zeros((2, num_layers, size), np.float32)
-        scratch = [np.zeros(length, np.float32) for length in (width, width, width, size)]
+        inputs, product = np.zeros((2, width // size, size), np.float32)
         self._logits = np.zeros(vocab_size, np.float32)
-        self._state = h, c, *scratch, self._logits, np.zeros(vocab_size)
+        self._state = h, c, inputs, product, np.zeros(size, np.float32), self._logits, np.zeros(vocab_size)
 
     def read(self, prompts: Sequence[Tokens]) -> Floats:
         """Start with this prompt, `[(T,)]`; logits `(1, V)` after it."""
@@ -170,12 +171,6 @@ def _add_product(x, weight, out):
 
 
 @njit(**COMPILED)
-def _copy(source, target):
-    for j in range(len(target)):
-        target[j] = source[j]
-
-
-@njit(**COMPILED)
 def _finish(kind, product, gain, bias):
     """What is done to a product before the gates see it."""
     if kind == LAYER_NORM_LSTM:
@@ -193,62 +188,50 @@ def _finish(kind, product, gain, bias):
 
 
 @njit(**COMPILED)
-def _open(inputs, product, gate, start, end):
-    for j in range(start, end):
-        gate[j] = sigmoid(inputs[j] + product[j])
+def _cell(kind, inputs, product, gain_c, bias_c, h, c):
+    """One step of one layer of one text, from what was multiplied of x and of h, `(G, H)` each: h and c (H) change.
 
-
-@njit(**COMPILED)
-def _propose(inputs, product, gate, start, end):
-    for j in range(start, end):
-        gate[j] = tanh(inputs[j] + product[j])
-
-
-@njit(**COMPILED)
-def _cell(kind, inputs, product, gate, gain_c, bias_c, h, c):
-    """One step of one layer of one text: h and c (H) change.
-
-    Each loop writes to another array than it reads, or from 0 on, else the compiler makes no vectors of it.
+    A gate is a row of those two, found by its number, for a view costs as much as a dozen of its elements. An LSTM has
+    two loops, for in one the compiler runs out of registers.
     """
     size = len(h)
     if kind == RNN:
-        _propose(inputs, product, gate, 0, size)
-        _copy(gate, h)
+        for j in range(size):
+            h[j] = tanh(inputs[0, j] + product[0, j])
     elif kind == GRU:
-        _open(inputs, product, gate, 0, 2 * size)
         for j in range(size):
-            product[j] = gate[j] * product[2 * size + j]
-        for j in range(size):
-            candidate = tanh(inputs[2 * size + j] + product[j])
-            h[j] = candidate + gate[size + j] * (h[j] - candidate)
+            reset = sigmoid(inputs[0, j] + product[0, j])
+            update = sigmoid(inputs[1, j] + product[1, j])
+            candidate = tanh(inputs[2, j] + reset * product[2, j])
+            h[j] = candidate + update * (h[j] - candidate)
     else:
-        _open(inputs, product, gate, 0, 2 * size)
-        _propose(inputs, product, gate, 2 * size, 3 * size)
-        _open(inputs, product, gate, 3 * size, 4 * size)
         for j in range(size):
-            c[j] = gate[size + j] * c[j] + gate[j] * gate[2 * size + j]
-        for j in range(size):
-            product[j] = c[j]
+            kept = sigmoid(inputs[1, j] + product[1, j]) * c[j]
+            c[j] = kept + sigmoid(inputs[0, j] + product[0, j]) * tanh(inputs[2, j] + product[2, j])
+        seen = c
         if kind == LAYER_NORM_LSTM:
-            _finish(kind, product[:size], gain_c, bias_c)
+            seen = product[0]
+            copy(c, seen)
+            _finish(kind, seen, gain_c, bias_c)
         for j in range(size):
-            h[j] = gate[3 * size + j] * tanh(product[j])
+            h[j] = sigmoid(inputs[3, j] + product[3, j]) * tanh(seen[j])
 
 
 @njit(**COMPILED)
-def _advance(model, token, h, c, inputs, product, gate, x):
+def _advance(model, token, h, c, inputs, product, x):
     """One step of one text: h and c (L, H) change, x (H) becomes what the head reads."""
+    all_inputs, all_product = inputs.ravel(), product.ravel()
     for layer in range(len(h)):
         if layer == 0:
-            _copy(model.rows[token], inputs)
+            copy(model.rows[token], all_inputs)
         else:
-            inputs[:] = 0
-            _add_product(x, model.weight_ih[layer - 1], inputs)
-            _finish(model.kind, inputs, model.gain_ih[layer - 1], model.bias_ih[layer - 1])
-        product[:] = 0
-        _add_product(h[layer], model.weight_hh[layer], product)
-        _finish(model.kind, product, model.gain_hh[layer], model.bias_hh[layer])
-        _cell(model.kind, inputs, product, gate, model.gain_c[layer], model.bias_c[layer], h[layer], c[layer])
+            all_inputs[:] = 0
+            _add_product(x, model.weight_ih[layer - 1], all_inputs)
+            _finish(model.kind, all_inputs, model.gain_ih[layer - 1], model.bias_ih[layer - 1])
+        all_product[:] = 0
+        _add_product(h[layer], model.weight_hh[layer], all_product)
+        _finish(model.kind, all_product, model.gain_hh[layer], model.bias_hh[layer])
+        _cell(model.kind, inputs, product, model.gain_c[layer], model.bias_c[layer], h[layer], c[layer])
         below = model.residual and layer > 0
         for j in range(len(x)):
             x[j] = h[layer, j] + x[j] if below else h[layer, j]
@@ -256,17 +239,15 @@ def _advance(model, token, h, c, inputs, product, gate, x):
 
 @njit(**COMPILED)
 def _score(model, x, logits):
-    _copy(model.head_bias, logits)
+    copy(model.head_bias, logits)
     _add_product(x, model.head, logits)
 
 
 @njit(cache=True, **COMPILED)
-def _run(
-    model, given, drawn, uniform, temperatures, k, p, share, possible, h, c, inputs, product, gate, x, logits, weights
-):
+def _run(model, given, drawn, uniform, temperatures, k, p, share, possible, h, c, inputs, product, x, logits, weights):
     """Read the tokens that are given, then draw tokens one after another and read each; whether all went well."""
     for token in given:
-        _advance(model, token, h, c, inputs, product, gate, x)
+        _advance(model, token, h, c, inputs, product, x)
     if len(given):
         _score(model, x, logits)
     for n in range(len(drawn)):
@@ -276,7 +257,7 @@ def _run(
         drawn[n] = _draw(logits, uniform[n], temperatures[n], k, p, share, weights)
         if drawn[n] < 0:
             return False
-        _advance(model, drawn[n], h, c, inputs, product, gate, x)
+        _advance(model, drawn[n], h, c, inputs, product, x)
         _score(model, x, logits)
     return True
 
@@ -355,19 +336,55 @@ def _drop(weights, taken):
     return total
 
 
-@njit(parallel=True, cache=True, **COMPILED)
-def cells(kind, rows, places, gain_ih, bias_ih, products, gain_hh, bias_hh, gain_c, bias_c, h, c, gates):
-    """One step of one layer of B texts; the input product of text b is row places[b] of `rows`."""
-    for b in prange(len(h)):
-        inputs = rows[places[b]]
-        if len(bias_ih):  # a layer above the first, whose rows are not finished
-            _finish(kind, inputs, gain_ih, bias_ih)
-        _finish(kind, products[b], gain_hh, bias_hh)
-        _cell(kind, inputs, products[b], gates[b], gain_c, bias_c, h[b], c[b])
+@functools.cache
+def cells(kind):
+    """The step of one layer of B texts, compiled for one kind of model: the branches of the others cost a tenth."""
+
+    @njit(cache=True, **COMPILED)
+    def step(model, layer, tokens, below, own, h, c, x, factor, factor_above):
+        """Change h, c and x (B, H), and with them the factors of the next products.
+
+        `below` and `own` hold what was multiplied of the layer below and of this one, in fp32 or in the bits of bf16:
+        what the layer itself reads and, after that, what the layer above does. x is used with residual connections.
+        """
+        size, width = h.shape[1], model.weight_hh.shape[2]
+        inputs, product = np.empty((width // size, size), np.float32), np.empty((width // size, size), np.float32)
+        all_inputs, all_product = inputs.ravel(), product.ravel()
+        gain_c, bias_c = model.gain_c[layer], model.bias_c[layer]
+        for b in range(len(h)):
+            if layer == 0:
+                copy(model.rows[tokens[b]], all_inputs)
+            else:
+                copy(below[b, width:], all_inputs)
+                _finish(kind, all_inputs, model.gain_ih[layer - 1], model.bias_ih[layer - 1])
+            copy(own[b, :width], all_product)
+            if kind in (GRU, LAYER_NORM_LSTM):  # the others have all in bias_ih
+                _finish(kind, all_product, model.gain_hh[layer], model.bias_hh[layer])
+            _cell(kind, inputs, product, gain_c, bias_c, h[b], c[b])
+            copy(h[b], factor[b])
+            if model.residual:
+                for j in range(size):
+                    x[b, j] = h[b, j] + x[b, j] if layer else h[b, j]
+                copy(x[b], factor_above[b])
+
+    return step
 
 
-@njit(parallel=True, cache=True, **COMPILED)
-def draw(logits, uniform, temperature, k, p, share, tokens):
-    """A token for each of B texts, as `_draw` draws it."""
-    for b in prange(len(logits)):
-        tokens[b] = _draw(logits[b], uniform[b], temperature, k, p, share, np.empty(logits.shape[1]))
+@njit(cache=True, **COMPILED)
+def draw(products, bias, possible, uniform, temperature, k, p, share, logits, tokens):
+    """A token for each of B texts, as `_draw` draws it; whether all went well.
+
+    Logits (B, V) are the products, in fp32 or in the bits of bf16, and the bias.
+    """
+    weights = np.empty(len(bias))
+    for b in range(len(tokens)):
+        copy(products[b], logits[b])
+        for j in range(len(bias)):
+            logits[b, j] += bias[j]
+        for j in range(len(possible)):
+            if not possible[j]:
+                logits[b, j] = -np.inf
+        tokens[b] = _draw(logits[b], uniform[b], temperature, k, p, share, weights)
+        if tokens[b] < 0:
+            return False
+    return True

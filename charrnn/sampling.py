@@ -6,6 +6,7 @@ asked for, streamed or whole, alone or in a batch.
 """
 
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ Floats = NDArray[np.floating]
 Tokens = NDArray[np.integer]
 RECENT = 32  # tokens that the repetition penalty remembers
 LARGEST_UNSORTED = 1024  # vocabulary size
+CHARACTERS_AT_ONCE = 1 << 16  # of a batch, between two steps of its progress
 LARGEST_BLOCK, LONGEST_BLOCK = 64, 0.01  # tokens, and about as many seconds, between two pieces of a streamed text
 
 
@@ -177,7 +179,8 @@ class TextGenerator:
         texts = [_Text(length, more.get("stop"), self.tokenizer) for _ in prompts]
         more.pop("stop", None)
         parts = [[prompt] for prompt in prompts]
-        size = min(length, LARGEST_BLOCK)
+        most = max(LARGEST_BLOCK // 4, CHARACTERS_AT_ONCE // len(prompts))
+        size = math.ceil(length / max(1, math.ceil(length / most)))  # blocks of one size: none is drawn in vain
         stepper = self._stepper(len(prompts), precision)
         blocks = self._blocks(stepper, prompts, size, temperature, top_k=top_k, top_p=top_p, seed=seed, **more)
         if length:
@@ -467,11 +470,12 @@ class _Uniform:
 
     def __init__(self, size: int, seed: int | None):
         first = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        self._generators = [np.random.RandomState((first + i) % 2**32) for i in range(size)]
+        self._generators = [np.random.MT19937(0) for _ in range(size)]
+        for i, generator in enumerate(self._generators):
+            np.random.RandomState(generator).seed((first + i) % 2**32)
 
     def draw(self, size: int) -> Floats:
         """The next numbers of each text, `(size, B)`, float64."""
-        rows = [generator.randint(0, 2**32, size=(size, 2), dtype=np.uint32) for generator in self._generators]
-        pairs = np.stack(rows, axis=1).astype(np.uint64)  # (size, B, 2)
-        bits = (pairs[..., 0] << np.uint64(32) | pairs[..., 1]) & np.uint64(2**53 - 1)
+        pairs = np.stack([generator.random_raw(2 * size) for generator in self._generators], axis=-1)  # (2 * size, B)
+        bits = (pairs[0::2] << np.uint64(32) | pairs[1::2]) & np.uint64(2**53 - 1)
         return bits * 2.0**-53

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from charrnn.transforms import cyclic
 pytest.importorskip("numba", reason="the fused path needs numba")
 
 from charrnn.batching import BatchStepper
+from charrnn.elementwise import copy
 from charrnn.folded import FoldedStepper, fold
 
 TOKENIZER = CharTokenizer("\n abcdefghij")
@@ -111,6 +113,29 @@ def test_some_of_a_batch_go_on(model):
     np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
 
 
+@pytest.mark.parametrize("size", [31, 47])
+def test_texts_that_are_dealt_to_threads_are_those_alone(model, size):
+    generator = TextGenerator(model, TOKENIZER)
+    threads = torch.get_num_threads()
+    prompts = ["abcdefghij"[i % 10] for i in range(size)]
+    texts = generator.generate_batch(prompts, 60, temperature=0.8, seed=5)
+    assert texts == [generator.generate(prompt, 60, 0.8, seed=5 + i) for i, prompt in enumerate(prompts)]
+    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == threads
+
+
+def test_many_texts_go_on_where_some_end(model):
+    prompts = np.random.default_rng(0).integers(0, TOKENIZER.vocab_size, (50, 3))
+    ours, plain = BatchStepper(folded(model)), ModelStepper(model)
+    for stepper in (ours, plain):
+        stepper.read(prompts)
+        stepper.select(np.arange(50) % 37)
+    tokens = np.arange(50) % TOKENIZER.vocab_size
+    for _ in range(2):
+        np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
+
+
 def test_what_trains_on_is_what_writes_next(model):
     generator = TextGenerator(model, TOKENIZER)
     before = generator.generate(length=50, seed=1)
@@ -132,7 +157,7 @@ def test_a_loaded_model_that_is_changed_writes_by_its_new_weights(tmp_path, mode
     assert loaded.generate(length=5, seed=2) == TOKENIZER.decode([3]) * 5
 
 
-@pytest.mark.parametrize("prompts", [["a"], ["a", "b"]])
+@pytest.mark.parametrize("prompts", [["a"], ["a", "b"], ["a"] * 40])
 @pytest.mark.parametrize(("value", "message"), [(math.nan, "got NaN"), (math.inf, "got infinity")])
 def test_damaged_weights_raise(prompts, value, message):
     model = made({"type": "lstm"})
@@ -140,6 +165,27 @@ def test_damaged_weights_raise(prompts, value, message):
         model.head.bias[5] = value
     with pytest.raises(ValueError, match=message):
         TextGenerator(model, TOKENIZER).generate_batch(prompts, 3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["layers.0.weight_hh_l0", "layers.1.weight_ih_l0", "embedding.weight"])
+def test_nan_of_any_bits_is_found(name, precision):
+    model = made({"type": "lstm"})
+    bits = model.state_dict()[name].view(torch.int32)
+    bits[:] = -1  # as in a file that is all ones: a NaN that rounding could carry over into a number
+    with pytest.raises(ValueError, match="got NaN"):
+        TextGenerator(model, TOKENIZER).generate_batch(["a", "b"], 3, precision=precision)
+
+
+def test_bf16_is_rounded_as_pytorch_does():
+    random = np.random.default_rng(1).integers(0, 2**32, 10_000, dtype=np.uint32)
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F80FFFF, 0x7F7FFFFF, 0x80000000, 0x7F800000, 0xFF800000], np.uint32)
+    numbers = np.concatenate([random, ties]).view(np.float32)
+    bits, again = np.empty(len(numbers), np.uint16), np.empty(len(numbers), np.float32)
+    copied = pytest.importorskip("numba").njit(lambda source, target: copy(source, target))
+    copied(numbers, bits)
+    copied(bits, again)
+    np.testing.assert_array_equal(again, torch.from_numpy(numbers).bfloat16().float().numpy())
 
 
 def test_a_course_of_temperatures_out_of_range_raises():

@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "beams": {"transforms"},
     "elementwise": set(),
     "folded": {"config", "elementwise", "transforms"},
-    "batching": {"elementwise", "folded", "transforms"},
+    "batching": {"folded", "transforms"},
     "sampling": {"config", "tokenizer", "models", "transforms", "stepping", "beams", "folded", "batching", "installed"},
     "loading": {"checkpoint", "config", "device", "models", "sampling"},
     "schedules": {"config"},

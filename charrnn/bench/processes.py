@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,23 @@ def run_apart(arguments: Sequence[str], environment: Mapping[str, str] | None = 
     if result.returncode:
         raise MeasurementError(_reason(result))
     return result.stdout
+
+
+def seconds_to_output(code: str) -> float:
+    """Seconds from the start of Python until the first character that `code` prints.
+
+    Raises:
+        MeasurementError: it failed, or was killed, or printed nothing.
+    """
+    begin = time.perf_counter()
+    command = [sys.executable, "-u", "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as process:
+        first = process.stdout.read(1)
+        seconds = time.perf_counter() - begin
+        _, errors = process.communicate()
+    if process.returncode or not first:
+        raise MeasurementError(_reason(subprocess.CompletedProcess(command, process.returncode, "", errors)))
+    return seconds
 
 
 def _reason(result: subprocess.CompletedProcess[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from charrnn.api import create_model
-from charrnn.bench.processes import answer, measure_apart, run_apart
+from charrnn.bench.processes import answer, measure_apart, seconds_to_output
 from charrnn.device import candidate_precisions
 from charrnn.sampling import TextGenerator
 from charrnn.tokenizer import CharTokenizer
@@ -108,9 +108,9 @@ def compare(
 
 
 FIRST = {
-    "charrnn.load_model(…).stream()": "import charrnn; next(charrnn.load_model({path!r}).stream(seed=1))",
-    "import torch": "import torch",
-    "python": "",
+    "charrnn.load_model(…).stream()": "import charrnn; print(next(charrnn.load_model({path!r}).stream(seed=1)))",
+    "import torch": "import torch; print(torch)",
+    "python": "print(0)",
 }
 
 
@@ -127,9 +127,7 @@ def start(
     """
     seconds: dict[str, list[float]] = {what: [] for what in FIRST}
     for what in progress([what for _ in range(rounds + 1) for what in FIRST]):
-        begin = time.perf_counter()
-        run_apart(["-c", FIRST[what].format(path=str(checkpoint))])
-        seconds[what].append(time.perf_counter() - begin)
+        seconds[what].append(seconds_to_output(FIRST[what].format(path=str(checkpoint))))
     # the first turn may have compiled and read from disk what later ones find
     return [{"what": what, "seconds": statistics.median(each[1:])} for what, each in seconds.items()]
 
