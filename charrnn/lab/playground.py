@@ -216,7 +216,7 @@ class Playground(WritingPanel):
             return
         if self.writer.running:
             return
-        self.copied.outputs = ()
+        self.copied.outputs, self._cost = (), ""
         self._watcher = Worker()  # that of the text before may be at its last look
         self._watcher.start(self._watch)
         super()._begin(start)

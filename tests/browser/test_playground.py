@@ -143,4 +143,6 @@ def test_the_page_is_worth_a_picture(page_of_its_own, everything, picture):
     text = playground.generate()
     assert len(text) == len("ROMEO:\n") + 300
     expect(playground.control("status")).to_contain_text("bits per character")
-    picture(page_of_its_own.locator("body"), "playground")
+    expect(playground.words).to_contain_text(text[-9:].splitlines()[-1])  # the views have followed to the very end
+    page_of_its_own.set_viewport_size({"width": 1080, "height": 1300})  # what is scrolled out of sight is cut off
+    picture(playground.root, "playground")
