@@ -29,7 +29,7 @@ Floats = NDArray[np.floating]
 Tokens = NDArray[np.integer]
 RECENT = 32  # tokens that the repetition penalty remembers
 LARGEST_UNSORTED = 1024  # vocabulary size
-CHARACTERS_AT_ONCE = 1 << 16  # of a batch, between two steps of its progress
+CHARACTERS_AT_ONCE = 1 << 16  # of a batch, between two steps of its progress, if all are wanted
 LARGEST_BLOCK, LONGEST_BLOCK = 64, 0.01  # tokens, and about as many seconds, between two pieces of a streamed text
 
 
@@ -179,8 +179,10 @@ class TextGenerator:
         texts = [_Text(length, more.get("stop"), self.tokenizer) for _ in prompts]
         more.pop("stop", None)
         parts = [[prompt] for prompt in prompts]
-        most = max(LARGEST_BLOCK // 4, CHARACTERS_AT_ONCE // len(prompts))
-        size = math.ceil(length / max(1, math.ceil(length / most)))  # blocks of one size: none is drawn in vain
+        size = min(length, LARGEST_BLOCK)
+        if length and len(prompts) > 1 and not any(text.stops for text in texts):
+            most = min(max(CHARACTERS_AT_ONCE // len(prompts), 16), 4 * LARGEST_BLOCK)
+            size = math.ceil(length / math.ceil(length / most))  # blocks of one size: none is drawn in vain
         stepper = self._stepper(len(prompts), precision)
         blocks = self._blocks(stepper, prompts, size, temperature, top_k=top_k, top_p=top_p, seed=seed, **more)
         if length:
@@ -431,8 +433,8 @@ class _Text:
         if length is not None and length < 0:
             raise ValueError(f"length: expected at least 0, got {length}")
         self._missing = length
-        self._stops = [stop] if isinstance(stop, str) else list(stop or [])
-        if "" in self._stops:
+        self.stops = [stop] if isinstance(stop, str) else list(stop or [])
+        if "" in self.stops:
             raise ValueError("stop: expected a string to end after, got an empty one")
         self._tail = ""  # as much of the end as may be the beginning of a stop
         self._decoder = StreamDecoder(tokenizer)
@@ -443,7 +445,7 @@ class _Text:
         if self.ended:
             return ""
         piece = self._decoder.push(tokens)[: self._missing]
-        if self._stops:
+        if self.stops:
             piece = self._up_to_a_stop(piece)
         if self._missing is not None:
             self._missing -= len(piece)
@@ -452,11 +454,11 @@ class _Text:
 
     def _up_to_a_stop(self, piece: str) -> str:
         text = self._tail + piece
-        ends = [place + len(stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        ends = [place + len(stop) for stop in self.stops if (place := text.find(stop)) >= 0]
         if ends:
             self.ended = True
             return piece[: min(ends) - len(self._tail)]
-        longest = max(map(len, self._stops)) - 1
+        longest = max(map(len, self.stops)) - 1
         self._tail = text[len(text) - min(longest, len(text)) :]
         return piece
 
