@@ -33,8 +33,6 @@ class BatchStepper:
         own, above = folded.weight_hh, [*folded.weight_ih, folded.head]
         self._folded = folded
         self._weights = [torch.from_numpy(np.hstack(both)).to(dtype) for both in zip(own, above, strict=True)]
-        self._threads = torch.get_num_threads()
-        self._pool = _one_core_each(self._threads)
 
     def read(self, prompts: Sequence[Tokens]) -> Floats:
         """Start with these prompts, read one by one, so that each is as it would be alone; logits `(B, V)`."""
@@ -43,6 +41,8 @@ class BatchStepper:
         for prompt in prompts:
             logits.append(alone.read([prompt])[0].copy())
             states.append(alone.state())
+        self._threads = max(1, min(torch.get_num_threads(), len(prompts) // FEWEST))
+        self._pool = _one_core_each(self._threads)
         self._deal(*(np.stack(part, axis=1) for part in zip(*states, strict=True)))
         return np.stack(logits)
 
@@ -72,14 +72,14 @@ class BatchStepper:
 
     def _deal(self, h: Floats, c: Floats) -> None:
         """Go on from these states, `(L, B, H)` each."""
-        count = max(1, min(self._threads, h.shape[1] // FEWEST))
+        count = min(self._threads, h.shape[1])
         parts = zip(np.array_split(h, count, axis=1), np.array_split(c, count, axis=1), strict=True)
         self._hands = [_Hand(self._folded, self._weights, *map(np.ascontiguousarray, part)) for part in parts]
 
 
 def _one_core_each(threads: int) -> ThreadPoolExecutor:
     """So many threads, in each of which PyTorch uses no other."""
-    begun = threading.Barrier(threads + 1)
+    before, begun = torch.get_num_threads(), threading.Barrier(threads + 1)
 
     def begin() -> None:
         torch.set_num_threads(1)
@@ -89,7 +89,7 @@ def _one_core_each(threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(int)
     begun.wait()
-    torch.set_num_threads(threads)  # for the threads of others: each takes, when it begins, what was last set anywhere
+    torch.set_num_threads(before)  # for the threads of others: each takes, when it begins, what was last set anywhere
     return pool
 
 

@@ -130,10 +130,12 @@ def test_many_texts_go_on_where_some_end(model):
     ours, plain = BatchStepper(folded(model)), ModelStepper(model)
     for stepper in (ours, plain):
         stepper.read(prompts)
-        stepper.select(np.arange(50) % 37)
-    tokens = np.arange(50) % TOKENIZER.vocab_size
-    for _ in range(2):
-        np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
+    for rows in (np.arange(50) % 37, np.array([7])):
+        for stepper in (ours, plain):
+            stepper.select(rows)
+        tokens = np.arange(len(rows)) % TOKENIZER.vocab_size
+        for _ in range(2):
+            np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
 
 
 def test_what_trains_on_is_what_writes_next(model):
