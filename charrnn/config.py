@@ -123,8 +123,12 @@ class TrainingConfig(_Section):
     muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon, for its matrices")
     beta1: float = Field(0.9, ge=0, lt=1, description="share kept of the mean gradient: Adam's beta1, SGD's momentum")
     beta2: float = Field(0.999, ge=0, lt=1, description="share kept of its mean square: Adam's beta2, RMSprop's alpha")
-    weight_decay: float = Field(1e-5, ge=0, description="decoupled from the gradient with adamw and muon, else L2")
-    grad_clip: float = Field(5.0, gt=0, description="largest norm of the whole gradient; longer ones are scaled down")
+    weight_decay: float = Field(
+        1e-5, ge=0, description="shrinks the matrices of layers and head; decoupled with adamw and muon, else L2"
+    )
+    grad_clip: float | None = Field(
+        5.0, gt=0, description="largest norm of the whole gradient; longer ones are scaled down; null: no clipping"
+    )
     clip_by: Literal["norm", "value"] = Field(
         "norm", description="value: grad_clip bounds each entry of the gradient, as in 2015"
     )

@@ -1,6 +1,8 @@
 """What turns gradients into steps: AdamW, Adam, Muon, RMSprop as in 2015, or plain SGD, all of them PyTorch's."""
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer, RMSprop
 
 from charrnn.config import TrainingConfig
@@ -12,36 +14,60 @@ NEWTON_SCHULZ_STEPS = 3  # of Muon's usual 5: the other two take two fifths of i
 def build_optimizers(model: CharModel, config: TrainingConfig) -> list[Optimizer]:
     """The optimizers of a model's parameters: one, or with `muon` Muon for `muon_parameters` and AdamW for the rest.
 
-    Each group of parameters has its peak learning rate as `group["peak"]`.
+    Each group of parameters has its peak learning rate as `group["peak"]`. Weight decay applies to the matrices of the
+    layers and the head, not to biases, gains and embeddings.
 
     Args:
         model: on the device that it is trained on.
         config: names the optimizer and its settings.
     """
-    rest, rate = list(model.parameters()), config.learning_rate
+    matrices = muon_parameters(model) if config.optimizer == "muon" else []
     betas, decay = (config.beta1, config.beta2), config.weight_decay
-    fused = rest[0].device.type in ("cpu", "cuda")  # one kernel for all weights; MPS has none
+    rest, rate = _groups(model, decay, matrices), config.learning_rate
+    fused = model.head.weight.device.type in ("cpu", "cuda")  # one kernel for all weights; MPS has none
     match config.optimizer:
         case "adamw":
-            optimizers = [AdamW(rest, rate, betas, weight_decay=decay, fused=fused)]
+            optimizers = [AdamW(rest, rate, betas, fused=fused)]
         case "adam":
-            optimizers = [Adam(rest, rate, betas, weight_decay=decay, fused=fused)]
+            optimizers = [Adam(rest, rate, betas, fused=fused)]
         case "rmsprop":
-            optimizers = [RMSprop(rest, rate, alpha=config.beta2, weight_decay=decay)]
+            optimizers = [RMSprop(rest, rate, alpha=config.beta2)]
         case "sgd":
-            optimizers = [SGD(rest, rate, momentum=config.beta1, weight_decay=decay, fused=fused)]
+            optimizers = [SGD(rest, rate, momentum=config.beta1, fused=fused)]
         case "muon":
-            matrices = muon_parameters(model)
-            chosen = {id(parameter) for parameter in matrices}
-            rest = [parameter for parameter in rest if id(parameter) not in chosen]
             optimizers = [
                 Muon(matrices, config.muon_learning_rate, weight_decay=decay, ns_steps=NEWTON_SCHULZ_STEPS),
-                AdamW(rest, rate, betas, weight_decay=decay, fused=fused),
+                AdamW(rest, rate, betas, fused=fused),
             ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
+
+
+def _groups(model: CharModel, weight_decay: float, taken: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """The parameters that are not `taken` in two groups: matrices, which decay, and all others, which do not.
+
+    Biases and gains set a scale of their own, and an embedding's rows would decay while their tokens are absent.
+    """
+    rest = {name: parameter for name, parameter in model.named_parameters() if all(parameter is not p for p in taken)}
+    decayed = [name for name, parameter in rest.items() if parameter.ndim > 1 and name != "embedding.weight"]
+    return [
+        {"params": [rest[name] for name in decayed], "weight_decay": weight_decay},
+        {"params": [rest[name] for name in rest if name not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def clip_gradients(model: nn.Module, config: TrainingConfig) -> Tensor:
+    """Bound the gradients of `model` as `grad_clip` and `clip_by` say; return their total norm before that, 0-dim."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if config.grad_clip is not None:
+        if config.clip_by == "norm":
+            nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, norm)
+        else:
+            nn.utils.clip_grad_value_(parameters, config.grad_clip)
+    return norm
 
 
 def muon_parameters(model: CharModel) -> list[nn.Parameter]:

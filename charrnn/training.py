@@ -33,7 +33,7 @@ from charrnn.device import (
     set_threads,
 )
 from charrnn.models import CharModel, State, detach_state, flatten_state, map_state, unflatten_state
-from charrnn.optimizers import build_optimizers
+from charrnn.optimizers import build_optimizers, clip_gradients
 from charrnn.schedules import evaluations_since_best, rate_factor
 
 # ---------------------------------------------------------------------------------------------------------- events
@@ -355,7 +355,7 @@ class Trainer:
         self._backward(window)
         for optimizer in self.optimizers:
             self._scaler.unscale_(optimizer)
-        grad_norm = self._clip()
+        grad_norm = clip_gradients(self.model, config)
         factor = rate_factor(config, self.share_used(), self.epoch, self._losses())
         self._rate = config.learning_rate * factor
         for optimizer in self.optimizers:
@@ -405,15 +405,6 @@ class Trainer:
         loss, smoothing = F.nll_loss(log_p, targets.flatten()), self.config.label_smoothing
         objective = (1 - smoothing) * loss - smoothing * log_p.mean() if smoothing else loss
         return objective, loss.detach(), detach_state(state)
-
-    def _clip(self) -> Tensor:
-        """Bound the gradient; its norm before that."""
-        parameters, bound = list(self.model.parameters()), self.config.grad_clip
-        if self.config.clip_by == "norm":
-            return nn.utils.clip_grad_norm_(parameters, bound)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        nn.utils.clip_grad_value_(parameters, bound)
-        return norm
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -497,7 +488,7 @@ class Trainer:
                 raise DivergedError(
                     f"expected finite numbers, got {total.item()} in the {what} by step {self.progress.step}: the run "
                     f"has diverged; lower learning_rate (now {self.config.learning_rate:g}) or grad_clip "
-                    f"(now {self.config.grad_clip:g}); the last good checkpoint, if one was written, is kept"
+                    f"(now {self.config.grad_clip}); the last good checkpoint, if one was written, is kept"
                 )
 
 

@@ -3,7 +3,7 @@ import torch
 
 from charrnn.config import ModelConfig, TrainingConfig
 from charrnn.models import build_model
-from charrnn.optimizers import build_optimizers, muon_parameters
+from charrnn.optimizers import build_optimizers, clip_gradients, muon_parameters
 
 NAMES = ["adamw", "adam", "muon", "rmsprop", "sgd"]
 
@@ -57,3 +57,23 @@ def test_weight_decay_is_decoupled_in_adamw_alone():
         optimizer.step()
         moved = model.head.weight / before
         assert torch.allclose(moved, torch.full_like(moved, factor)) if factor else moved.std() > 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}, {"tie_weights": True}])
+def test_only_matrices_of_layers_and_head_decay(name, options):
+    model = tiny_model(**options)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [group for o in build_optimizers(model, TrainingConfig(optimizer=name)) for group in o.param_groups]
+    decays = {names[id(parameter)] for group in groups if group["weight_decay"] for parameter in group["params"]}
+    layers = {f"layers.{i}.weight_{kind}_l0" for i in (0, 1) for kind in ("ih", "hh")}
+    assert decays == (layers if options == {"tie_weights": True} else layers | {"head.weight"})
+
+
+def test_without_a_limit_gradients_are_measured_and_left_alone():
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    norm = clip_gradients(model, TrainingConfig(grad_clip=None))
+    assert norm == pytest.approx(1e3 * sum(p.numel() for p in model.parameters()) ** 0.5)
+    assert all((parameter.grad == 1e3).all() for parameter in model.parameters())

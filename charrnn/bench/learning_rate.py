@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from charrnn.api import Run
 from charrnn.corpus import CharDataset, Window
 from charrnn.device import autocast, seed_step
 from charrnn.models import CharModel, detach_state
-from charrnn.optimizers import build_optimizers
+from charrnn.optimizers import build_optimizers, clip_gradients
 
 LARGEST = 4.0  # times its lowest, and a loss has climbed away
 
@@ -88,8 +87,7 @@ def _losses(
         lowest = min(lowest, value)
         yield value
         loss.backward()
-        clip = nn.utils.clip_grad_value_ if config.clip_by == "value" else nn.utils.clip_grad_norm_
-        clip(model.parameters(), config.grad_clip)
+        clip_gradients(model, config)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rates[step] * group["peak"] / config.learning_rate

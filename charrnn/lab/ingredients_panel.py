@@ -96,7 +96,7 @@ class IngredientsPanel(ControlPanel):
             "warmup_frac": {"constant": 0.0, "cosine": 0.05, "onecycle": 0.3}[values["schedule"]],
             "hold_frac": 0.6 if values["schedule"] == "cosine" else 0.0,
             "output_dropout": values["dropout"],
-            "grad_clip": 0.5 if values["clip"] else 1e9,
+            "grad_clip": 0.5 if values["clip"] else None,
             "ema_decay": 0.95 if values["ema"] else 0.0,
             "max_steps": self._steps,
             "eval_interval": max(1, self._steps // 12),

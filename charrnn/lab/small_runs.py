@@ -17,7 +17,7 @@ SMALL: dict[str, Any] = {  # named as on the command line; the loop without any 
     "seq_length": 20,
     "learning_rate": 0.02,
     "weight_decay": 0.0,
-    "grad_clip": 1e9,  # none
+    "grad_clip": None,
     "schedule": "constant",
     "warmup_frac": 0.0,
     "max_steps": 300,
