@@ -1,6 +1,7 @@
 """`charrnn`: thin commands over the library. Flags and their help come from the config models; errors are one line."""
 
 import argparse
+import contextlib
 import difflib
 import functools
 import importlib.metadata
@@ -42,7 +43,13 @@ FAILURE, INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 is success, 1 a failure, 2 a misuse, 130 Ctrl-C."""
+    """Run one command; 0 is success, 1 a failure, 2 a misuse, 128 + N the end by signal N, such as 130 for Ctrl-C."""
+    closed = console.forgiving("stdout") if sys.stdout is None else contextlib.nullcontext()
+    with console.forgiving("stderr"), closed:  # messages beside the output are no reason to stop
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a character is no reason to stop
     arguments = _parse(argv)
@@ -53,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.discard(sys.stdout)
         return FAILURE
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -90,7 +97,7 @@ def train(arguments: argparse.Namespace) -> int:
     overrides = _settings(arguments)
     _refuse_together(arguments, "resume", "config", "out")
     _refuse_together(arguments, "init_from", *(name for _, _, name, _ in config_fields("model")), *TOKENS)
-    with distributed.process_group():
+    with console.forgiving("stdout"), distributed.process_group():  # a run goes on although nobody reads its output
         if arguments.resume:
             run = Run.resume(arguments.resume, overrides)
         else:

@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import functools
+import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TextIO, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -115,6 +116,58 @@ def picture_file(text: str) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------------- what is shown
+
+
+class _Forgiving:
+    """A standard stream that goes quiet for good when it can no longer be written to."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or discard the text."""
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written, or discard it."""
+        self._try(self._stream.flush)
+
+    def _try(self, method: Callable[..., object], *arguments: str) -> None:
+        try:
+            method(*arguments)
+        except OSError:
+            discard(self._stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is buffered in a standard stream, and all that follows, to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+    stream.flush()
+
+
+@contextlib.contextmanager
+def forgiving(name: str) -> Iterator[None]:
+    """Inside the `with` block a failing `sys.stdout` or `sys.stderr` goes quiet instead of raising an OSError.
+
+    It may be closed, the reader of its pipe may have left, its terminal may be gone or its disk full.
+    """
+    before = getattr(sys, name)
+    with contextlib.ExitStack() as stack:
+        if before is None or before.closed:  # the null device also takes its number, before another file does
+            stream: Any = stack.enter_context(open(os.devnull, "w"))
+        else:
+            stream = _Forgiving(before)
+        setattr(sys, name, stream)
+        try:
+            yield
+        finally:
+            setattr(sys, name, before)
 
 
 def say(text: str) -> None:

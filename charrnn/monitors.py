@@ -17,8 +17,36 @@ from charrnn.sampling import TextGenerator
 from charrnn.training import Evaluated, Event, Finished, Logged, SaveDue, Stepped
 
 
+class _Bar(tqdm):
+    """A bar that disappears when it can no longer be drawn: the reader of a pipe has left, a disk is full."""
+
+    def display(self, *arguments: Any, **settings: Any) -> Any:
+        """Draw, or stop drawing for good."""
+        try:
+            return super().display(*arguments, **settings)
+        except OSError:
+            self.disable = True
+
+    def close(self) -> None:
+        """End the line."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def _works(stream: TextIO | None) -> bool:
+    if stream is None or stream.closed:
+        return False
+    try:
+        stream.flush()
+    except OSError:
+        return False
+    return True
+
+
 class ProgressBar:
     """How much of the budget is used up, and the latest losses, on one line.
+
+    A bar that cannot be drawn, because standard error is closed or nobody reads it, never stops a run.
 
     Args:
         done: share of the budget used up at the start, for a run that is resumed.
@@ -27,12 +55,15 @@ class ProgressBar:
     """
 
     def __init__(self, done: float = 0.0, file: TextIO | None = None, note: str = ""):
-        watched = (file or sys.stderr).isatty()
-        self._bar = tqdm(
+        file = file or sys.stderr
+        drawable = _works(file)
+        watched = drawable and file.isatty()
+        self._bar = _Bar(
             total=1.0,
             mininterval=0.1 if watched else 10,  # a log file wants few lines
             initial=done,
             file=file,
+            disable=not drawable,
             bar_format="{percentage:3.0f}% |{bar:24}| {elapsed} < {remaining}{postfix}",
         )
         self._shown: dict[str, str] = {}

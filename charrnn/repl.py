@@ -276,8 +276,11 @@ def interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
         0, the exit code.
 
     Raises:
+        ConfigError: standard input is closed.
         ImportError: somebody types and the library prompt_toolkit is not installed.
     """
+    if sys.stdin is None:
+        raise ConfigError("--interactive: expected lines on standard input, got a closed one")
     session = Session(generator, settings)
     somebody = sys.stdin.isatty()
     read = _terminal(session).prompt if somebody else _next_line

@@ -103,6 +103,8 @@ def open_source(config: DataConfig, data_dir: Path | None = None) -> Source:
             raise CorpusError(f"{name}: how to read it is known; leave out --encoding and --decode-errors")
         return _synthetic(name, kind, options) if kind in SYNTHETIC else _named(name, data_dir or default_data_dir())
     if name == "-":
+        if sys.stdin is None:
+            raise CorpusError("-: expected text on standard input, got a closed one; name a file instead")
         return _piped(config, sys.stdin)
     path = os.path.expanduser(name)
     if os.path.isdir(path):

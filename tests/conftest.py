@@ -1,12 +1,20 @@
 """Fixtures: a small text, a place for corpora that is not the checkout's, tiny settings."""
 
+import contextlib
+import io
 import itertools
 import os
 import random
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: tests side by side must not share their cores
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import settings
@@ -53,6 +61,43 @@ def killed_at_each_touch(action: Callable[[], object]) -> Iterator[int]:
         yield code
         if code != 9:
             return
+
+
+@contextlib.contextmanager
+def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen]:
+    """A process with pipes for its output; it and its children end with the `with` block whatever happens."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, start_new_session=True, **pipes, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            with contextlib.suppress(ProcessLookupError, AttributeError):  # Windows has no groups
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def failing_stream(failure: str) -> Iterator[TextIO | None]:
+    """A text stream that fails in one of four ways."""
+    if failure == "none":
+        yield None
+        return
+    stream = io.StringIO()
+    if failure == "nobody reads":
+        reader, writer = os.pipe()
+        os.close(reader)
+        stream = os.fdopen(writer, "w", buffering=1)
+    elif failure == "no space":
+        if not os.path.exists("/dev/full"):
+            pytest.skip("no /dev/full on this system")
+        stream = open("/dev/full", "w", buffering=1)  # noqa: SIM115 (closed below)
+    else:
+        stream.close()
+    try:
+        yield stream
+    finally:
+        with contextlib.suppress(OSError):
+            stream.close()
 
 
 @pytest.fixture(scope="session")

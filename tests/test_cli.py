@@ -15,7 +15,7 @@ from charrnn.checkpoint import load_checkpoint
 from charrnn.cli import main
 from charrnn.config import config_fields
 
-from .conftest import TINY
+from .conftest import TINY, failing_stream, started
 
 FLAGS = [part for name, value in TINY.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -124,6 +124,25 @@ def test_a_text_given_as_the_config_is_told_apart(text_file, tmp_path, capfd):
 def test_resume(run, capfd):
     assert main(["train", "--resume", str(run), "--max-steps", "20", "--quiet"]) == 0
     assert load_checkpoint(run / "last").training_state["step"] == 20
+
+
+@pytest.mark.parametrize("failure", ["nobody reads", "no space", "closed", "none"])
+def test_a_run_goes_on_where_its_output_fails(text_file, tmp_path, monkeypatch, failure):
+    with failing_stream(failure) as out, failing_stream(failure) as err:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        code = main(["train", "--data", str(text_file), "--out", str(tmp_path / "run"), *FLAGS])
+        assert (sys.stdout, sys.stderr) == (out, err)
+        monkeypatch.undo()
+    assert code == 0
+    assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 12
+
+
+def test_a_closed_standard_input_is_an_error_in_one_line(run, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "-: expected text on standard input, got a closed one" in fail(capfd, "data", "-")[1]
+    error = fail(capfd, "sample", run, "--interactive", "--quiet")[1]
+    assert "--interactive: expected lines on standard input, got a closed one" in error
 
 
 def test_init_from(run, text_file, tmp_path):
@@ -436,27 +455,23 @@ def command(*arguments):
 
 def test_a_pipe_that_closes_early_is_no_traceback(run):
     arguments = command("sample", run, "--quiet", "--length", "100000")
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(arguments) as process:
         assert len(process.stdout.read(100)) == 100
         process.stdout.close()
         assert process.stderr.read() == b""
-    assert process.returncode == 1
+        assert process.wait() == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_ctrl_c_saves_and_says_how_to_go_on(text_file, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        command("train", "--data", text_file, "--out", out, *FLAGS, "--max-steps", "1000000"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (out / "metrics.jsonl").exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    arguments = command("train", "--data", text_file, "--out", out, *FLAGS, "--max-steps", "1000000")
+    with started(arguments, text=True) as process:
+        while process.poll() is None and not (out / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
     step = load_checkpoint(out / "last").training_state["step"]
     assert f"stopped at step {step:,}; go on with: python -m charrnn train --resume {out}" in err
     assert "Traceback" not in err
@@ -471,13 +486,11 @@ def test_kill_9_at_random_moments(text_file, tmp_path):
     subprocess.run(command("train", *flags, "--out", whole), check=True, capture_output=True)
     start = command("train", *flags, "--out", killed)
     for kill in range(kills):
-        process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        resumed_at = _last_step(killed)
-        while process.poll() is None and _last_step(killed) <= resumed_at:
-            time.sleep(0.01)
-        time.sleep(random.Random(kill).uniform(0, 0.3))  # anywhere between two checkpoints, or while one is written
-        process.kill()
-        process.communicate()
+        with started(start) as process:
+            resumed_at = _last_step(killed)
+            while process.poll() is None and _last_step(killed) <= resumed_at:
+                time.sleep(0.01)
+            time.sleep(random.Random(kill).uniform(0, 0.3))  # anywhere between two checkpoints, or while one is written
         assert process.returncode == -signal.SIGKILL, "it had ended by itself, so nothing was shown"
         start = command("train", "--resume", killed, "--quiet")
     subprocess.run(start, check=True, capture_output=True)

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,8 @@ from charrnn.api import Run
 from charrnn.cli import main
 from charrnn.config import dump_config
 from charrnn.monitors import read_metrics
+
+from .conftest import started
 
 together = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 SETTINGS = {"batch_size": 4, "save_interval": 6, "eval_interval": 6, "log_interval": 3, "schedule": "constant"}
@@ -100,11 +101,11 @@ def test_when_a_rank_of_torchrun_dies_all_end_and_the_last_checkpoint_is_whole(t
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "charrnn", "train", str(config), "--out", str(tmp_path / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: process.poll() is not None or steps_saved(tmp_path / "run") > 0)
-    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
+    with started(command, env=environment, text=True) as process:
+        wait_until(lambda: process.poll() is not None or steps_saved(tmp_path / "run") > 0)
+        os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode != 0
     # rank 0 notices, or torchrun ends it first
     assert re.search("charrnn: error: rank 0: expected 2 processes .* another one has ended|Signal 9", errors), errors
     assert Run.resume(tmp_path / "run").trainer.progress.step > 0

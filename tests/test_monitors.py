@@ -9,6 +9,8 @@ from charrnn.api import Run
 from charrnn.monitors import CheckpointSaver, MetricsFile, ProgressBar, TensorBoardWriter, read_metrics
 from charrnn.training import Evaluated, Finished, Logged, SaveDue, Stepped
 
+from .conftest import failing_stream
+
 LOGGED = Logged(10, 0.5, 1.0, loss=2.5, grad_norm=0.3, learning_rate=1e-3, tokens_per_second=1000.0)
 EVALUATED = Evaluated(20, 1.0, 2.0, loss=2.25, best=True)
 FINISHED = Finished(30, 1.5, 3.0, best_loss=2.25, stopped=False)
@@ -24,6 +26,17 @@ def test_the_progress_bar_shows_share_and_losses():
     assert "100%" in text
     assert "loss 2.5000" in text
     assert "val 2.2500" in text
+
+
+@pytest.mark.parametrize("failure", ["nobody reads", "no space", "closed", "none"])
+def test_a_progress_bar_that_cannot_be_drawn_stops_nothing(monkeypatch, failure):
+    with failing_stream(failure) as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        for bar in (ProgressBar(), ProgressBar(file=stream)):
+            for event in (Stepped(10, 0.5, 1.0, 0.5), LOGGED, EVALUATED, FINISHED):
+                bar(event)
+            bar.close()
+        monkeypatch.undo()
 
 
 def test_metrics_are_a_line_an_event(tmp_path):

@@ -22,6 +22,8 @@ from charrnn.repl import COMMANDS, Change, Do, Session, Write, answer, completio
 from charrnn.sampling import TextGenerator
 from charrnn.tokenizer import CharTokenizer
 
+from .conftest import started
+
 TERMINAL = repl._terminal
 POSIX = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals and signals as POSIX has them")
 
@@ -515,17 +517,12 @@ def test_ctrl_c_stops_the_text_and_not_the_program(command, tmp_path):
 
 @POSIX
 def test_ctrl_c_ends_what_reads_from_a_pipe(command):
-    process = subprocess.Popen(
-        [*command, "--interactive", "--length", "0"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    process.stdin.write(b"ab\ncd\n")
-    process.stdin.flush()
-    assert process.stdout.read(3000).startswith(b"ab")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    arguments = [*command, "--interactive", "--length", "0"]
+    with started(arguments, stdin=subprocess.PIPE) as process:
+        process.stdin.write(b"ab\ncd\n")
+        process.stdin.flush()
+        assert process.stdout.read(3000).startswith(b"ab")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
     assert b"Traceback" not in err
