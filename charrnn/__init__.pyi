@@ -21,6 +21,8 @@ from .models import CharRNN as CharRNN
 from .models import count_parameters as count_parameters
 from .monitors import ProgressBar as ProgressBar
 from .sampling import TextGenerator as TextGenerator
+from .scoring import Score as Score
+from .scoring import score as score
 from .sources import CorpusError as CorpusError
 from .sources import corpus_names as corpus_names
 from .tokenizer import BpeTokenizer as BpeTokenizer

@@ -342,9 +342,63 @@ def _show_ladder(ladder: dict[str, float]) -> None:
     console.show_rows("baselines", sorted(rows, key=lambda row: -float(row["bits per character"])))
 
 
+def score(arguments: argparse.Namespace) -> int:
+    """Show how surprising each character of a text is to a model."""
+    from charrnn.scoring import score
+
+    text = _text_to_score(arguments.text)
+    generator = load_model(arguments.checkpoint, arguments.device)
+    found = score(generator, text, progress=console.bar("reading"))
+    probabilities, bits = found.probability.tolist(), found.surprisal.tolist()
+    values = {
+        "checkpoint": str(arguments.checkpoint),
+        "characters": found.characters,
+        "tokens": len(bits),
+        "bits": sum(bits),
+        "bpc": found.bpc,
+    }
+    if arguments.json:
+        named = zip(found.tokens, probabilities, bits, strict=True)
+        scores = [{"token": token, "probability": p, "surprisal": b} for token, p, b in named]
+        print(json.dumps(values | {"scores": scores}))
+        return 0
+    console.say("each token, its probability, and its surprisal in bits:")
+    shown = [f"{p:.2f}" if p >= 0.005 else "<.01" for p in probabilities]
+    console.show_heat(zip(found.tokens, shown, bits, strict=True))
+    worst = [
+        {
+            "at": f"{place + 1:,}",
+            "token": repr(found.tokens[place]),
+            "after": repr("".join(found.tokens[max(0, place - 20) : place])),
+            "probability": f"{probabilities[place]:.2g}",
+            "bits": f"{bits[place]:.1f}",
+            "likeliest was": repr(found.likeliest[place]),
+        }
+        for place in found.worst(10)
+    ]
+    console.show_rows("most surprising", worst)
+    values |= {"bits": f"{sum(bits):,.1f}", "bpc": f"{found.bpc:.3f} bits per character"}
+    console.show("score", values | {name: f"{values[name]:,}" for name in ("characters", "tokens")})
+    return 0
+
+
+def _text_to_score(given: str) -> str:
+    """The text itself, or what a file or standard input holds."""
+    if given == "-" or Path(given).is_file():
+        if given == "-" and sys.stdin and sys.stdin.isatty():
+            console.say("type a text; an end of file (Ctrl-D, on Windows Ctrl-Z and Enter) ends it")
+        return "".join(open_source(DataConfig(name=given)).pieces("reading"))
+    if re.fullmatch(r"\S+\.[a-z]{1,4}", given):
+        raise ConfigError(f"TEXT: expected a text, an existing file or -, got {given!r}; no such file")
+    return given
+
+
 def inspect(arguments: argparse.Namespace) -> int:
     """Show what a checkpoint is and how it was trained."""
     info = charrnn.get_model_info(arguments.checkpoint)
+    if arguments.json:
+        print(json.dumps(info))
+        return 0
     training = info["training"]
     progress = training.get("progress", {})
     rows = {
@@ -448,6 +502,9 @@ def devices(arguments: argparse.Namespace) -> int:
     rows = describe_devices()
     for row in rows:
         row["device auto"] = "chosen" if row["device"].split(":")[0] == chosen.type and row is rows[0] else ""
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
     console.show_rows("devices", rows)
     return 0
 
@@ -499,7 +556,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_baselines(command)
     console.add_json(command)
 
-    _add_checkpoint(console.add_command(commands, "inspect", inspect))
+    command = console.add_command(commands, "score", score)
+    _add_checkpoint(command)
+    command.add_argument(
+        "text", nargs="?", default="-", metavar="TEXT|FILE", help="the text, or a file; - or nothing: standard input"
+    )
+    _add_device(command)
+    console.add_json(command)
+
+    command = console.add_command(commands, "inspect", inspect)
+    _add_checkpoint(command)
+    console.add_json(command)
 
     command = console.add_command(commands, "data", data)
     command.add_argument(
@@ -515,7 +582,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=console.picture_file, metavar="FILE", help="a .png or .svg file (default: RUN/plot.png)"
     )
 
-    console.add_command(commands, "devices", devices)
+    console.add_json(console.add_command(commands, "devices", devices))
 
     cli_bench.add_commands(commands)
     return parser

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, get_args
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -189,6 +190,36 @@ def show_rows(title: str, rows: Sequence[dict[str, str]]) -> None:
     for row in rows:
         table.add_row(*(Text(value, overflow="fold") for value in row.values()))
     Console().print(table)
+
+
+def show_heat(cells: Iterable[tuple[str, str, float]]) -> None:
+    """Texts with a number below each and, below that, a heat, as many in a row as fit; a newline ends the row.
+
+    Args:
+        cells: text, number and heat; where colours can be shown, a heat from 0 to 8 goes from white to orange.
+    """
+    console = Console()
+    rows = [Text(), Text(), Text()]
+    for text, number, heat in cells:
+        shown = visible(text)
+        width = max(cell_len(shown), 4)
+        if rows[0] and rows[0].cell_len + width + 1 > console.width:
+            console.print(*rows, "", sep="\n", no_wrap=True, crop=False)
+            rows = [Text(), Text(), Text()]
+        cold = 1 - min(heat / 8, 1)  # orange is Okabe and Ito's: black on it has a contrast of 9
+        style = f"black on #{230 + round(25 * cold):02x}{159 + round(96 * cold):02x}{round(255 * cold):02x}"
+        for row, part in zip(rows, (shown, number, f"{heat:.1f}"), strict=True):
+            row.append(part + " " * (width - cell_len(part)), style).append(" ")
+        if text.endswith("\n"):
+            console.print(*rows, "", sep="\n", no_wrap=True, crop=False)
+            rows = [Text(), Text(), Text()]
+    if rows[0]:
+        console.print(*rows, sep="\n", no_wrap=True, crop=False)
+
+
+def visible(text: str) -> str:
+    """A text whose every character can be seen: `␣` for a space, `⏎` for a newline, escapes for what has no glyph."""
+    return "".join({" ": "␣", "\n": "⏎"}.get(c, c if c.isprintable() else repr(c)[1:-1]) for c in text)
 
 
 def bar(doing: str) -> Any:

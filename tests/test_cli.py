@@ -161,6 +161,55 @@ def test_every_setting_is_a_flag_with_help(capfd):
         assert field.description.split(";")[0].split()[0] in shown
 
 
+# --------------------------------------------------------------------------------------------------------------- score
+
+
+def test_score_shows_each_token_the_worst_places_and_the_mean(run, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["score", str(run), "ab cd\neab"]) == 0
+    out, err = capfd.readouterr()
+    assert "each token, its probability, and its surprisal in bits" in err
+    assert "\x1b[" in out
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    assert plain.splitlines()[0].split() == ["a", "b", "␣", "c", "d", "⏎"]
+    assert plain.splitlines()[4].split() == ["e", "a", "b"]
+    found = charrnn.score(charrnn.load_model(run), "ab cd\neab")
+    assert f"{found.bpc:.3f} bits per character" in plain
+    assert plain.splitlines()[2].split() == [f"{bits:.1f}" for bits in found.surprisal[:6]]
+    assert f"{found.surprisal.max():.1f}" in plain[plain.index("most surprising") :]
+
+
+def test_score_of_a_file_of_standard_input_and_as_json(run, tmp_path, capfd, monkeypatch):
+    text = "ab cd\n" * 30
+    path = tmp_path / "small.txt"
+    path.write_text(text)
+    assert main(["score", str(run), str(path), "--json"]) == 0
+    from_file = json.loads(capfd.readouterr().out)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["score", str(run), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == from_file
+    assert "".join(each["token"] for each in from_file["scores"]) == text
+    assert sum(each["surprisal"] for each in from_file["scores"]) / len(text) == pytest.approx(from_file["bpc"])
+    assert from_file["scores"][0]["probability"] == pytest.approx(2 ** -from_file["scores"][0]["surprisal"])
+
+
+def test_score_says_what_it_cannot_read(run, capfd):
+    assert (
+        "TEXT: expected a text, an existing file or -, got 'gone.txt'; no such file"
+        in fail(capfd, "score", run, "gone.txt")[1]
+    )
+    assert "got 'Z' (U+005A) at position 2" in fail(capfd, "score", run, "abZ")[1]
+
+
+def test_what_a_checkpoint_and_the_devices_are_as_json(run, capfd):
+    assert main(["inspect", str(run), "--json"]) == 0
+    info = json.loads(capfd.readouterr().out)
+    assert (info["model"]["hidden_size"], info["training"]["step"]) == (8, 12)
+    assert main(["devices", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)[-1]["device"] == "cpu"
+
+
 # -------------------------------------------------------------------------------------------------------------- sample
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from charrnn.lab.distribution import entropy, next_distribution
 from charrnn.lab.surprise import (
     COLUMNS,
     SurprisePanel,
@@ -16,7 +15,6 @@ from charrnn.lab.surprise import (
     plot_surprise,
     summary,
     surprise,
-    surprise_and_entropy,
     surprise_to_html,
     tokens_of,
 )
@@ -34,55 +32,6 @@ def generator(request):
     with torch.no_grad():
         model.head.weight.mul_(20)
     return TextGenerator(model, CharTokenizer("\n abcdefg<&>"))
-
-
-def test_the_bits_are_those_of_the_next_distribution(generator):
-    bits, entropies = surprise_and_entropy(generator, TEXT)
-    tokens = generator.tokenizer.encode(TEXT)
-    for place, token in enumerate(tokens):
-        before, _ = next_distribution(generator, "\n" + TEXT[:place])
-        assert bits[place] == pytest.approx(-np.log2(before[token]), rel=1e-4, abs=1e-5)
-        assert entropies[place] == pytest.approx(entropy(before), rel=1e-4, abs=1e-5)
-    first, _ = next_distribution(generator, "")
-    assert bits[0] == pytest.approx(-np.log2(first[tokens[0]]), rel=1e-4)
-
-
-def test_surprises_add_up_to_the_texts_log_probability(generator):
-    beam = generator.beam_search("", length=6, width=3)[0]
-    assert surprise(generator, beam.text).sum() == pytest.approx(-beam.log_probability / np.log(2), rel=1e-4)
-
-
-def test_the_probabilities_of_all_texts_of_two_characters_add_up_to_one(generator):
-    pairs = map("".join, itertools.product(generator.tokenizer.characters, repeat=2))
-    assert sum(2 ** -surprise(generator, pair).sum() for pair in pairs) == pytest.approx(1, abs=1e-5)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 7, 100])
-def test_a_text_in_pieces_is_the_text_as_a_whole(generator, chunk):
-    np.testing.assert_allclose(surprise(generator, TEXT, chunk), surprise(generator, TEXT), rtol=1e-4, atol=1e-5)
-
-
-def test_the_network_reads_without_dropout_and_is_left_as_it_was(generator):
-    generator.model.train()
-    try:
-        first, second = surprise(generator, TEXT), surprise(generator, TEXT)
-        assert generator.model.training
-    finally:
-        generator.model.eval()
-    np.testing.assert_array_equal(first, second)
-
-
-def test_what_cannot_be_read_is_said(generator):
-    with pytest.raises(ValueError, match="expected a text of at least one character, got an empty one"):
-        surprise(generator, "")
-    with pytest.raises(ValueError, match="got 'Z' .U.005A. at position 1"):
-        surprise(generator, "aZ")
-
-
-def test_certainty_costs_nothing_and_has_no_sign():
-    model = CharLSTM(1, 4)
-    bits, entropies = surprise_and_entropy(TextGenerator(model, CharTokenizer("a")), "aaa")
-    assert [label(value) for value in (*bits, *entropies)] == ["0.0"] * 6
 
 
 def test_tokens_of_several_characters():

@@ -9,67 +9,33 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
-import torch
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.patches import Rectangle
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from charrnn.lab.distribution import signs
 from charrnn.lab.figures import ORANGE, Picture, new_figure
 from charrnn.lab.panel import WIDE, ControlPanel, alert
 from charrnn.sampling import TextGenerator
+from charrnn.scoring import Bits, score
 
-Bits = NDArray[np.float64]
 GROUND = LinearSegmentedColormap.from_list("surprise", ["white", ORANGE])  # black on each has a contrast of at least 5
 STRONGEST = 8.0  # bits that have the full colour
 COLUMNS = 40  # characters of a line in the figure
 
 
 def surprise(generator: TextGenerator, text: str, chunk: int = 1024) -> Bits:
-    """Surprise `(T,)` in bits of each token of `text`, given all before it; of the first, given a newline.
-
-    Raises:
-        UnknownCharacterError: a character outside the vocabulary.
-        ValueError: the text is empty.
-    """
-    return surprise_and_entropy(generator, text, chunk)[0]
+    """Surprise `(T,)` in bits of each token of `text`, see `scoring.score`."""
+    return score(generator, text, chunk).surprisal
 
 
 def surprise_and_entropy(generator: TextGenerator, text: str, chunk: int = 1024) -> tuple[Bits, Bits]:
     """For each token of `text` its surprise, and the surprise that was to be expected there: `(T,)` each, in bits.
 
-    The second is the entropy of the distribution that the token is compared with. The text is read as a generator
-    reads: after the newline that an empty prompt stands for, with one state carried from end to end.
-
-    Args:
-        generator: its model reads, without dropout; its mode is left as it was.
-        text: of any length above 0.
-        chunk: tokens that are read at once; the result does not depend on it.
-
-    Raises:
-        UnknownCharacterError: a character outside the vocabulary.
-        ValueError: the text is empty.
+    The second is the entropy of the distribution that the token is compared with, see `scoring.score`.
     """
-    if not text:
-        raise ValueError("expected a text of at least one character, got an empty one")
-    model = generator.model
-    tokens = torch.from_numpy(np.asarray(generator.tokenizer.encode(text), dtype=np.int64))  # (T,)
-    start = torch.from_numpy(np.asarray(generator.encode_prompt("")))  # what an empty prompt reads
-    inputs = torch.cat([start, tokens[:-1]])
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    state, found = None, []
-    try:
-        with torch.inference_mode():
-            for read, wanted in zip(inputs.split(chunk), tokens.split(chunk), strict=True):
-                logits, state = model(read[None].to(device), state)  # (1, chunk, V)
-                log_p = logits[0].double().log_softmax(-1).cpu() / np.log(2)
-                expected = (log_p.exp2() * log_p).sum(-1)
-                found.append(torch.stack([log_p.gather(1, wanted[:, None])[:, 0], expected]))
-    finally:
-        model.train(was_training)
-    bits, entropies = 0.0 - torch.cat(found, dim=1).numpy()  # and not the negative, which makes a -0.0 of certainty
-    return bits, entropies
+    found = score(generator, text, chunk)
+    return found.surprisal, found.entropy
 
 
 def tokens_of(generator: TextGenerator, text: str) -> list[str]:
