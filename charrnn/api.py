@@ -6,6 +6,7 @@ charrnn.save_model(generator, "my-model")
 """
 
 import contextlib
+import errno
 import itertools
 import math
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from filelock import FileLock, Timeout
 
 from charrnn import distributed
 from charrnn.checkpoint import (
@@ -331,8 +333,11 @@ class Run:
 
         Returns:
             The best model, where one was saved, else the last.
+
+        Raises:
+            CheckpointError: another process writes to the directory, or has written to it since this run was loaded.
         """
-        with _stop_on_signals(self.trainer), _process_left_as_it_was(self.trainer.device):
+        with self._locked(), _stop_on_signals(self.trainer), _process_left_as_it_was(self.trainer.device):
             self.trainer.fit(*self._own_monitors(), *monitors)
         if self.directory is not None and (self.directory / "best").exists():
             return load_model(self.directory / "best", str(self.trainer.device))
@@ -341,6 +346,40 @@ class Run:
         self.generator.training_state = self._training_state(progress.history[-1][-1] if measured else None)
         self.generator.model = self.trainer.evaluated_model
         return self.generator
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Locks the run's directory so that two processes cannot write to it."""
+        if self.directory is None:
+            yield
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.directory / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CheckpointError(
+                f"{self.directory}: expected a run that nobody else trains, got one that another process is training"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks is no reason to stop
+                raise
+        try:
+            self._refuse_changed(self.directory)
+            yield
+        finally:
+            lock.release()
+
+    def _refuse_changed(self, directory: Path) -> None:
+        """A run goes on only from where its directory stands: another process may have trained it in the meantime."""
+        progress, last = self.trainer.progress, directory / "last"
+        if progress.saved_at < 0:
+            _refuse_taken(directory)
+        elif last.exists() and (step := load_checkpoint(last).training_state.get("step", 0)) > progress.step:
+            raise CheckpointError(
+                f"{directory}: expected a run at step {progress.step:,}, as it was loaded, got one that another "
+                f"process has trained to step {step:,}; resume it again"
+            )
 
     def _own_monitors(self) -> list[Monitor]:
         """What writes to the run's directory."""
@@ -355,7 +394,6 @@ class Run:
                     self.trainer.progress.step,
                 )
             )
-        self.directory.mkdir(parents=True, exist_ok=True)
         metrics = MetricsFile(self.directory / "metrics.jsonl", self.trainer.progress.step)
         saver = CheckpointSaver(self.directory, self._save, self.config.logging.keep_best, self.config.model.type)
         return [saver, metrics, *own]
@@ -394,19 +432,29 @@ def _needs_evaluations(config: RunConfig) -> dict[str, Any]:
 
 
 def new_run_directory(config: RunConfig) -> Path:
-    """A name for a run that nobody named: corpus, model and the time, in the configured folder."""
+    """Create a directory for a run that nobody named: corpus, model and the time, in the configured folder.
+
+    No other run gets the same one, even if it starts in the same second.
+
+    Raises:
+        OSError: it cannot be created.
+    """
     stem = "stdin" if config.data.name == "-" else Path(absolute_name(config.data.name)).stem
-    corpus = re.sub(r"[^\w.]+", "-", stem).strip("-.") or "text"
-    name = f"{corpus}-{config.model.type}-{datetime.now():%Y%m%d-%H%M%S}"
-    names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+    stem = re.sub(r"[^\w.]+", "-", stem).encode()[:100].decode(errors="ignore")  # a name has at most 255 bytes
+    name = f"{stem.strip('-.') or 'text'}-{config.model.type}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(config.logging.checkpoint_dir)
-    return next(folder / name for name in names if not (folder / name).exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in itertools.chain([folder / name], (folder / f"{name}-{i}" for i in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    return path
 
 
 def _refuse_taken(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory}: expected a directory for the run, got a file; choose another with --out")
-    if holds_run(directory) or any((directory / name).exists() for name in ("best", "last")):
+    if holds_run(directory) or any((directory / name).exists() for name in ("best", "last", "metrics.jsonl")):
         raise CheckpointError(
             f"{directory}: expected a new directory, got one that holds a run; go on with it by --resume {directory}, "
             "or choose another with --out"

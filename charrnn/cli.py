@@ -103,8 +103,9 @@ def train(arguments: argparse.Namespace) -> int:
         else:
             config = load_config(arguments.config) if arguments.config else RunConfig()
             config = config.override(overrides)
-            out = None if arguments.dry_run else arguments.out or new_run_directory(config)
-            run = Run.start(config, out, arguments.init_from)
+            run = Run.start(config, None if arguments.dry_run else arguments.out, arguments.init_from)
+            if not arguments.dry_run and arguments.out is None and distributed.rank() == 0:
+                run.directory = new_run_directory(config)
         return _train(run, arguments)
 
 

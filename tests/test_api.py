@@ -1,6 +1,8 @@
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 import charrnn
-from charrnn.api import Run
+from charrnn.api import Run, new_run_directory
 from charrnn.checkpoint import CheckpointError, load_checkpoint
 from charrnn.config import ConfigError
 from charrnn.monitors import read_metrics
@@ -310,6 +312,57 @@ def test_a_run_is_never_written_over(tiny, tmp_path):
         Run.start(tiny, tmp_path / "file")
 
 
+def test_runs_without_a_name_never_share_a_directory(tiny, tmp_path):
+    config = tiny.override({"checkpoint_dir": str(tmp_path / "runs")})
+    directories = [new_run_directory(config) for _ in range(5)]  # within a second
+    assert len(set(directories)) == 5
+    assert all(directory.is_dir() for directory in directories)
+
+
+def test_a_long_name_of_a_text_is_cut(tiny, tmp_path):
+    config = tiny.override({"data": f"{'中' * 80}.txt", "checkpoint_dir": str(tmp_path)})
+    assert re.fullmatch(r"中{33}-lstm-\d{8}-\d{6}", new_run_directory(config).name)
+
+
+def test_metrics_of_something_else_are_never_rewritten(tiny, tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text("mine\n")
+    with pytest.raises(CheckpointError, match="expected a new directory"):
+        Run.start(tiny, tmp_path / "run")
+    assert path.read_text() == "mine\n"
+
+
+def test_only_one_process_at_a_time_trains_a_run(tiny, tmp_path):
+    run, late = (Run.start(tiny, tmp_path / "run") for _ in range(2))
+    resumed, refused = [], []
+
+    def interfere(event):
+        if isinstance(event, Stepped) and event.step == 7:
+            resumed.append(Run.resume(tmp_path / "run"))
+            with pytest.raises(CheckpointError, match="got one that another process is training") as caught:
+                resumed[0].fit()
+            refused.append(caught)
+
+    run.fit(interfere)
+    assert refused
+    with pytest.raises(CheckpointError, match="expected a run at step 4, as it was loaded, got .* to step 12; resume"):
+        resumed[0].fit()
+    with pytest.raises(CheckpointError, match="holds a run"):
+        late.fit()
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if r["event"] == "logged"] == [3, 6, 9, 12]
+    Run.resume(tmp_path / "run", {"max_steps": 14}).fit()
+
+
+def test_a_file_system_without_locks_is_no_reason_to_stop(tiny, tmp_path, monkeypatch):
+    def acquire(lock):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("charrnn.api.FileLock.acquire", acquire)
+    Run.start(tiny, tmp_path / "run").fit()
+    assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 12
+
+
 def test_starting_from_other_weights(tiny, tmp_path):
     first = Run.start(tiny, tmp_path / "first").fit()
     config = tiny.override({"hidden_size": 99, "max_steps": 1, "learning_rate": 1e-9})
@@ -468,7 +521,7 @@ def test_a_full_disk_loses_nothing_that_was_there(tiny, tmp_path, full_at):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     assert "model.safetensors" in str(caught.value.filename)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "last", "metrics.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "best", "last", "metrics.jsonl"]
     assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == full_at // 4 * 4 - 4 * (
         full_at % 4 == 0
     )
