@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +34,7 @@ from charrnn.checkpoint import (
     save_checkpoint,
 )
 from charrnn.config import TOKENS, ConfigError, DataConfig, ModelConfig, RunConfig, load_config
-from charrnn.corpus import Corpus, data_config, load_corpus
+from charrnn.corpus import Corpus, Tokens, data_config, load_corpus
 from charrnn.loading import load_model
 from charrnn.models import build_model, count_parameters, with_vocabulary
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
@@ -311,7 +310,13 @@ class Run:
         splits = corpus.split(config.data.train_frac, config.data.val_frac)
         try:
             trainer = Trainer(
-                generator.model, splits.train, splits.val, config.training, config.device, config.logging.log_interval
+                generator.model,
+                splits.train,
+                splits.val,
+                config.training,
+                config.device,
+                config.logging.log_interval,
+                _bits_per_character(splits.val, corpus.tokenizer),
             )
         except CorpusError as error:
             raise CorpusError(f"{corpus.name} ({len(corpus.tokens):,} tokens): {error}") from error
@@ -403,23 +408,24 @@ class Run:
         model, tokenizer = self.trainer.evaluated_model, self.generator.tokenizer
         save_checkpoint(path, model, tokenizer, self.config, self._training_state(val_loss), tensors)
 
-    @cached_property
-    def _val_characters(self) -> int:
-        return count_characters(self.generator.tokenizer, self.trainer.val[1:])  # the first is not predicted
-
     def _training_state(self, val_loss: float | None) -> dict[str, Any]:
         """Where the run stands; `val_loss` is that of the present weights, None where it was not measured."""
         progress = asdict(self.trainer.progress)
-        bits = (len(self.trainer.val) - 1) / max(1, self._val_characters) / math.log(2)  # per character, in a nat
         return {
             "corpus": self.config.data.name,
             "corpus_sha256": self.corpus.sha256,
             "step": progress["step"],
             "epoch": self.trainer.epoch,
             "val_loss": val_loss,
-            "val_bpc": None if val_loss is None else val_loss * bits,
+            "val_bpc": None if val_loss is None else self.trainer.to_bpc(val_loss),
             "progress": progress,
         }
+
+
+def _bits_per_character(tokens: Tokens, tokenizer: Tokenizer) -> Callable[[float], float]:
+    """What turns a loss on `tokens`, the first of which is not predicted, into bits per character."""
+    characters = max(1, count_characters(tokenizer, tokens[1:]))
+    return lambda loss: Evaluation(loss, len(tokens) - 1, characters).bpc
 
 
 def _needs_evaluations(config: RunConfig) -> dict[str, Any]:

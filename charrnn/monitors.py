@@ -76,8 +76,8 @@ class ProgressBar:
                 self._bar.update(progress - self._bar.n)
             case Logged(step=step, loss=loss, tokens_per_second=speed):
                 self._show(step=f"{step:,}", loss=f"{loss:.4f}", speed=f"{speed:,.0f}/s")
-            case Evaluated(loss=loss):
-                self._show(val=f"{loss:.4f}")
+            case Evaluated(loss=loss, bpc=bpc):
+                self._show(val=f"{loss:.4f}", **({} if bpc is None else {"bpc": f"{bpc:.3f}"}))
             case Finished():
                 self._bar.close()
 
@@ -213,6 +213,8 @@ class TensorBoardWriter:
                 self._writer.flush()
             case Evaluated():
                 self._writer.add_scalar("loss/val", event.loss, event.step)
+                if event.bpc is not None:
+                    self._writer.add_scalar("bpc", event.bpc, event.step)
                 if self._generator:
                     self._write_sample(self._generator, event.step)
                     self._write_weights(self._generator, event.step)

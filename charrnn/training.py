@@ -71,6 +71,7 @@ class Evaluated:
     seconds: float
     loss: float  # nats per token
     best: bool  # the lowest ever, across resumes
+    bpc: float | None = None  # bits per character, where the trainer knows the characters
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class Trainer:
         config: budgets, sizes and rates.
         device: where, how precisely and from which seed.
         log_interval: steps between `Logged` events.
+        to_bpc: turns the loss on `val`, nats per token, into bits per character.
 
     Attributes:
         average: with `ema_decay` a model whose weights are the running mean of the trained ones, else None.
@@ -155,6 +157,7 @@ class Trainer:
         config: TrainingConfig | None = None,
         device: DeviceConfig | None = None,
         log_interval: int = 100,
+        to_bpc: Callable[[float], float] | None = None,
     ):
         self.config = config or TrainingConfig()
         self.log_interval = log_interval
@@ -188,6 +191,7 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, self.config)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if self.config.ema_decay else None
         self.val = val
+        self.to_bpc = to_bpc
         self._state: State = None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self._stop = self._asked_to_stop = False
@@ -471,7 +475,8 @@ class Trainer:
         progress.history.append((progress.step, self.epoch, loss))
         if progress.saved_at == progress.step:
             progress.saved_at -= 1  # that checkpoint does not know this loss: it is due again
-        return Evaluated(progress.step, self.epoch, progress.seconds, loss, best)
+        bpc = self.to_bpc(loss) if self.to_bpc else None
+        return Evaluated(progress.step, self.epoch, progress.seconds, loss, best, bpc)
 
     def _save_due(self) -> SaveDue:
         self._check_finite()

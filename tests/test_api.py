@@ -52,6 +52,7 @@ def test_train_gives_the_best_of_a_run_that_is_written(text_file, tmp_path):
     result = charrnn.evaluate(generator, text_file)
     assert result.loss == pytest.approx(best.training_state["val_loss"], rel=1e-6)
     assert result.bpc == pytest.approx(best.training_state["val_bpc"], rel=1e-6)
+    assert min(record.get("bpc", 99) for record in read_metrics(tmp_path / "run")) == pytest.approx(result.bpc)
     assert result.perplexity == pytest.approx(math.exp(result.loss))
 
 

@@ -19,13 +19,20 @@ FINISHED = Finished(30, 1.5, 3.0, best_loss=2.25, stopped=False)
 def test_the_progress_bar_shows_share_and_losses():
     shown = io.StringIO()
     bar = ProgressBar(file=shown)
-    for event in (Stepped(10, 0.5, 1.0, 0.5), LOGGED, EVALUATED, Stepped(20, 1.0, 2.0, 1.0), FINISHED):
+    for event in (
+        Stepped(10, 0.5, 1.0, 0.5),
+        LOGGED,
+        replace(EVALUATED, bpc=3.246),
+        Stepped(20, 1.0, 2.0, 1.0),
+        FINISHED,
+    ):
         bar(event)
     text = shown.getvalue()
     assert "50%" in text
     assert "100%" in text
     assert "loss 2.5000" in text
     assert "val 2.2500" in text
+    assert "bpc 3.246" in text
 
 
 @pytest.mark.parametrize("failure", ["nobody reads", "no space", "closed", "none"])
@@ -89,9 +96,10 @@ def scalars(written, tag):
 def test_tensorboard_scalars(tmp_path):
     pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
     writer = TensorBoardWriter(tmp_path)
-    for event in (LOGGED, EVALUATED, FINISHED):
+    for event in (LOGGED, replace(EVALUATED, bpc=3.5), FINISHED):
         writer(event)
     written = read_tensorboard(tmp_path)
+    assert scalars(written, "bpc") == [(20, 3.5)]
     assert scalars(written, "loss/train") == [(10, 2.5)]
     assert scalars(written, "loss/val") == [(20, 2.25)]
     assert scalars(written, "grad_norm") == [(10, pytest.approx(0.3))]
