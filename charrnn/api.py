@@ -220,6 +220,7 @@ class Run:
 
     Attributes:
         directory: None where nothing is written, as by all ranks but the first.
+        stopped_by: the number of the signal that stopped it, if one did.
     """
 
     config: RunConfig
@@ -227,6 +228,7 @@ class Run:
     generator: TextGenerator
     trainer: Trainer
     directory: Path | None
+    stopped_by: int | None = None
 
     @classmethod
     def start(cls, config: RunConfig, out: str | Path | None = None, init_from: str | Path | None = None) -> Self:
@@ -334,7 +336,7 @@ class Run:
         return cls(config, corpus, generator, trainer, directory if distributed.rank() == 0 else None)
 
     def fit(self, *monitors: Monitor) -> TextGenerator:
-        """Train to the end of the budget, or until Ctrl-C or SIGTERM, which save first.
+        """Train to the end of the budget, or until Ctrl-C, SIGTERM or SIGHUP, which save first.
 
         Returns:
             The best model, where one was saved, else the last.
@@ -342,7 +344,7 @@ class Run:
         Raises:
             CheckpointError: another process writes to the directory, or has written to it since this run was loaded.
         """
-        with self._locked(), _stop_on_signals(self.trainer), _process_left_as_it_was(self.trainer.device):
+        with self._locked(), _stop_on_signals(self), _process_left_as_it_was(self.trainer.device):
             self.trainer.fit(*self._own_monitors(), *monitors)
         if self.directory is not None and (self.directory / "best").exists():
             return load_model(self.directory / "best", str(self.trainer.device))
@@ -556,19 +558,29 @@ def _process_left_as_it_was(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the present step, with everything saved; Ctrl-C again interrupts at once."""
+def _stop_on_signals(run: Run) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP (a closed terminal) end the run after the present step, with everything saved.
+
+    Ctrl-C again interrupts at once. A signal that is ignored stays ignored, and a handler that was not set from Python
+    stays, because it could not be put back.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
 
     def stop(signum: int, frame: Any) -> None:
-        trainer.stop()
+        run.stopped_by = signum
+        run.trainer.stop()
         if signum == signal.SIGINT and distributed.world_size() == 1:  # torchrun hands on the one it got, too
             signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    run.stopped_by = None
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     try:
+        for number in before:
+            signal.signal(number, stop)
         yield
     finally:
         for number, handler in before.items():

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import threading
 import warnings
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import charrnn
 from charrnn import cli_bench, console
+from charrnn.atomic import write_atomically
 from charrnn.config import (
     BUDGETS,
     TOKENS,
@@ -156,7 +158,7 @@ def _conclude(run: "Run", generator: TextGenerator, quiet: bool) -> int:
     step = run.trainer.progress.step
     if not run.trainer.done():
         console.say(f"stopped at step {step:,}; go on with: {console.program()} train --resume {run.directory}")
-        return INTERRUPTED
+        return 128 + (run.stopped_by or signal.SIGINT)
     if quiet:
         print(run.directory)
         return 0
@@ -254,7 +256,7 @@ def sample(arguments: argparse.Namespace) -> int:
     if arguments.num > 1 and not arguments.quiet:
         pieces = [f"----- seed {settings['seed'] + i} -----\n{piece}" for i, piece in enumerate(pieces)]
     if arguments.output:
-        arguments.output.write_text("\n".join(pieces), encoding="utf-8", newline="\n")
+        write_atomically(arguments.output, "\n".join(pieces).encode())
     else:
         sys.stdout.write("\n".join(pieces))
     return 0

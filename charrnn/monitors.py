@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -13,6 +12,7 @@ from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
+from charrnn.atomic import write_atomically
 from charrnn.sampling import TextGenerator
 from charrnn.training import Evaluated, Event, Finished, Logged, SaveDue, Stepped
 
@@ -102,9 +102,7 @@ class MetricsFile:
         self._path = path
         if path.exists():
             kept = [r for r in read_metrics(path) if r["step"] <= step and r["event"] != "finished"]
-            new = path.with_name(f".{path.name}.new")
-            new.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            os.replace(new, path)
+            write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def __call__(self, event: Event) -> None:
         """Append a line."""

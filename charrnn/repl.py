@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO, get_args
 from platformdirs import user_state_dir
 
 from charrnn import console
+from charrnn.atomic import write_atomically
 from charrnn.config import ConfigError, GenerationConfig, RunConfig
 from charrnn.sampling import Reshaping, TextGenerator
 
@@ -230,12 +231,7 @@ class Session:
             raise ConfigError(":save: expected a text to save, got none; type a prompt first")
         if path.is_dir() or (path.exists() and not replace):
             raise ConfigError(f":save: expected a new file, got {name}, which is there; :save! replaces a file")
-        new = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            new.write_text(self.text + "\n", encoding="utf-8", newline="\n")
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+        write_atomically(path, f"{self.text}\n".encode())
         return path
 
     def settings(self) -> dict[str, str]:

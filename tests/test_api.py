@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import math
@@ -485,18 +486,48 @@ def test_a_run_out_of_patience_goes_on_with_more(tiny, tmp_path):
 # ------------------------------------------------------------------------------------------------- what goes wrong
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_at_the_end_of_the_step(tiny, tmp_path, number):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_save_at_the_end_of_the_step(tiny, tmp_path, name):
+    if not hasattr(signal, name):
+        pytest.skip(f"no {name} on this system")
+    number = getattr(signal, name)
     run = Run.start(tiny.override({"max_steps": 10_000}), tmp_path / "run")
 
     def interrupt(event):
         if isinstance(event, Stepped) and event.step == 7:
             signal.raise_signal(number)
 
-    before = signal.getsignal(number)
-    run.fit(interrupt)
+    with handled(number, signal.default_int_handler):
+        run.fit(interrupt)
+        assert signal.getsignal(number) is signal.default_int_handler
     assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 7
-    assert signal.getsignal(number) is before
+    assert run.stopped_by == number
+
+
+@contextlib.contextmanager
+def handled(number, handler):
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_an_ignored_signal_stays_ignored(tiny):
+    run = Run.start(tiny)
+    with handled(signal.SIGINT, signal.SIG_IGN), handled(signal.SIGHUP, signal.SIG_IGN):
+        run.fit(lambda event: [signal.raise_signal(number) for number in (signal.SIGINT, signal.SIGHUP)])
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert run.trainer.progress.step == 12
+
+
+def test_a_handler_that_is_not_pythons_is_left_in_place(tiny, monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # what Python says of such a handler
+    monkeypatch.setattr(signal, "signal", lambda number, handler: pytest.fail("it cannot be put back"))
+    run = Run.start(tiny)
+    run.fit()
+    assert run.trainer.progress.step == 12
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
@@ -542,12 +573,8 @@ def test_a_second_ctrl_c_interrupts_at_once(tiny, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run.fit(interrupt)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit(interrupt)
 
 
 def test_training_works_outside_the_main_thread(text_file):

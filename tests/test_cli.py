@@ -14,6 +14,7 @@ import charrnn
 from charrnn.checkpoint import load_checkpoint
 from charrnn.cli import main
 from charrnn.config import config_fields
+from charrnn.training import Stepped
 
 from .conftest import TINY, failing_stream, started
 
@@ -145,6 +146,18 @@ def test_a_closed_standard_input_is_an_error_in_one_line(run, capfd, monkeypatch
     assert "--interactive: expected lines on standard input, got a closed one" in error
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_sigterm_saves_and_exits_as_it_does_elsewhere(text_file, tmp_path, capfd, monkeypatch):
+    def terminate(bar, event):
+        if isinstance(event, Stepped) and event.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("charrnn.monitors.ProgressBar.__call__", terminate)
+    assert main(["train", "--data", str(text_file), "--out", str(tmp_path / "run"), *FLAGS]) == 143
+    assert "stopped at step 7" in capfd.readouterr().err
+    assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 7
+
+
 def test_init_from(run, text_file, tmp_path):
     command = ["train", "--init-from", str(run), "--data", str(text_file), "--out", str(tmp_path / "new"), "--quiet"]
     assert main([*command, "--max-steps", "3"]) == 0
@@ -269,6 +282,24 @@ def test_sample_many_to_a_file(run, tmp_path, capfd):
     single = ["sample", str(run), "--quiet", "--length", "10", "--seed", "5"]
     assert main(single) == 0
     assert f"----- seed 5 -----\n{capfd.readouterr().out}" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_full_disk_keeps_the_text_that_was_there(run, tmp_path, capfd):
+    import resource
+
+    (tmp_path / "old.txt").write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        code = main(["sample", str(run), "--quiet", "--length", "2000", "--output", str(tmp_path / "old.txt")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert code == 1
+    assert "old.txt: File too large" in capfd.readouterr().err
+    assert (tmp_path / "old.txt").read_text() == "old"
 
 
 def test_argmax_and_none(run, capfd):

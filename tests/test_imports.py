@@ -13,6 +13,7 @@ PACKAGE = Path(charrnn.__file__).parent
 CHECKPOINT = PACKAGE.parent / "checkpoints" / "shakespeare-lstm"
 ANNEXES = {"lab", "serve", "bench"}
 BELOW_API = {
+    "atomic",
     "config",
     "tokenizer",
     "cells",
@@ -35,6 +36,7 @@ BELOW_API = {
     "checkpoint",
 }
 MAY_IMPORT = {
+    "atomic": set(),
     "config": set(),
     "tokenizer": set(),
     "cells": set(),
@@ -60,11 +62,11 @@ MAY_IMPORT = {
     "distributed": {"config", "models"},
     "training": {"config", "device", "corpus", "models", "schedules", "optimizers", "distributed"},
     "checkpoint": {"config", "tokenizer", "models"},
-    "monitors": {"training", "checkpoint", "sampling"},
+    "monitors": {"training", "checkpoint", "sampling", "atomic"},
     "api": BELOW_API | {"monitors", "loading"},
     **{annex: BELOW_API | {"monitors", "loading", "api", annex} for annex in ANNEXES},
     "console": set(),
-    "repl": {"config", "console", "sampling", "tokenizer"},
+    "repl": {"atomic", "config", "console", "sampling", "tokenizer"},
     "cli_bench": BELOW_API | {"monitors", "api", "charrnn", "console"},
     "cli": BELOW_API | {"monitors", "loading", "api", "charrnn", "console", "cli_bench", "repl"},
     "__main__": {"cli"},

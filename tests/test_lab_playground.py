@@ -385,7 +385,7 @@ def test_a_text_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         save_text("abc", tmp_path)
     assert list(tmp_path.iterdir()) == []

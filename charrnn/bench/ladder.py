@@ -21,6 +21,7 @@ import torch
 from scipy import stats
 
 from charrnn.api import Run
+from charrnn.atomic import write_atomically
 from charrnn.config import RunConfig
 from charrnn.corpus import load_corpus
 from charrnn.device import cpu_name
@@ -314,9 +315,7 @@ def _conclusion(pair: Mapping[str, Any], at_equal: str, level: float) -> str:
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(_rounded(result), indent=1) + "\n", encoding="utf-8")
-    os.replace(new, path)
+    write_atomically(path, f"{json.dumps(_rounded(result), indent=1)}\n".encode())
 
 
 def _rounded(value: Any) -> Any:

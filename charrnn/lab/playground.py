@@ -3,7 +3,6 @@
 import functools
 import html
 import json
-import os
 import random
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import ipywidgets
 
 from charrnn.api import load_model
+from charrnn.atomic import write_atomically
 from charrnn.checkpoint import holds_run
 from charrnn.lab.distribution import plot_distribution
 from charrnn.lab.figures import Picture
@@ -66,12 +66,7 @@ def save_text(text: str, folder: str | Path) -> Path:
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"sample-{datetime.now():%Y%m%d-%H%M%S-%f}.txt"
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    write_atomically(path, text.encode())
     return path
 
 

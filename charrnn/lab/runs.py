@@ -1,7 +1,6 @@
 """Pictures of training runs, from what they wrote down: one run in detail, several compared, a learning-rate test."""
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from charrnn.atomic import write_atomically
 from charrnn.lab.curves import LOOKS
 from charrnn.lab.figures import BLUE, GREY, ORANGE, STYLE, Picture
 from charrnn.monitors import read_metrics
@@ -52,9 +52,7 @@ def write_picture(picture: Picture, path: Path) -> None:
             data = _svg(picture)
         case _:
             raise ValueError(f"{path}: expected a file that ends in .png or .svg")
-    new = path.with_name(f".{path.name}.new")
-    new.write_bytes(data)
-    os.replace(new, path)
+    write_atomically(path, data)
 
 
 def _svg(picture: Picture) -> bytes:

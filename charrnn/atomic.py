@@ -1,0 +1,33 @@
+"""Files that are written whole or not at all."""
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it, so that an old file stays until the new one is complete.
+
+    A symbolic link keeps pointing to its file; a pipe or a device is written to directly.
+
+    Raises:
+        OSError: it cannot be written; an old file is untouched.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = path.resolve()
+    new = path.with_name(f".{secrets.token_hex(8)}.new")  # short, because a file's own name may be as long as allowed
+    try:
+        with open(new, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, new)
+        os.replace(new, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        new.unlink(missing_ok=True)
