@@ -7,9 +7,9 @@ line's flags and help, the errors and `config/default.yaml` all follow from here
 import codecs
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -182,6 +182,8 @@ class TrainingConfig(_Section):
         return self
 
 
+WITH_ESCAPES = ("separator", "allow", "forbid", "stop", "prompt")  # settings in which a newline can be typed
+ESCAPES = r"\n is a newline, \t a tab, \\ a backslash"
 TOKENS = ("tokenizer", "vocab_size", "min_frequency")  # the settings that a trained model's vocabulary decides
 BUDGETS = ("max_epochs", "max_steps", "max_seconds")
 
@@ -205,7 +207,7 @@ class DataConfig(_Section):
     min_frequency: int = Field(
         1, ge=1, description="characters and words that occur less often are unknown; bpe joins no such pairs"
     )
-    separator: str = Field("\n", description="text put between the files of a folder or glob; \\n is a newline")
+    separator: str = Field("\n", description=f"text put between the files of a folder or glob; {ESCAPES}")
     encoding: str = Field("utf-8", description="encoding of the files")
     decode_errors: Literal["strict", "replace"] = Field(
         "strict", description="bytes that are no text: strict refuses, replace makes them U+FFFD"
@@ -255,11 +257,11 @@ class GenerationConfig(_Section):
     repetition_penalty: float | None = Field(
         None, ge=1, description="multiplies the log-probability of the last 32 tokens; above 1 they are less likely"
     )
-    allow: str | None = Field(None, min_length=1, description="write with these characters only")
-    forbid: str | None = Field(None, min_length=1, description="write without these characters")
-    stop: str | None = Field(None, min_length=1, description="end right after this string; \\n is a newline")
+    allow: str | None = Field(None, min_length=1, description=f"write with these characters only; {ESCAPES}")
+    forbid: str | None = Field(None, min_length=1, description=f"write without these characters; {ESCAPES}")
+    stop: str | None = Field(None, min_length=1, description=f"end right after this string; {ESCAPES}")
     length: int = Field(1000, ge=0, description="characters to generate, at most; 0: until stopped")
-    prompt: str = Field("", description="text to go on from")
+    prompt: str = Field("", description=f"text to go on from; {ESCAPES}")
 
     def settings(self) -> dict[str, Any]:
         """The same as `TextGenerator.stream` takes them."""
@@ -343,8 +345,10 @@ def config_fields(*sections: str) -> Iterator[tuple[str, str, str, FieldInfo]]:
 def load_config(path: str | Path) -> RunConfig:
     """The run that a YAML file describes; what it leaves out has its default.
 
+    Numbers are those of YAML 1.2. The settings in `WITH_ESCAPES` are read with `unescaped`.
+
     Raises:
-        ConfigError: not YAML, an unknown key, a value out of range; names the file and the key.
+        ConfigError: not YAML, a duplicate or unknown key, a value out of range; names the file and the key.
         OSError: the file cannot be read.
     """
     try:
@@ -359,12 +363,35 @@ def load_config(path: str | Path) -> RunConfig:
         raise ConfigError(f"{path}: expected YAML, got {getattr(error, 'problem', error)}{line}") from error
     if isinstance(tree, str):
         raise ConfigError(f"{path}: expected settings in YAML, got plain text; to train on it, use --data {path}")
-    return parse_config({} if tree is None else tree, str(path))
+    return parse_config({} if tree is None else _with_each_text(unescaped, tree), str(path))
 
 
 def dump_config(config: RunConfig) -> str:
     """Every setting of `config` as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    tree = _with_each_text(escaped, config.model_dump())
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def unescaped(typed: str) -> str:
+    r"""A text as it is meant: `\n` is a newline, `\t` a tab, `\\` a backslash; any other backslash is itself."""
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t"}.get(match[1], "\\"), typed)
+
+
+def escaped(text: str) -> str:
+    r"""A text as it can be typed in one line, for `unescaped` to read."""
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace("\t", r"\t")
+
+
+def _with_each_text(change: Callable[[str], str], tree: Any) -> Any:
+    """The same tree with `change` applied to the settings in `WITH_ESCAPES`."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {
+        section: {k: change(v) if k in WITH_ESCAPES and isinstance(v, str) else v for k, v in values.items()}
+        if isinstance(values, Mapping)
+        else values
+        for section, values in tree.items()
+    }
 
 
 def parse_config(tree: Any, source: str = "") -> RunConfig:
@@ -407,10 +434,39 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as its 1.2 core schema reads numbers: plain PyYAML takes `1e-5` for a string."""
+    """Scalars as in the core schema of YAML 1.2, where plain PyYAML reads 1e-5 as a string, 0256 as 174, 1:30 as 90."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in lines:
+                problem = f"the key {key.value!r} of line {lines[key.value]} again"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read as a string, and what cannot be seen."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+def _whole_number(_: yaml.Loader, node: yaml.ScalarNode) -> int:
+    return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Dumper.add_representer(str, _Dumper.represent_str)
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+):
+    for _yaml in (_Loader, _Dumper):
+        _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), _first)

@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from charrnn.config import WITH_ESCAPES, unescaped
+
 MISUSE = 2  # the exit code
 Setting = tuple[str, str, str, Any]  # section, key, name on the command line, field, as `config.config_fields` has them
 
@@ -70,9 +72,7 @@ def given_settings(arguments: argparse.Namespace, fields: Iterable[Setting]) -> 
     given = {
         key.removeprefix("setting:"): value for key, value in vars(arguments).items() if key.startswith("setting:")
     }
-    for name in ("separator", "stop", "allow", "forbid"):
-        if name in given:  # a shell hands on \n as it is typed
-            given[name] = given[name].replace("\\n", "\n").replace("\\t", "\t")
+    given |= {name: unescaped(given[name]) for name in WITH_ESCAPES if name in given}
     optional = {name for _, _, name, field in fields if type(None) in get_args(field.annotation)}
     empty = ("none", "null")
     return {name: None if name in optional and value.lower() in empty else value for name, value in given.items()}

@@ -18,7 +18,7 @@ from platformdirs import user_state_dir
 
 from charrnn import console
 from charrnn.atomic import write_atomically
-from charrnn.config import ConfigError, GenerationConfig, RunConfig
+from charrnn.config import ESCAPES, ConfigError, GenerationConfig, RunConfig, escaped, unescaped
 from charrnn.sampling import Reshaping, TextGenerator
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class Do:
 def parse_command(line: str) -> Write | Change | Do:
     r"""What a typed line means.
 
-    A line is a prompt, in which \n is a newline; two colons make a prompt that starts with one. Quotes around the value
-    of a command keep the spaces at its ends.
+    A line is a prompt; two colons make a prompt that starts with one. Quotes around the value of a command keep the
+    spaces at its ends. Escapes are those of `config.unescaped`: \n is a newline, \t a tab, \\ a backslash.
 
     Raises:
         ConfigError: an unknown command, or one without its value or with one too many.
@@ -119,11 +119,6 @@ def parse_command(line: str) -> Write | Change | Do:
     if "off" in command.values and value.lower() in ("off", "none"):
         return Change(command.setting, None)
     return Change(command.setting or name, unescaped(_unquoted(value)))
-
-
-def unescaped(typed: str) -> str:
-    r"""A text typed in one line, in which \n stands for a newline and \t for a tab."""
-    return typed.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _unquoted(value: str) -> str:
@@ -254,7 +249,7 @@ def _seed(value: str | None) -> int:
 
 def _as_typed(value: object) -> str:
     if isinstance(value, str):
-        return '"{}"'.format(value.replace("\n", "\\n").replace("\t", "\\t"))
+        return f'"{escaped(value)}"'
     return "off" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -321,7 +316,7 @@ def _do(session: Session, wanted: Do) -> bool:
         _list(session.settings().items())
     elif wanted.command == "help":
         _list((f":{name} {command.takes}", command.does) for name, command in COMMANDS.items())
-        console.say("anything else is a prompt; \\n in it is a newline, :: at its start a colon")
+        console.say(f"anything else is a prompt; {ESCAPES}; :: at its start is a colon")
     return wanted.command != "quit"
 
 

@@ -1,9 +1,21 @@
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charrnn.config import ConfigError, RunConfig, config_fields, dump_config, load_config, parse_config
+from charrnn.config import (
+    WITH_ESCAPES,
+    ConfigError,
+    RunConfig,
+    config_fields,
+    dump_config,
+    escaped,
+    load_config,
+    parse_config,
+    unescaped,
+)
+
+CHECKED = ("encoding", "device")  # strings that are not free
 
 
 def write(path, text):
@@ -41,8 +53,35 @@ def test_scientific_notation_is_a_number(tmp_path, text, value):
     assert config.training.learning_rate == value
 
 
-def test_words_that_look_like_numbers_stay_words(tmp_path):
-    assert load_config(write(tmp_path / "run.yaml", "data: {name: 1e5.txt}")).data.name == "1e5.txt"
+@pytest.mark.parametrize(("text", "value"), [("0256", 256), ("0o17", 15), ("0x1F", 31), ("+7", 7), ("1:30", None)])
+def test_whole_numbers_are_those_of_yaml_1_2(tmp_path, text, value):
+    path = write(tmp_path / "run.yaml", f"training: {{max_steps: {text}}}")
+    if value is not None:
+        assert load_config(path).training.max_steps == value
+        return
+    with pytest.raises(ConfigError, match=rf"max_steps .*: expected a valid integer.*got '{text}'"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("text", ["1e5.txt", "1:30", "1_000", "2024-01-01", "yes", "off", "=", "<<"])
+def test_words_that_look_like_something_else_stay_words(tmp_path, text):
+    assert load_config(write(tmp_path / "run.yaml", f"data: {{name: {text}}}")).data.name == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model:\n  hidden_size: 3\n  dropout: 0\n  hidden_size: 4\n",
+            "the key 'hidden_size' of line 2 again in line 4",
+        ),
+        ("model: {dropout: 0}\ndata: {}\nmodel: {num_layers: 1}\n", "the key 'model' of line 1 again in line 3"),
+        ("model: {dropout: 0, 'dropout': 1}\n", "the key 'dropout' of line 1 again in line 1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_its_lines(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=f"run.yaml: expected YAML, got {message}$"):
+        load_config(write(tmp_path / "run.yaml", text))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +120,40 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 def test_yaml_round_trip(tmp_path):
     config = RunConfig().override({"max_seconds": 9.5, "top_k": 3, "prompt": "é\n: #", "tensorboard": True})
     assert load_config(write(tmp_path / "run.yaml", dump_config(config))) == config
+
+
+STRINGS = [(s, k) for s, k, _, f in config_fields() if f.annotation in (str, str | None) and k not in CHECKED]
+
+
+@given(st.sampled_from(STRINGS), st.text(min_size=1))
+@example(("generation", "prompt"), "1e5")
+@example(("generation", "prompt"), "0o17")
+@example(("generation", "stop"), "\\n\n\\\\\t\\x")
+@example(("data", "name"), "\x85")
+@example(("logging", "log_dir"), "\r\n\x85\u2028\ufeff\U0001f600")
+def test_any_string_survives_a_file(tmp_path_factory, field, value):
+    section, key = field
+    config = parse_config({section: {key: value}})
+    path = tmp_path_factory.getbasetemp() / "string.yaml"
+    assert load_config(write(path, dump_config(config))) == config
+
+
+@given(st.text(alphabet="\\nt\n\tx"))
+def test_escapes_are_undone(text):
+    assert unescaped(escaped(text)) == text
+    assert "\n" not in escaped(text)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("\\n", "\n"), ("\\t", "\t"), ("\\\\n", "\\n"), ("\\x", "\\x"), ("\\", "\\")]
+)
+def test_an_escape_means_the_same_in_every_typed_setting(tmp_path, typed, meant):
+    assert unescaped(typed) == meant
+    for name in WITH_ESCAPES:
+        section = next(section for section, key, _, _ in config_fields() if key == name)
+        path = write(tmp_path / "run.yaml", f"{section}: {{{name}: '{typed}'}}")
+        assert getattr(getattr(load_config(path), section), name) == meant
+        assert getattr(getattr(RunConfig().override({name: typed}), section), name) == typed  # Python has its own
 
 
 def test_a_config_is_frozen():
@@ -124,7 +197,7 @@ def test_flags_are_unique_and_described():
 
 def test_default_yaml_documents_every_key_with_its_default(config_folder):
     text = (config_folder / "default.yaml").read_text(encoding="utf-8")
-    assert yaml.safe_load(dump_config(RunConfig())) == load_config(config_folder / "default.yaml").model_dump()
+    assert load_config(config_folder / "default.yaml") == RunConfig()
     for section, key, _, field in config_fields():
         lines = [line for line in text.splitlines() if line.startswith(f"  {key}:")]
         assert len(lines) == 1, f"{section}.{key}"

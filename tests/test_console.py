@@ -41,10 +41,21 @@ def test_a_file_to_write_is_checked_before_the_work(tmp_path):
 def test_only_flags_that_were_given_are_settings():
     parser = argparse.ArgumentParser()
     console.add_settings(parser, config_fields("generation", "data", "logging"), without=("data",))
-    given = ["--top-p", "None", "--prompt", "none", "--separator", "\\n\\t", "--no-tensorboard"]
+    given = [
+        "--top-p",
+        "None",
+        "--prompt",
+        "a\\n\\\\n",
+        "--log-dir",
+        "none",
+        "--separator",
+        "\\n\\t",
+        "--no-tensorboard",
+    ]
     assert console.given_settings(parser.parse_args(given), config_fields()) == {
         "top_p": None,
-        "prompt": "none",
+        "prompt": "a\n\\n",
+        "log_dir": "none",
         "separator": "\n\t",
         "tensorboard": False,
     }

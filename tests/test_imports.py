@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "monitors": {"training", "checkpoint", "sampling", "atomic"},
     "api": BELOW_API | {"monitors", "loading"},
     **{annex: BELOW_API | {"monitors", "loading", "api", annex} for annex in ANNEXES},
-    "console": set(),
+    "console": {"config"},
     "repl": {"atomic", "config", "console", "sampling", "tokenizer"},
     "cli_bench": BELOW_API | {"monitors", "api", "charrnn", "console"},
     "cli": BELOW_API | {"monitors", "loading", "api", "charrnn", "console", "cli_bench", "repl"},

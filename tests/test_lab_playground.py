@@ -156,7 +156,7 @@ def test_what_is_off_is_none_and_what_is_typed_as_a_newline_is_one():
     values = {"prompt": "\\n", "temperature": 0.0, "length": 3, "seed": 0, **OFF}
     off = dict.fromkeys(OFF)
     assert settings_of(values) == {"prompt": "\\n", "temperature": 0.0, "length": 3, "seed": 0, **off}
-    assert settings_of({"stop": "a\\nb", "forbid": "\\t"}) == {"stop": "a\nb", "forbid": "\t"}
+    assert settings_of({"stop": "a\\nb", "forbid": "\\t\\\\n"}) == {"stop": "a\nb", "forbid": "\t\\n"}
 
 
 def test_stop_ends_an_endless_text(playground):

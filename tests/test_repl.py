@@ -60,6 +60,7 @@ def state(tmp_path, monkeypatch):
         ("ROMEO:", Write("ROMEO:")),
         ("  two spaces ", Write("  two spaces ")),
         ("one\\ntwo\\tthree", Write("one\ntwo\tthree")),
+        ("C:\\\\new\\d", Write("C:\\new\\d")),
         ("::temp 3", Write(":temp 3")),
         ("::", Write(":")),
         (":::", Write("::")),
@@ -77,6 +78,7 @@ def state(tmp_path, monkeypatch):
         (":seed 5", Change("seed", "5")),
         (":seed random", Change("seed", "random")),
         (":stop \\n\\n", Change("stop", "\n\n")),
+        (":stop \\\\n", Change("stop", "\\n")),
         (':stop " a "', Change("stop", " a ")),
         (':stop "', Change("stop", '"')),
         (':stop "off"', Change("stop", "off")),
@@ -240,13 +242,13 @@ def test_a_wrong_prompt_changes_nothing(session):
 
 
 def test_settings_are_shown_as_they_are_typed(generator):
-    session = Session(generator, settings(top_k=7, stop="\n", length=None))
+    session = Session(generator, settings(top_k=7, stop="\n\\n", length=None))
     shown = session.settings()
     assert shown == dict.fromkeys(("topp", "minp", "typical", "penalty", "allow", "forbid"), "off") | {
         "temp": "1",
         "topk": "7",
         "length": "0",
-        "stop": '"\\n"',
+        "stop": '"\\n\\\\n"',
         "seed": "5",
     }
     for name, value in shown.items():  # and typed again they are the same

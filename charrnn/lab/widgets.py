@@ -6,6 +6,7 @@ from typing import Any
 
 import ipywidgets
 
+from charrnn.config import unescaped
 from charrnn.lab.figures import Picture
 from charrnn.lab.panel import NARROW, SLIDING, WIDE, ControlPanel, Panel, problem
 from charrnn.lab.texts import plot_streams, window_table
@@ -36,11 +37,14 @@ OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repetition_pen
 
 
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    r"""What the controls say as `TextGenerator.stream` takes it: a setting that is off is None, `\n` is a newline."""
+    r"""What the controls say as `TextGenerator.stream` takes it: a setting that is off is None, `\n` is a newline.
+
+    The prompt's field has several lines and needs no escapes.
+    """
     settings = {name: None if name in OFF and value == OFF[name] else value for name, value in values.items()}
     for name in ("stop", "forbid"):
         if settings.get(name):  # a field of one line has no other way to say it
-            settings[name] = settings[name].replace("\\n", "\n").replace("\\t", "\t")
+            settings[name] = unescaped(settings[name])
     return settings
 
 
