@@ -95,7 +95,7 @@ def load_corpus(
 
     Args:
         data: a name from `corpus_names()`, or the path of a text file, a folder of `.txt` files or a glob, any of them
-            packed with gzip, or `-` for standard input; or all settings at once.
+            packed with gzip, bzip2 or xz, or `-` for standard input; or all settings at once.
         tokenizer: that of a trained model, or the kind to make from this text: `char`, `byte`, `word` or `bpe`.
         data_dir: where corpora and the token cache land; None is `default_data_dir()`.
         **settings: any other field of `DataConfig`: vocab_size, min_frequency, separator, encoding, decode_errors.

@@ -1,19 +1,21 @@
 r"""A text, wherever it comes from, in pieces: named corpora, files, folders, globs, standard input.
 
-What every text has in common: it is read in bounded memory, a byte-order mark at the start of a file is dropped, and
-lines end in newline alone, whatever the file has (`\r\n`, `\r`).
+What every text has in common: it is read in bounded memory, unpacked if its first bytes are those of gzip, bzip2 or xz,
+a byte-order mark at its start is dropped, and lines end in newline alone, whatever the file has (`\r\n`, `\r`).
 """
 
 import atexit
+import bz2
 import codecs
 import contextlib
-import glob
+import fnmatch
 import gzip
 import hashlib
 import http.client
 import importlib.metadata
 import inspect
 import io
+import lzma
 import os
 import re
 import secrets
@@ -108,18 +110,14 @@ def open_source(config: DataConfig, data_dir: Path | None = None) -> Source:
         return _piped(config, sys.stdin)
     path = os.path.expanduser(name)
     if os.path.isdir(path):
-        inside = os.path.join(glob.escape(path), "**", "*.txt")
-        return _files(
-            config,
-            [*_glob(inside), *_glob(f"{inside}.gz")],
-            "expected .txt or .txt.gz files in this folder (others: name a glob)",
-        )
+        texts = [found for found in _matching(path, ["**", "*"]) if _TEXT_FILE.search(found)]
+        return _files(config, texts, "expected .txt files (or .txt.gz, .bz2, .xz) in this folder (others: name a glob)")
     if os.path.isfile(path):
         return _files(config, [path])
     if os.path.exists(path):  # a pipe, such as /dev/stdin
         return _piped(config, path)
     if _is_glob(path):
-        return _files(config, _glob(path), "expected files that match")
+        return _files(config, _matching("", list(Path(path).parts)), "expected files that match")
     raise CorpusError(f"expected a path or one of the corpora {', '.join(corpus_names())}, got {name!r}: no such file")
 
 
@@ -165,17 +163,62 @@ def _is_glob(path: str) -> bool:
     return any(character in path for character in "*?[")
 
 
-def _glob(pattern: str) -> list[str]:
-    """The files that match, each once, whatever links lead to it."""
-    paths = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    return list({os.path.realpath(path): path for path in reversed(paths)}.values())
+_TEXT_FILE = re.compile(r"\.txt(\.(gz|bz2|xz))?$", re.IGNORECASE)
+
+
+def _matching(folder: str, pattern: Sequence[str]) -> list[str]:
+    """The files below `folder` that match the parts of a glob, each once, whichever links lead to it."""
+    parts = [*pattern, "*"] if pattern[-1] == "**" else pattern
+    files = {os.path.realpath(path): path for path in reversed(list(_search(folder, parts, set())))}
+    return sorted(files.values(), key=lambda path: path.replace(os.sep, "/"))  # the same order on every system
+
+
+def _search(path: str, parts: Sequence[str], seen: set[tuple[str, int]]) -> Iterator[str]:
+    """The files below `path` that match; a folder is searched once for the same parts, so links in a circle end.
+
+    Raises:
+        CorpusError: a folder cannot be listed, or a link leads nowhere: the text would lack a part of it.
+    """
+    if not parts:
+        if os.path.islink(path) and not os.path.exists(path):
+            raise CorpusError(f"{path!r}: expected a file, got a link to nothing; remove it, or name others by a glob")
+        if os.path.isfile(path):
+            yield path
+        return
+    place = (os.path.realpath(path), len(parts))
+    if place in seen:
+        return
+    seen.add(place)
+    part, *rest = parts
+    if not _is_glob(part):
+        yield from _search(os.path.join(path, part), rest, seen)
+        return
+    if part == "**":
+        yield from _search(path, rest, seen)
+    for name in _listed(path):
+        inner = os.path.join(path, name)
+        if name.startswith(".") and not part.startswith("."):
+            continue
+        if part == "**" and os.path.isdir(inner):
+            yield from _search(inner, parts, seen)
+        elif part != "**" and fnmatch.fnmatch(name, part):
+            yield from _search(inner, rest, seen)
+
+
+def _listed(folder: str) -> list[str]:
+    """The names in a folder; none if it is no folder."""
+    try:
+        return sorted(os.listdir(folder or "."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CorpusError(f"{folder!r}: expected a folder that can be read, got: {error.strerror}") from error
 
 
 def _files(config: DataConfig, paths: Sequence[str], expected: str = "") -> Source:
-    """The files in alphabetical order, the separator between them."""
+    """The files in this order, the separator between them."""
     if not paths:
         raise CorpusError(f"{config.name}: {expected}, got none")
-    paths = sorted(paths)
 
     def read(advance: Advance) -> Iterator[str]:
         for i, path in enumerate(paths):
@@ -211,17 +254,19 @@ def _spooled(pipe: TextIO | str) -> BinaryIO:
 def decode_file(
     file: BinaryIO, name: str, encoding: str = "utf-8", errors: str = "strict", advance: Advance = lambda size: None
 ) -> Iterator[str]:
-    """The text of an open file, unpacked if its name ends in `.gz`, without byte-order mark, lines ending in newline.
+    """The text of an open file, unpacked if it is packed, without byte-order mark, lines ending in newline.
 
     Raises:
         CorpusError: bytes that are no text in that encoding, or a damaged archive; names the file and the place.
     """
-    stream = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+    packing, stream = _unpacked(file)
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
     done, at_start, before = 0, True, file.tell()
     try:
         while True:
             block = stream.read(BLOCK)
+            if not done and (other := _what_else(block, encoding)):
+                raise CorpusError(f"{name}: expected text in {encoding.upper()}, got {other}")
             done += len(block)
             text = decoder.decode(block, final=not block)
             if text:
@@ -240,8 +285,59 @@ def decode_file(
         ) from error
     except UnicodeError as error:  # UTF-16 without a byte-order mark
         raise CorpusError(f"{name}: expected text in {encoding.upper()}, got something else: {error}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CorpusError(f"{name}: expected a whole gzip file, got a damaged one ({error}); fetch it again") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the archive's
+            raise
+        raise CorpusError(
+            f"{name}: expected a whole {packing} file, got a damaged one ({error}); fetch it again"
+        ) from error
+
+
+def _unpacked(file: BinaryIO) -> tuple[str, BinaryIO]:
+    """How a file is packed, by its first bytes, and the stream of what is in it."""
+    start = file.read(10)
+    file.seek(0)
+    if start.startswith(b"\x1f\x8b"):
+        return "gzip", gzip.GzipFile(fileobj=file)
+    if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", start):
+        return "bzip2", bz2.BZ2File(file)
+    if start.startswith(b"\xfd7zXZ\0"):
+        return "xz", lzma.LZMAFile(file)
+    return "plain", file
+
+
+_MAGIC = {  # how files that are often taken for texts begin
+    b"PK\x03\x04": "a ZIP archive, as .docx, .xlsx and .epub are, too",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive",
+    b"%PDF-": "a PDF document",
+    b"\xd0\xcf\x11\xe0": "an old Office document",
+    b"{\\rtf": "an RTF document",
+    b"SQLite format 3\0": "an SQLite database",
+    b"PAR1": "a Parquet table",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+}
+
+
+def _what_else(start: bytes, encoding: str) -> str | None:
+    """What a file is that begins so, and what to do, if it is surely no text in this encoding."""
+    kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if start[257:262] == b"ustar":
+        kind = "a tar archive"
+    if kind:
+        return f"{kind}; extract its text to a .txt file first"
+    if codecs.lookup(encoding).name != "utf-8":
+        return None
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16; read it with --encoding utf-16"
+    even, odd = start[::2].count(0), start[1::2].count(0)
+    least = max(8, len(start) // 20)  # spaces and line ends alone are a tenth of the characters
+    for name, zeros, others in (("le", odd, even), ("be", even, odd)):
+        if zeros >= least and not others:
+            return f"a NUL in every second place, as UTF-16 has; read it with --encoding utf-16-{name}"
+    return None
 
 
 def write_if_possible(path: Path, blocks: Iterable[bytes | memoryview]) -> bool:

@@ -1,9 +1,12 @@
+import bz2
 import functools
 import gzip
 import hashlib
 import http.server
 import io
+import lzma
 import os
+import tarfile
 import threading
 from pathlib import Path
 
@@ -176,8 +179,8 @@ def read(path, **settings):
 )
 def test_encodings(tmp_path, content, settings, text):
     (tmp_path / "a.txt").write_bytes(content)
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(content))
-    for name in ("a.txt", "b.txt.gz"):
+    for name, pack in (("a", bytes), ("b", gzip.compress), ("c", bz2.compress), ("d", lzma.compress)):
+        (tmp_path / name).write_bytes(pack(content))  # its first bytes count, not its name
         assert read(tmp_path / name, **settings) == text
 
 
@@ -205,13 +208,37 @@ def test_a_character_cut_off_at_the_end_is_an_error(tmp_path):
         read(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize(("kind", "pack"), [("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress)])
+@pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: data[:20] + b"????" + data[24:]])
+def test_a_damaged_archive_is_an_error(tmp_path, kind, pack, damage):
+    (tmp_path / "a.txt").write_bytes(damage(pack(bytes(range(100)) * 20)))
+    with pytest.raises(CorpusError, match=f"a.txt: expected a whole {kind} file, got a damaged one .* fetch it again"):
+        read(tmp_path / "a.txt")
+
+
+def tar(content):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"), io.BytesIO(content))
+    return packed.getvalue()
+
+
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-5], lambda data: b"xx" + data, lambda data: data[:20] + b"????"]
+    ("content", "message"),
+    [
+        (b"PK\x03\x04" + bytes(50), "got a ZIP archive, as .docx.*; extract its text to a .txt file first"),
+        (tar(b""), "got a tar archive; extract"),
+        (b"%PDF-1.7\n", "got a PDF document"),
+        ("To be, or not to be".encode("utf-16-le"), "UTF-8, got a NUL in .*; read it with --encoding utf-16-le"),
+        ("Быть или не быть, вот в чём вопрос. ".encode("utf-16-be") * 9, "read it with --encoding utf-16-be"),
+        ("To be".encode("utf-16"), "UTF-8, got UTF-16; read it with --encoding utf-16"),
+    ],
+    ids=["zip", "tar", "pdf", "utf-16-le", "utf-16-be", "utf-16"],
 )
-def test_a_damaged_archive_is_an_error(tmp_path, damage):
-    (tmp_path / "a.txt.gz").write_bytes(damage(gzip.compress(bytes(range(100)) * 20)))
-    with pytest.raises(CorpusError, match=r"a.txt.gz: expected a whole gzip file, got a damaged one .* fetch it again"):
-        read(tmp_path / "a.txt.gz")
+def test_what_is_no_text_is_named(tmp_path, content, message):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(CorpusError, match=f"a.txt: expected text in .*{message}"):
+        read(tmp_path / "a.txt")
 
 
 def test_files_of_a_glob_are_separated(tmp_path):
@@ -220,6 +247,7 @@ def test_files_of_a_glob_are_separated(tmp_path):
         (tmp_path / name).write_text(Path(name).stem)
     assert read(f"{tmp_path}/*.py") == "a\nb"
     assert read(f"{tmp_path}/**/*.py", separator="<end>") == "a<end>b<end>c"
+    assert read(f"{tmp_path}/**", separator="") == "abdc"
     with pytest.raises(CorpusError, match=r"\*.c: expected files that match, got none"):
         read(f"{tmp_path}/*.c")
 
@@ -227,9 +255,50 @@ def test_files_of_a_glob_are_separated(tmp_path):
 def test_a_folder_may_hold_archives_and_has_any_name(tmp_path):
     folder = tmp_path / "a[b]*"
     folder.mkdir()
-    (folder / "1.txt").write_text("one")
-    (folder / "2.txt.gz").write_bytes(gzip.compress(b"two"))
-    assert read(folder, separator="") == "onetwo"
+    (folder / "1.TXT").write_text("one")
+    (folder / "2.Txt.GZ").write_bytes(gzip.compress(b"two"))
+    (folder / "3.txt.xz").write_bytes(lzma.compress(b"three"))
+    (folder / ".hidden.txt").write_text("four")
+    assert read(folder, separator="") == "onetwothree"
+
+
+def test_a_folder_that_cannot_be_read_whole_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "sub").mkdir()
+    listed = os.listdir
+
+    def refuse(folder):
+        if str(folder).endswith("sub"):
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        for name in (tmp_path, f"{tmp_path}/**/*.txt"):
+            with pytest.raises(CorpusError, match="sub': expected a folder that can be read, got: Permission denied"):
+                read(name)
+    if os.name == "posix":
+        (tmp_path / "sub" / "b.txt").symlink_to("nowhere")
+        for name in (tmp_path, f"{tmp_path}/**/*.txt"):
+            with pytest.raises(CorpusError, match="sub/b.txt': expected a file, got a link to nothing; remove it"):
+                read(name)
+        assert read(f"{tmp_path}/*.txt") == "one"
+
+
+def test_files_are_in_the_same_order_on_every_system(tmp_path, monkeypatch):
+    for name in ("a/b.txt", "a-c.txt", "aa.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert read(tmp_path) == "a-c.txt\na/b.txt\naa.txt"
+    found = charrnn.sources._search
+    monkeypatch.setattr(charrnn.sources, "_search", lambda *a: (path.replace("/", "\\") for path in found(*a)))
+    monkeypatch.setattr(os, "sep", "\\")  # sorts after letters
+    paths = charrnn.sources._matching(str(tmp_path), ["**", "*"])
+    assert [path.split("\\", tmp_path.as_posix().count("/") + 1)[-1] for path in paths] == [
+        "a-c.txt",
+        "a\\b.txt",
+        "aa.txt",
+    ]
 
 
 def test_many_small_files_come_in_few_pieces(tmp_path):
@@ -253,7 +322,9 @@ def test_a_named_pipe_is_read_like_standard_input(tmp_path):
 def test_a_file_that_several_links_lead_to_is_read_once(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").symlink_to("a.txt")
-    (tmp_path / "self").symlink_to(".")
+    for name in ("self", "again", "sub/up"):  # a circle of several links has no end
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path)
     assert read(tmp_path) == "one"
     assert read(f"{tmp_path}/**/**/*.txt") == "one"
 
@@ -405,6 +476,6 @@ def test_a_missing_path_lists_the_corpora():
 
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(
-        CorpusError, match=r"expected .txt or .txt.gz files in this folder .others: name a glob., got none"
+        CorpusError, match=r"expected .txt files .or .txt.gz, .bz2, .xz. in this folder .others: name a glob., got none"
     ):
         read_text(str(tmp_path))
