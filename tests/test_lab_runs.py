@@ -192,7 +192,7 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path, monkeypatch
     path = tmp_path / "plot.png"
     path.write_bytes(b"old")
     picture = run_picture(RECORDS)
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no room")))
     with pytest.raises(OSError, match="no room"):
         write_picture(picture, path)
     assert path.read_bytes() == b"old"
