@@ -27,10 +27,8 @@ from charrnn import distributed
 from charrnn.checkpoint import (
     Checkpoint,
     CheckpointError,
-    find_checkpoint,
     holds_run,
     load_checkpoint,
-    load_tensors,
     save_checkpoint,
 )
 from charrnn.config import TOKENS, ConfigError, DataConfig, ModelConfig, RunConfig, load_config
@@ -196,6 +194,8 @@ def evaluation_config(generator: TextGenerator, data: str | Path | None = None, 
 def get_model_info(path: str | Path) -> dict[str, Any]:
     """What a checkpoint says of itself: architecture, vocabulary, parameters, size on disk, training so far.
 
+    The size is that of the files that a model needs, not of those to resume its training.
+
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
@@ -206,7 +206,7 @@ def get_model_info(path: str | Path) -> dict[str, Any]:
         "vocab_size": checkpoint.tokenizer.vocab_size,
         "parameters": {name: tuple(p.shape) for name, p in checkpoint.model.named_parameters()},
         "num_parameters": count_parameters(checkpoint.model),
-        "bytes": sum(file.stat().st_size for file in checkpoint.path.iterdir()),
+        "bytes": checkpoint.bytes,
         "training": checkpoint.training_state,
     }
 
@@ -277,21 +277,15 @@ class Run:
         Raises:
             CheckpointError: there is nothing to resume, or it does not fit the overrides or the text.
         """
-        checkpoint = load_checkpoint(find_checkpoint(path, prefer="last"))
+        checkpoint = load_checkpoint(path, resume=True)
         directory = _run_directory(checkpoint.path)
-        tensors_path = checkpoint.path / "optimizer.safetensors"
-        if not tensors_path.exists():
-            raise CheckpointError(
-                f"{path}: expected a run to resume, got a checkpoint without optimizer.safetensors; "
-                f"start a new run from its weights with --init-from {path}"
-            )
         config = _resumed_config(checkpoint, overrides or {})
         state = checkpoint.training_state
         corpus = _same_corpus(config.data, checkpoint)
         _check_prompt(config, checkpoint.tokenizer)
         generator = TextGenerator(checkpoint.model, checkpoint.tokenizer, config, state)
         run = cls._assemble(config, corpus, generator, directory)
-        tensors = load_tensors(tensors_path)
+        tensors = checkpoint.tensors
         streams = next((len(value) for name, value in tensors.items() if name.startswith("state.")), None)
         if streams not in (None, run.trainer.dataset.batch_size):
             raise CheckpointError(

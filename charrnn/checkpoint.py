@@ -10,10 +10,12 @@ It is written beside its place, synced to disk and renamed, so a crash at any mo
 A run's directory holds `best/`, `last/` and `metrics.jsonl`.
 """
 
+import contextlib
+import functools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +35,9 @@ if TYPE_CHECKING:  # what only reads weights does without PyTorch, which takes s
     from charrnn.models import CharModel
 
 FORMAT = 1
+FILES = ("config.json", "tokenizer.json", "training_state.json", "model.safetensors")
+OPTIMIZER = "optimizer.safetensors"
+ATTEMPTS = 20  # at reading a checkpoint that is being replaced
 
 
 class CheckpointError(ValueError):
@@ -49,6 +54,8 @@ class Checkpoint:
         tokenizer: the vocabulary.
         weights: by their names in the model's state_dict, in fp32.
         training_state: where the run stood.
+        bytes: size of its files on disk, without the optimizer's.
+        tensors: what `Trainer.restore` needs, where it was read to resume.
     """
 
     path: Path
@@ -56,6 +63,8 @@ class Checkpoint:
     tokenizer: Tokenizer
     weights: dict[str, NDArray[np.float32]]
     training_state: dict[str, Any]
+    bytes: int
+    tensors: "dict[str, Tensor] | None" = None
 
     @cached_property
     def model(self) -> "CharModel":
@@ -117,27 +126,40 @@ def save_checkpoint(
         shutil.rmtree(new, ignore_errors=True)
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, resume: bool = False) -> Checkpoint:
     """Read a checkpoint directory, or the best checkpoint of a run's directory. Nothing in it is executed.
+
+    All files come from the same save, even if another process replaces the checkpoint at the same time.
+
+    Args:
+        path: the directory.
+        resume: read the last checkpoint of a run's directory instead, with the tensors to go on training from.
 
     Raises:
         CheckpointError: there is none, a file is missing or damaged, or the files do not fit each other.
     """
-    path = find_checkpoint(path)
-    about = _read_json(path / "config.json")
+    path, files = _read_files(path, resume)
+    about = _parse_json(path / "config.json", files["config.json"])
     if about.get("format") != FORMAT:
         raise CheckpointError(f"{path / 'config.json'}: expected format {FORMAT}, got {about.get('format')!r}")
     try:
         config = parse_config(about["config"], str(path / "config.json"))
-        tokenizer = tokenizer_from_json(_read(path / "tokenizer.json").decode("utf-8", "replace"))
+        tokenizer = tokenizer_from_json(files["tokenizer.json"].decode("utf-8", "replace"))
     except KeyError as error:
         raise CheckpointError(f"{path / 'config.json'}: expected the key {error}, got none") from error
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     except ValueError as error:
         raise CheckpointError(f"{path / 'tokenizer.json'}: {error}") from error
-    weights = _read_weights(path / "model.safetensors", config.model, tokenizer.vocab_size)
-    return Checkpoint(path, config, tokenizer, weights, _read_json(path / "training_state.json"))
+    return Checkpoint(
+        path,
+        config,
+        tokenizer,
+        _parse_weights(path / "model.safetensors", files["model.safetensors"], config.model, tokenizer.vocab_size),
+        _parse_json(path / "training_state.json", files["training_state.json"]),
+        sum(len(files[name]) for name in FILES),
+        _parse_tensors(path / OPTIMIZER, files[OPTIMIZER]) if resume else None,
+    )
 
 
 def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
@@ -170,11 +192,11 @@ def _complete(path: Path) -> Path | None:
     return next((place for place in (path, _old(path)) if (place / "config.json").is_file()), None)
 
 
-def _read_weights(path: Path, config: ModelConfig, vocab_size: int) -> dict[str, NDArray[np.float32]]:
+def _parse_weights(path: Path, data: bytes, config: ModelConfig, vocab_size: int) -> dict[str, NDArray[np.float32]]:
     try:
-        weights = safetensors.numpy.load(_read(path))
+        weights = safetensors.numpy.load(data)
     except KeyError:  # bf16, which numpy has not
-        weights = {name: tensor.float().numpy() for name, tensor in load_tensors(path).items()}
+        weights = {name: tensor.float().numpy() for name, tensor in _parse_tensors(path, data).items()}
     except safetensors.SafetensorError as error:
         raise _damaged(path, error) from error
     mine, theirs = config.shapes(vocab_size), {name: weight.shape for name, weight in weights.items()}
@@ -187,16 +209,11 @@ def _read_weights(path: Path, config: ModelConfig, vocab_size: int) -> dict[str,
     return {name: weight.astype(np.float32, copy=False) for name, weight in weights.items()}
 
 
-def load_tensors(path: Path) -> "dict[str, Tensor]":
-    """Every tensor in a safetensors file.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
+def _parse_tensors(path: Path, data: bytes) -> "dict[str, Tensor]":
     import safetensors.torch
 
     try:
-        return safetensors.torch.load(_read(path))
+        return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise _damaged(path, error) from error
 
@@ -248,16 +265,52 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: expected this file in the checkpoint, got none") from error
+def _read_files(path: str | Path, resume: bool) -> tuple[Path, dict[str, bytes]]:
+    """The checkpoint directory meant by `path`, and its files by name, all from the same save."""
+    for _ in range(ATTEMPTS):
+        try:
+            found = find_checkpoint(path, prefer="last" if resume else "best")
+            with _opened(found) as read:
+                return found, {name: read(name) for name in (*FILES, *([OPTIMIZER] if resume else []))}
+        except (CheckpointError, FileNotFoundError) as error:  # a save may be replacing the directory: look again
+            failure = error
+    raise failure
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[Callable[[str], bytes]]:
+    """A reader of the files of one directory, which stays the same one even if another takes its name."""
+    with contextlib.ExitStack() as stack:
+        if os.open in os.supports_dir_fd:
+            descriptor = os.open(directory, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            opener = functools.partial(os.open, dir_fd=descriptor)
+        else:  # Windows does not rename a directory with an open file in it
+            stack.enter_context(open(directory / "config.json", "rb"))
+            opener = None
+
+        def read(name: str) -> bytes:
+            try:
+                with open(name if opener else directory / name, "rb", opener=opener) as file:
+                    return file.read()
+            except FileNotFoundError as error:
+                raise _missing(directory, name) from error
+
+        yield read
+
+
+def _missing(directory: Path, name: str) -> CheckpointError:
+    if name == OPTIMIZER:
+        return CheckpointError(
+            f"{directory}: expected a run to resume, got a checkpoint without {OPTIMIZER}; start a new run from its "
+            f"weights with --init-from {directory}"
+        )
+    return CheckpointError(f"{directory / name}: expected this file in the checkpoint, got none")
+
+
+def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(_read(path))
+        value = json.loads(data)
     except ValueError as error:
         raise CheckpointError(f"{path}: expected JSON, got a damaged file ({error})") from error
     if not isinstance(value, dict):

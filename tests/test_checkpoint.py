@@ -1,5 +1,7 @@
+import itertools
 import json
 import os
+import sys
 
 import pytest
 import safetensors.torch
@@ -95,6 +97,54 @@ def test_a_crash_between_the_renames_is_mended(tmp_path):
     save(path, make_model(2))
     assert same(load_checkpoint(path).model, make_model(2))
     assert not path.with_name(".last.old").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each moment is played in a forked process")
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_never_mixed(tmp_path):
+    def save_number(number):
+        tensors = {"optimizer.x": torch.tensor([float(number)])}
+        save_checkpoint(tmp_path / "m", make_model(number), TOKENIZER, RunConfig(), {"step": number}, tensors)
+
+    def load_while_replaced_at(touch):
+        """The number of the checkpoint, 0 for a mixed one, and whether there was such a touch of the disk."""
+        touches, saves = itertools.count(1), []
+
+        def replace(event, _):
+            if event.startswith(("open", "os.")) and not saves and next(touches) == touch:
+                saves.append(touch)
+                save_number(2)
+
+        sys.addaudithook(replace)
+        loaded = load_checkpoint(tmp_path / "m", resume=True)
+        number = loaded.training_state["step"]
+        whole = same(loaded.model, make_model(number)) and loaded.tensors["optimizer.x"].item() == number
+        return number if whole else 0, bool(saves)
+
+    save_number(1)
+    load_checkpoint(tmp_path / "m", resume=True)  # imports what it needs
+    seen = []
+    for touch in itertools.count(1):
+        number, touched = in_a_fork(load_while_replaced_at, touch)
+        seen.append(number)
+        if not touched:
+            break
+        save_number(1)
+    assert set(seen) == {1, 2}
+    assert len(seen) > 5
+
+
+def in_a_fork(function, *arguments):
+    """What a function returns in a forked process."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.write(writer, json.dumps(function(*arguments)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.wait()
+    with open(reader, "rb") as pipe:
+        return json.loads(pipe.read())
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
