@@ -49,6 +49,24 @@ class LayerNormLSTM(nn.Module):
         self.gain_c_l0 = nn.Parameter(torch.ones(hidden_size))
         self.bias_c_l0 = nn.Parameter(torch.zeros(hidden_size))
 
+    def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Outputs `(B, T, H)` and the last state for `inputs` `(B, T, I)` and a state of `(1, B, H)`, as `nn.LSTM`."""
+        state = map_state(lambda h: h[0], state)
+        outputs, state = unroll(layer_norm_lstm_cell, inputs, state, *_weights(self))
+        return outputs, map_state(lambda h: h.unsqueeze(0), state)
+
+
+def _weights(layer: nn.Module) -> list[Tensor]:
+    """A layer's weights in the order that its cell takes them.
+
+    They are fetched by name, because pruning and parametrization reorder and rename the parameters.
+    """
+    return [getattr(layer, name) for name in (LAYER_NORM if isinstance(layer, LayerNormLSTM) else PLAIN)]
+
+
+PLAIN = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+LAYER_NORM = (*PLAIN[:2], "bias_l0", "gain_ih_l0", "gain_hh_l0", "gain_c_l0", "bias_c_l0")
+
 
 class CharModel(nn.Module):
     """Embedding, stacked recurrent layers, linear read-out. Subclasses name the cell.
@@ -71,7 +89,8 @@ class CharModel(nn.Module):
 
     Attributes:
         backend: what computes the layers: `native` (torch's own), `compiled` (`compiled`), `fused` (`kernels`) or
-            `readable` (`cells`). They give the same numbers to rounding, and it is no part of what is saved.
+            `readable` (`cells`). They give the same numbers to rounding, and it is not part of what is saved. Where a
+            layer has forward hooks, the layers themselves are called instead, so that the hooks run.
         config: what the model was made from.
 
     Raises:
@@ -157,13 +176,16 @@ class CharModel(nn.Module):
             text in chunks with the state carried equals feeding it whole.
 
         Raises:
-            ValueError: `backend` is none of `backends`.
+            ValueError: `backend` is none of `backends`, or `state` is not one of this model for B streams.
         """
         if self.backend not in self.backends:
             raise ValueError(f"backend: expected {' or '.join(self.backends)} for this model, got {self.backend!r}")
         config = self.config
-        state = self.zero_state(len(tokens)) if state is None else state
-        kernel = self._kernel() if torch.is_grad_enabled() else None  # all that kernels are good at is backward
+        if state is None:
+            state = self.zero_state(len(tokens))
+        else:
+            self._check_state(state, len(tokens))
+        kernel = self._kernel() if torch.is_grad_enabled() else None  # kernels only speed up the backward pass
         rows_vary = self.training and config.input_dropout
         look_up = kernel and not rows_vary and self.vocab_size <= tokens.numel()  # else the rows that occur are fewer
         x = None if look_up else self._drop(self.embedding(tokens), config.input_dropout)  # (B, T, E)
@@ -171,7 +193,7 @@ class CharModel(nn.Module):
         for i, layer in enumerate(self.layers):
             below = x if i == 0 else self._drop(x, config.dropout)
             if i == 0 and look_up:
-                x, layer_state = kernel(self.embedding.weight, state[i], *layer.parameters(), tokens=tokens)
+                x, layer_state = kernel(self.embedding.weight, state[i], *_weights(layer), tokens=tokens)
             else:
                 x, layer_state = self._run(layer, below, state[i], kernel)  # (B, T, H)
             if config.residual and i > 0:
@@ -184,8 +206,18 @@ class CharModel(nn.Module):
         zeros = self.head.weight.new_zeros(batch_size, self.config.hidden_size)
         return tuple((zeros, zeros) if self.layer is nn.LSTM else zeros for _ in self.layers)
 
+    def _check_state(self, state: State, batch_size: int) -> None:
+        """Raise ValueError unless `state` has the shapes of this model's; some backends would broadcast another."""
+        size = (batch_size, self.config.hidden_size)
+        expected = ((size, size) if self.layer is nn.LSTM else size,) * len(self.layers)
+        got = map_state(lambda h: tuple(h.shape), state)
+        if got != expected:
+            raise ValueError(f"state: expected shapes {expected} for these tokens, one entry per layer, got {got}")
+
     def _kernel(self) -> Kernel | None:
-        """What computes a layer with its backward pass, where the backend has such."""
+        """The function that computes a layer with its own backward pass, if the backend has one."""
+        if self._hooked():
+            return None
         if self.backend == "compiled":
             from charrnn import compiled  # needs numba, and a second to load
 
@@ -195,11 +227,15 @@ class CharModel(nn.Module):
     def _run(self, layer: nn.Module, inputs: Tensor, state: State, kernel: Kernel | None) -> tuple[Tensor, State]:
         """One layer over `inputs` `(B, T, I)`: its outputs `(B, T, H)`, its state after the last."""
         if kernel:
-            return kernel(inputs, state, *layer.parameters())
-        if self.backend in ("native", "compiled"):
+            return kernel(inputs, state, *_weights(layer))
+        if self.backend in ("native", "compiled") or self._hooked():
             outputs, state = layer(inputs, map_state(lambda h: h.unsqueeze(0), state))  # torch has (1, B, H)
             return outputs, map_state(lambda h: h[0], state)
-        return unroll(self.cell, inputs, state, *layer.parameters())
+        return unroll(self.cell, inputs, state, *_weights(layer))
+
+    def _hooked(self) -> bool:
+        """Whether a layer has forward hooks, such as those of `nn.utils.prune`, which only a call of the layer runs."""
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers)
 
     def _drop(self, x: Tensor, share: float) -> Tensor:
         """Dropout on `x` `(B, T, N)`; the variational kind drops the same units at every step of the window."""
@@ -304,6 +340,17 @@ def map_state(function: Callable[..., Tensor], *states: State) -> State:
     if isinstance(states[0], Tensor):
         return function(*states)
     return tuple(map_state(function, *parts) for parts in zip(*states, strict=True))
+
+
+def evaluation_view(model: nn.Module) -> nn.Module:
+    """A model in evaluation mode that shares the weights of `model`, whose own mode other threads may rely on."""
+    if not any(module.training for module in model.modules()):
+        return model
+    view = object.__new__(type(model))  # copy.copy refuses modules with parametrizations
+    view.__dict__ |= model.__dict__
+    view._modules = {name: module and evaluation_view(module) for name, module in model._modules.items()}
+    view.training = False
+    return view
 
 
 def detach_state(state: State) -> State:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from charrnn.models import evaluation_view
 from charrnn.sampling import TextGenerator
 
 Bits = NDArray[np.float64]
@@ -64,7 +65,7 @@ def score(
     from end to end, without dropout.
 
     Args:
-        generator: its model reads; the model's mode is restored.
+        generator: its model reads; the model's mode is not touched.
         text: of any length above 0.
         chunk: tokens that are read at once; the result does not depend on it.
         progress: wraps the loop over chunks, as `tqdm` does, to show how far it is.
@@ -75,22 +76,18 @@ def score(
     """
     if not text:
         raise ValueError("expected a text of at least one character, got an empty one")
-    model, decode = generator.model, generator.tokenizer.decode
+    model, decode = evaluation_view(generator.model), generator.tokenizer.decode
     tokens = torch.from_numpy(np.asarray(generator.tokenizer.encode(text), dtype=np.int64))  # (T,)
     start = torch.from_numpy(generator.encode_prompt(""))  # what an empty prompt reads
     inputs = torch.cat([start, tokens])[:-1]
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
+    device = next(model.parameters()).device
     state, measured, likeliest = None, [], []
-    try:
-        with torch.inference_mode():
-            for read, wanted in progress(list(zip(inputs.split(chunk), tokens.split(chunk), strict=True))):
-                logits, state = model(read[None].to(device), state)  # (1, chunk, V)
-                log_p = logits[0].double().log_softmax(-1).cpu() / np.log(2)
-                expected = (log_p.exp2() * log_p).sum(-1)
-                measured.append(torch.stack([log_p.gather(1, wanted[:, None])[:, 0], expected]))
-                likeliest += log_p.argmax(-1).tolist()
-    finally:
-        model.train(was_training)
+    with torch.inference_mode():
+        for read, wanted in progress(list(zip(inputs.split(chunk), tokens.split(chunk), strict=True))):
+            logits, state = model(read[None].to(device), state)  # (1, chunk, V)
+            log_p = logits[0].double().log_softmax(-1).cpu() / np.log(2)
+            expected = (log_p.exp2() * log_p).sum(-1)
+            measured.append(torch.stack([log_p.gather(1, wanted[:, None])[:, 0], expected]))
+            likeliest += log_p.argmax(-1).tolist()
     surprisal, entropy = 0.0 - torch.cat(measured, dim=1).numpy()  # not the negative: it makes a -0.0 of certainty
     return Score([decode([t]) for t in tokens], surprisal, entropy, [decode([t]) for t in likeliest])

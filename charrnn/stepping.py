@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.device import autocast
-from charrnn.models import CharModel, State, map_state
+from charrnn.models import CharModel, State, evaluation_view, map_state
 
 Tokens = NDArray[np.integer]
 
 
 class ModelStepper:
-    """A model that reads B texts side by side, as `sampling.Stepper` wants it; its mode is left as it was.
+    """A model that reads B texts side by side, as `sampling.Stepper` wants it, without dropout.
 
     Args:
         model: anything with the contract `logits, state = model(tokens, state)`.
@@ -23,7 +23,7 @@ class ModelStepper:
     """
 
     def __init__(self, model: CharModel, precision: str = "fp32", chunk: int = 1024):
-        self._model, self._precision, self._chunk = model, precision, chunk
+        self._model, self._precision, self._chunk = evaluation_view(model), precision, chunk
         self._device = next(model.parameters()).device
         self._state: State = None
 
@@ -48,13 +48,6 @@ class ModelStepper:
         self._state = map_state(lambda part: part[torch.from_numpy(rows).to(part.device)], self._state)
 
     def _run(self, tokens: Tensor) -> NDArray[np.float32]:
-        was_training = self._model.training
-        if was_training:  # to set the mode of every layer is not free, and this runs for each token
-            self._model.eval()
-        try:
-            with torch.inference_mode(), autocast(self._device, self._precision):
-                logits, self._state = self._model(tokens.to(self._device), self._state)
-                return logits[:, -1].float().numpy(force=True)
-        finally:
-            if was_training:
-                self._model.train()
+        with torch.inference_mode(), autocast(self._device, self._precision):
+            logits, self._state = self._model(tokens.to(self._device), self._state)
+            return logits[:, -1].float().numpy(force=True)

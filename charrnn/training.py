@@ -32,7 +32,7 @@ from charrnn.device import (
     select_fastest,
     set_threads,
 )
-from charrnn.models import CharModel, State, detach_state, flatten_state, map_state, unflatten_state
+from charrnn.models import CharModel, State, detach_state, evaluation_view, flatten_state, map_state, unflatten_state
 from charrnn.optimizers import build_optimizers, clip_gradients
 from charrnn.schedules import evaluations_since_best, rate_factor
 
@@ -515,7 +515,7 @@ def evaluate(
     there are depends on the split alone: training settings do not change the number.
 
     Args:
-        model: on any device; its mode is restored whatever happens.
+        model: on any device; its mode is not touched.
         tokens: ids `(N,)`, N at least 2.
         streams: read that many side by side; None is one for each 2048 tokens, at most 64.
         warmup: tokens read before a stream to prime its state.
@@ -530,25 +530,21 @@ def evaluate(
     length = math.ceil((len(tokens) - 1) / streams)
     device = next(model.parameters()).device
     chunk = max(1, min(256, 2**24 // (streams * model.vocab_size)))  # bounds the logits to 64 MiB
-    was_training = model.training
-    model.eval()
-    try:
-        state = None
-        if streams > 1:
-            for start in range(max(0, length - warmup), length, chunk):  # the end of a row comes before the row below
-                inputs = _rows(tokens, streams - 1, length, start, min(start + chunk, length)).to(device)
-                _, state = model(inputs, state)
-            state = map_state(lambda tensor: F.pad(tensor, (0, 0, 1, 0)), state)  # the first row starts from zeros
-        total = 0.0
-        for start in progress(range(0, length, chunk)):
-            end = min(start + chunk, length)
-            inputs = _rows(tokens[:-1], streams, length, start, end).to(device)  # (S, chunk)
-            targets = _rows(tokens[1:], streams, length, start, end, padding=-100).to(device)  # it ignores -100
-            logits, state = model(inputs, state)  # (S, chunk, V)
-            total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum").item()
-        return total / (len(tokens) - 1)
-    finally:
-        model.train(was_training)
+    model = evaluation_view(model)
+    state = None
+    if streams > 1:
+        for start in range(max(0, length - warmup), length, chunk):  # the end of a row comes before the row below
+            inputs = _rows(tokens, streams - 1, length, start, min(start + chunk, length)).to(device)
+            _, state = model(inputs, state)
+        state = map_state(lambda tensor: F.pad(tensor, (0, 0, 1, 0)), state)  # the first row starts from zeros
+    total = 0.0
+    for start in progress(range(0, length, chunk)):
+        end = min(start + chunk, length)
+        inputs = _rows(tokens[:-1], streams, length, start, end).to(device)  # (S, chunk)
+        targets = _rows(tokens[1:], streams, length, start, end, padding=-100).to(device)  # it ignores -100
+        logits, state = model(inputs, state)  # (S, chunk, V)
+        total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum").item()
+    return total / (len(tokens) - 1)
 
 
 def _rows(tokens: Tokens, rows: int, length: int, start: int, end: int, padding: int = 0) -> Tensor:

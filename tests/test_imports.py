@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "batching": {"folded", "transforms"},
     "sampling": {"config", "tokenizer", "models", "transforms", "stepping", "beams", "folded", "batching", "installed"},
     "loading": {"checkpoint", "config", "device", "models", "sampling"},
-    "scoring": {"sampling"},
+    "scoring": {"models", "sampling"},
     "schedules": {"config"},
     "optimizers": {"config", "models"},
     "distributed": {"config", "models"},

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from charrnn.cells import gru_cell, lstm_cell, rnn_cell
 from charrnn.config import ModelConfig
@@ -17,6 +18,7 @@ from charrnn.models import (
     build_model,
     count_parameters,
     detach_state,
+    evaluation_view,
     flatten_state,
     map_state,
     unflatten_state,
@@ -291,3 +293,78 @@ def test_every_dropout_is_at_its_place(place, backend):
     plain.backend = noisy.backend = backend
     assert torch.equal(noisy.eval()(tokens)[0], plain(tokens)[0])
     assert not torch.equal(noisy.train()(tokens)[0], plain(tokens)[0])
+
+
+EVERY = [{"type": kind} for kind in KINDS] + [{"layer_norm": True}]
+
+
+@pytest.mark.parametrize("options", EVERY, ids=str)
+def test_a_state_of_other_shapes_is_refused_by_every_backend(options):
+    model = build_model(ModelConfig(hidden_size=8, num_layers=2, dropout=0, **options), 5)
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    others = {
+        "streams": model.zero_state(3),
+        "layers": model.zero_state(1)[:1],
+        "units": map_state(lambda h: h[:, :4], model.zero_state(1)),
+    }
+    for backend in model.backends:
+        model.backend = backend
+        model(tokens, model.zero_state(1))
+        for state in others.values():
+            with pytest.raises(ValueError, match="state: expected shapes .*one entry per layer, got "):
+                model(tokens, state)
+
+
+@pytest.mark.parametrize("options", EVERY, ids=str)
+def test_pruned_layers_are_computed_by_every_backend(options):
+    """Pruning renames the weights and computes them in a hook, which has to run after every update."""
+    model = build_model(ModelConfig(hidden_size=8, num_layers=2, dropout=0, **options), 5)
+    tokens = torch.randint(5, (3, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(model.layers[0].weight_hh_l0.shape, generator=torch.Generator().manual_seed(1)) > 0.5
+    for layer in model.layers:
+        prune.custom_from_mask(layer, "weight_hh_l0", mask)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.weight_hh_l0_orig.mul_(2)
+    plain = build_model(model.config, 5)
+    with torch.no_grad():
+        for layer in plain.layers:
+            layer.weight_hh_l0.mul_(mask).mul_(2)
+    expected, _ = plain(tokens)
+    for backend in model.backends:
+        model.backend = backend
+        torch.testing.assert_close(model(tokens)[0], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parametrized_layers_are_computed_by_every_backend(kind):
+    class Half(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    model = build_model(ModelConfig(type=kind, hidden_size=8, num_layers=2, dropout=0), 5)
+    tokens = torch.randint(5, (3, 7), generator=torch.Generator().manual_seed(0))
+    plain = build_model(model.config, 5)
+    for layer, other in zip(model.layers, plain.layers, strict=True):
+        parametrize.register_parametrization(layer, "weight_hh_l0", Half())
+        with torch.no_grad():
+            other.weight_hh_l0.div_(2)
+    expected, _ = plain(tokens)
+    for backend in model.backends:
+        model.backend = backend
+        torch.testing.assert_close(model(tokens)[0], expected)
+
+
+@pytest.mark.parametrize("options", EVERY, ids=str)
+def test_an_evaluation_view_shares_the_weights_and_not_the_mode(options):
+    model = build_model(ModelConfig(hidden_size=8, num_layers=2, dropout=0.5, **options), 5).train()
+    view = evaluation_view(model)
+    tokens = torch.randint(5, (3, 7), generator=torch.Generator().manual_seed(0))
+    assert all(module.training for module in model.modules())
+    assert not any(module.training for module in view.modules())
+    with torch.no_grad():
+        model.layers[1].weight_hh_l0.mul_(3)
+        model.head.bias.add_(1)
+    seen, _ = view(tokens)
+    torch.testing.assert_close(seen, model.eval()(tokens)[0])
+    assert evaluation_view(model) is model

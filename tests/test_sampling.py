@@ -1,5 +1,7 @@
 import itertools
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -351,3 +353,16 @@ def test_a_beam_ends_right_after_the_stop_in_the_middle_of_a_token():
 def test_a_beam_search_out_of_range(generator, arguments, message):
     with pytest.raises(ValueError, match=message):
         generator.beam_search(**arguments)
+
+
+def test_texts_written_at_the_same_time_do_not_disturb_each_other():
+    """A model in training mode is shared with threads that each want it without dropout."""
+    torch.manual_seed(0)
+    model = CharLSTM(12, 16, num_layers=2, dropout=0.5).train()
+    model.embedding.register_forward_hook(lambda *_: time.sleep(1e-4))  # takes the plain path, and lets others run
+    generator = TextGenerator(model, CharTokenizer("\n abcdefghij"))
+    alone = [generator.generate("a", 60, seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: generator.generate("a", 60, seed=seed), range(8)))
+    assert together == alone
+    assert model.training
