@@ -12,9 +12,12 @@ A run's directory holds `best/`, `last/` and `metrics.jsonl`.
 
 import contextlib
 import functools
+import glob
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +40,7 @@ if TYPE_CHECKING:  # what only reads weights does without PyTorch, which takes s
 FORMAT = 1
 FILES = ("config.json", "tokenizer.json", "training_state.json", "model.safetensors")
 OPTIMIZER = "optimizer.safetensors"
+STALE = 3600  # seconds after which nobody writes to a temporary directory any more
 ATTEMPTS = 20  # at reading a checkpoint that is being replaced
 
 
@@ -106,8 +110,8 @@ def save_checkpoint(
 
     path = Path(path).absolute()
     _refuse_foreign(path)
-    new = path.with_name(f".{path.name}.new")
-    shutil.rmtree(new, ignore_errors=True)  # left by a crash
+    _remove_stale(path)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")  # another process may save to the same path
     new.mkdir(parents=True)
     try:
         weights = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in model.state_dict().items()}
@@ -226,6 +230,14 @@ def _refuse_foreign(path: Path) -> None:
     """A checkpoint may take the place of another one or of an empty folder, and of nothing else."""
     if path.exists() and not (path / "config.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise CheckpointError(f"{path}: expected a new path or an old checkpoint to replace, got something else there")
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what saves to `path` left behind when their process was killed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
+        with contextlib.suppress(FileNotFoundError):  # another process ends its save
+            if left.stat().st_mtime < time.time() - STALE:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _old(path: Path) -> Path:

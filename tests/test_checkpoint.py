@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import json
 import os
@@ -85,6 +86,9 @@ def test_a_kill_at_any_touch_of_the_disk_leaves_the_old_or_the_new_one(tmp_path)
     assert ended[-1] == 0
     assert len(ended) > 10
     assert same(load_checkpoint(path).model, make_model(2))
+    for left in tmp_path.glob(".*"):
+        os.utime(left, (0, 0))  # long ago: surely no save that is still going on
+    save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
 
 
@@ -101,26 +105,19 @@ def test_a_crash_between_the_renames_is_mended(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each moment is played in a forked process")
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_never_mixed(tmp_path):
-    def save_number(number):
-        tensors = {"optimizer.x": torch.tensor([float(number)])}
-        save_checkpoint(tmp_path / "m", make_model(number), TOKENIZER, RunConfig(), {"step": number}, tensors)
-
     def load_while_replaced_at(touch):
-        """The number of the checkpoint, 0 for a mixed one, and whether there was such a touch of the disk."""
+        """The number of the checkpoint, and whether there was such a touch of the disk."""
         touches, saves = itertools.count(1), []
 
         def replace(event, _):
             if event.startswith(("open", "os.")) and not saves and next(touches) == touch:
                 saves.append(touch)
-                save_number(2)
+                save_number(tmp_path / "m", 2)
 
         sys.addaudithook(replace)
-        loaded = load_checkpoint(tmp_path / "m", resume=True)
-        number = loaded.training_state["step"]
-        whole = same(loaded.model, make_model(number)) and loaded.tensors["optimizer.x"].item() == number
-        return number if whole else 0, bool(saves)
+        return number_of(load_checkpoint(tmp_path / "m", resume=True)), bool(saves)
 
-    save_number(1)
+    save_number(tmp_path / "m", 1)
     load_checkpoint(tmp_path / "m", resume=True)  # imports what it needs
     seen = []
     for touch in itertools.count(1):
@@ -128,9 +125,46 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_never_mixed(tmp_path)
         seen.append(number)
         if not touched:
             break
-        save_number(1)
+        save_number(tmp_path / "m", 1)
     assert set(seen) == {1, 2}
     assert len(seen) > 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each moment is played in a forked process")
+def test_two_saves_at_once_are_never_mixed(tmp_path):
+    def save_while_another_saves_at(touch):
+        """Whether there was such a touch of the disk."""
+        touches, saves = itertools.count(1), []
+
+        def interfere(event, _):
+            if event.startswith(("open", "os.")) and not saves and next(touches) == touch:
+                saves.append(touch)
+                save_number(tmp_path / "m", 2)
+
+        sys.addaudithook(interfere)
+        with contextlib.suppress(OSError):  # one may fail, and says so
+            save_number(tmp_path / "m", 3)
+        return bool(saves)
+
+    save_number(tmp_path / "m", 1)
+    for touch in itertools.count(1):
+        touched = in_a_fork(save_while_another_saves_at, touch)
+        assert number_of(load_checkpoint(tmp_path / "m", resume=True)) in (2, 3)
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
+        if not touched:
+            break
+    assert touch > 10
+
+
+def save_number(path, number):
+    tensors = {"optimizer.x": torch.tensor([float(number)])}
+    save_checkpoint(path, make_model(number), TOKENIZER, RunConfig(), {"step": number}, tensors)
+
+
+def number_of(loaded):
+    """The number that `save_number` got; 0 where the files come from several of them."""
+    number = loaded.training_state["step"]
+    return number if same(loaded.model, make_model(number)) and loaded.tensors["optimizer.x"].item() == number else 0
 
 
 def in_a_fork(function, *arguments):
