@@ -83,7 +83,7 @@ def save_model(generator: TextGenerator, path: str | Path, dtype: torch.dtype | 
 
 
 def train(
-    data: str | Path = "shakespeare",
+    data: str | Path | None = None,
     config: RunConfig | str | Path | None = None,
     *,
     out: str | Path | None = None,
@@ -93,7 +93,8 @@ def train(
     """Train a model.
 
     Args:
-        data: a corpus name, or the path of a text file, a folder of them or a glob.
+        data: a corpus name, or the path of a text file, a folder of them or a glob; None is the text that `config`
+            names. A `Path` is never the name of a corpus.
         config: a run, or the YAML file that describes it; None is the defaults.
         out: the run's directory: `best/`, `last/`, `metrics.jsonl`. None writes nothing.
         monitors: called with every event.
@@ -110,7 +111,9 @@ def train(
         DivergedError: the loss became NaN or infinite; the last good checkpoint is kept.
     """
     config = config if isinstance(config, RunConfig) else load_config(config) if config else RunConfig()
-    return Run.start(config.override({**overrides, "data": str(data)}), out).fit(*monitors)
+    if data is not None:
+        overrides["data"] = absolute_name(data)
+    return Run.start(config.override(overrides), out).fit(*monitors)
 
 
 @dataclass(frozen=True)

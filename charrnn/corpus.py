@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.config import ConfigError, DataConfig, RunConfig
-from charrnn.sources import CorpusError, Source, default_data_dir, open_source, write_if_possible
+from charrnn.sources import CorpusError, Source, absolute_name, default_data_dir, open_source, write_if_possible
 from charrnn.tokenizer import (
     TOKENIZERS,
     Tokenizer,
@@ -134,8 +134,8 @@ def data_config(data: str | Path | DataConfig, **settings: Any) -> DataConfig:
     for name in settings:
         if name not in DataConfig.model_fields:
             raise ConfigError(f"unknown data setting {name!r}; expected one of {', '.join(DataConfig.model_fields)}")
-    if isinstance(data, Path):  # never the name of a corpus
-        data = str(data.expanduser().absolute())
+    if isinstance(data, Path):
+        data = absolute_name(data)
     config = RunConfig(data=data) if isinstance(data, DataConfig) else RunConfig().override({"data": data})
     return config.override(settings).data
 

@@ -130,11 +130,14 @@ def read_text(name: str, data_dir: Path | None = None) -> str:
     return "".join(open_source(DataConfig(name=name), data_dir).pieces())
 
 
-def absolute_name(name: str) -> str:
-    """The same text's name as seen from any folder; names of corpora stay."""
+def absolute_name(name: str | Path) -> str:
+    """The same text's name as seen from any folder. Names of corpora stay; a `Path` is never one."""
     path = os.path.expanduser(name)
-    is_path = name not in catalogue() and (os.path.exists(path) or _is_glob(path))
-    return os.path.abspath(path) if is_path else name
+    if isinstance(name, str) and (name == "-" or name.partition(":")[0] in SYNTHETIC or name in catalogue()):
+        return name
+    if _is_glob(path) and not os.path.exists(path):
+        return os.path.abspath(os.path.join(glob.escape(os.getcwd()), path))
+    return os.path.abspath(path) if isinstance(name, Path) or os.path.exists(path) else name
 
 
 def default_data_dir() -> Path:

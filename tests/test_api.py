@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ import torch
 import charrnn
 from charrnn.api import Run, new_run_directory
 from charrnn.checkpoint import CheckpointError, load_checkpoint
-from charrnn.config import ConfigError
+from charrnn.config import ConfigError, RunConfig, dump_config
 from charrnn.monitors import read_metrics
+from charrnn.sources import CorpusError
 from charrnn.training import DivergedError, Evaluated, Stepped
 
 from .conftest import TINY
@@ -43,6 +45,28 @@ def test_train_save_load_generate(text_file, tmp_path):
     assert loaded.training_state["step"] == 12
     assert loaded.training_state["val_loss"] == pytest.approx(charrnn.evaluate(loaded, text_file).loss)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model", "words.txt"]
+
+
+def test_the_text_that_a_file_of_settings_names_is_the_one_trained_on(text_file, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(dump_config(RunConfig().override({**TINY, "data": str(text_file), "max_steps": 1})))
+    assert charrnn.train(config=config).training_state["corpus"] == str(text_file)
+    other = tmp_path / "other.txt"
+    other.write_text("xyz " * 200)
+    assert charrnn.train(other, config).training_state["corpus"] == str(other)
+    assert charrnn.train("copy:length=900", config).training_state["corpus"] == "copy:length=900"
+
+
+def test_a_path_is_never_the_name_of_a_corpus(text_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("copy", "shakespeare", "-"):
+        text_file.with_name(name).write_bytes(text_file.read_bytes())
+        trained = charrnn.train(Path(name), **TINY | {"max_steps": 1})
+        assert trained.training_state["corpus"] == str(tmp_path / name)
+        assert charrnn.evaluate(trained, Path(name), split="all").tokens == 2999
+    assert charrnn.train("copy", **TINY | {"max_steps": 1}).training_state["corpus"] == "copy"
+    with pytest.raises(CorpusError, match=f"got '{tmp_path / 'counting:x'}'"):
+        charrnn.load_corpus(Path("counting:x"))
 
 
 def test_train_gives_the_best_of_a_run_that_is_written(text_file, tmp_path):

@@ -352,6 +352,17 @@ def test_names_as_seen_from_anywhere(tmp_path, monkeypatch):
         assert absolute_name(name) == name
 
 
+def test_a_relative_glob_means_the_folder_it_is_typed_in_whatever_that_is_called(tmp_path, monkeypatch):
+    folder = tmp_path / "a[1]*" / "b"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    (folder / "one.txt").write_text("one")
+    (folder.parent / "[x].txt").write_text("x")
+    for name, text in (("*.txt", "one"), ("../*.txt", "x"), ("../[x].txt", "x")):
+        assert read_text(name) == read_text(absolute_name(name)) == read_text(absolute_name(Path(name))) == text
+    assert absolute_name(absolute_name("*.txt")) == absolute_name("*.txt")
+
+
 def test_an_encoding_that_gives_no_text_is_refused():
     for encoding in ("hex", "base64"):
         with pytest.raises(ConfigError, match=f"encoding.*expected a text encoding that Python knows.*'{encoding}'"):
