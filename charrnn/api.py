@@ -38,7 +38,7 @@ from charrnn.models import build_model, count_parameters, with_vocabulary
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import Reshaping, TextGenerator
 from charrnn.sources import CorpusError, absolute_name
-from charrnn.tokenizer import CharTokenizer, Tokenizer, UnknownCharacterError, count_characters
+from charrnn.tokenizer import TOKENIZERS, CharTokenizer, Tokenizer, UnknownCharacterError, count_characters
 from charrnn.training import Monitor, Trainer
 from charrnn.training import evaluate as mean_loss
 
@@ -55,7 +55,8 @@ def create_model(tokenizer: Tokenizer, type: str = "lstm", seed: int = 0, **opti
     Raises:
         ConfigError: an unknown option, or a value out of range.
     """
-    config = RunConfig().override({"model_type": type, "tokenizer": tokenizer.kind, **_only_model_options(options)})
+    kind = {"tokenizer": tokenizer.kind} if tokenizer.kind in TOKENIZERS else {}  # it may be the caller's own
+    config = RunConfig().override({"model_type": type, **kind, **_only_model_options(options)})
     return TextGenerator(build_model(config.model, tokenizer.vocab_size, seed), tokenizer, config)
 
 
@@ -137,8 +138,11 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): the model is as unsure as if it chose among that many equally likely tokens."""
-        return math.exp(self.loss)
+        """exp(loss): the model is as unsure as if it chose among that many equally likely tokens; may be inf."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
 
 def evaluate(

@@ -48,7 +48,7 @@ class CheckpointError(ValueError):
     """A checkpoint that is absent, damaged or does not fit; the message names the file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """What a checkpoint directory holds.
 

@@ -6,7 +6,6 @@ import difflib
 import functools
 import importlib.metadata
 import io
-import json
 import math
 import os
 import re
@@ -34,7 +33,7 @@ from charrnn.config import (
 )
 from charrnn.loading import load_model
 from charrnn.sampling import TextGenerator
-from charrnn.sources import catalogue, open_source
+from charrnn.sources import absolute_name, catalogue, open_source
 from charrnn.tokenizer import UnknownCharacterError
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load: it is left to the commands that need it
@@ -73,7 +72,9 @@ def _main(argv: Sequence[str] | None) -> int:
     except (ValueError, ImportError, FloatingPointError) as error:  # the last is a loss that became NaN
         return _fail(error, FAILURE)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        from charrnn.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         return _fail("out of memory: lower --hidden-size, --num-layers, --batch-size or --seq-length", FAILURE)
 
@@ -313,7 +314,7 @@ def eval_(arguments: argparse.Namespace) -> int:
         ladder = _baselines(corpus, arguments.split, config.train_frac, config.val_frac)
         values["baselines"] = ladder | {"this model": result.bpc}
     if arguments.json:
-        print(json.dumps(values))
+        console.print_json(values)
         return 0
     ladder = values.pop("baselines", None)
     values |= {"loss": f"{result.loss:.4f} nats per token", "bpc": f"{result.bpc:.4f} bits per character"}
@@ -363,7 +364,7 @@ def score(arguments: argparse.Namespace) -> int:
     if arguments.json:
         named = zip(found.tokens, probabilities, bits, strict=True)
         scores = [{"token": token, "probability": p, "surprisal": b} for token, p, b in named]
-        print(json.dumps(values | {"scores": scores}))
+        console.print_json(values | {"scores": scores})
         return 0
     console.say("each token, its probability, and its surprisal in bits:")
     shown = [f"{p:.2f}" if p >= 0.005 else "<.01" for p in probabilities]
@@ -390,7 +391,8 @@ def _text_to_score(given: str) -> str:
     if given == "-" or Path(given).is_file():
         if given == "-" and sys.stdin and sys.stdin.isatty():
             console.say("type a text; an end of file (Ctrl-D, on Windows Ctrl-Z and Enter) ends it")
-        return "".join(open_source(DataConfig(name=given)).pieces("reading"))
+        name = given if given == "-" else absolute_name(Path(given))
+        return "".join(open_source(DataConfig(name=name)).pieces("reading"))
     if re.fullmatch(r"\S+\.[a-z]{1,4}", given):
         raise ConfigError(f"TEXT: expected a text, an existing file or -, got {given!r}; no such file")
     return given
@@ -400,7 +402,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     """Show what a checkpoint is and how it was trained."""
     info = charrnn.get_model_info(arguments.checkpoint)
     if arguments.json:
-        print(json.dumps(info))
+        console.print_json(info)
         return 0
     training = info["training"]
     progress = training.get("progress", {})
@@ -506,7 +508,7 @@ def devices(arguments: argparse.Namespace) -> int:
     for row in rows:
         row["device auto"] = "chosen" if row["device"].split(":")[0] == chosen.type and row is rows[0] else ""
     if arguments.json:
-        print(json.dumps(rows))
+        console.print_json(rows)
         return 0
     console.show_rows("devices", rows)
     return 0

@@ -1,7 +1,6 @@
 """`charrnn bench`: thin commands over `charrnn.bench`, which is imported only by the command that needs it."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def train(arguments: argparse.Namespace) -> int:
 
     rows = compare(arguments.data, rounds=arguments.rounds, seconds=arguments.seconds, progress=console.bar("training"))
     if arguments.json:
-        print(json.dumps(rows))
+        console.print_json(rows)
         return 0
     shown = [_trained(row, name) for row in rows for name in CONTENDERS]
     console.show_rows("characters per second of whole training, and how many times faster ours is", shown)
@@ -132,7 +131,7 @@ def sample(arguments: argparse.Namespace) -> int:
     speeds = compare(*shape, arguments.rounds, arguments.seconds, progress=console.bar("writing"))
     starts = start(checkpoint, arguments.rounds, progress=console.bar("starting"))
     if arguments.json:
-        print(json.dumps({"speeds": speeds, "starts": starts}))
+        console.print_json({"speeds": speeds, "starts": starts})
         return 0
     console.show_rows(
         f"characters per second, LSTM {arguments.layers}x{arguments.hidden_size}, a batch of {arguments.batch_size}",
@@ -176,7 +175,7 @@ def batch_size(arguments: argparse.Namespace) -> int:
     rows = sweep(config, arguments.sizes, arguments.seconds, arguments.scale, progress=console.bar("training"))
     if arguments.json:
         fastest, best = best_of(rows)
-        print(json.dumps({"sizes": rows, "fastest": fastest, "best": best, "scale": arguments.scale}))
+        console.print_json({"sizes": rows, "fastest": fastest, "best": best, "scale": arguments.scale})
         return 0
     console.show_rows(f"{arguments.seconds:g} s of training each", [_sized(row) for row in rows])
     for row in rows:
@@ -238,7 +237,7 @@ def learning_rate(arguments: argparse.Namespace) -> int:
     if arguments.out:
         write_picture(learning_rate_picture(rates, losses, suggested, smoothed), arguments.out)
     if arguments.json:
-        print(json.dumps(result))
+        console.print_json(result)
         return 0
     shown = sorted({round(place) for place in np.linspace(0, len(rates) - 1, 12)})
     rows = zip(*([values[place] for place in shown] for values in (rates, losses, smoothed)), strict=True)
@@ -296,7 +295,7 @@ def ladder(arguments: argparse.Namespace) -> int:
     if arguments.out:
         bench.write_result(arguments.out, result)
     if arguments.json:
-        print(json.dumps(result))
+        console.print_json(result)
         return 0
     console.show_rows(
         "validation loss, nats per character, with the 95% interval of its mean over the seeds", _ladder(result)
@@ -359,7 +358,7 @@ def devices(arguments: argparse.Namespace) -> int:
     if size % 2 == 0 and distributed.is_available():
         rows.append(together(config.model, size, seq_length))
     if arguments.json:
-        print(json.dumps(rows))
+        console.print_json(rows)
         return 0
     shape = _shape([config.model.num_layers, config.model.hidden_size, size, seq_length])
     console.show_rows(f"training {shape}", [_device(row) for row in rows])
@@ -399,7 +398,7 @@ def data(arguments: argparse.Namespace) -> int:
     sizes = [megabytes * 10**6 for megabytes in arguments.sizes]
     growth = list(tqdm(scale(sizes), desc="growing", total=len(sizes), disable=None, leave=False))
     if arguments.json:
-        print(json.dumps({"comparison": comparison, "growth": growth}))
+        console.print_json({"comparison": comparison, "growth": growth})
         return 0
     console.show_rows(
         f"{arguments.data}: the usual way and charrnn",
@@ -451,7 +450,7 @@ def kernels(arguments: argparse.Namespace) -> int:
 
     rows = compare(arguments.cells, rounds=arguments.rounds, progress=console.bar("training"))
     if arguments.json:
-        print(json.dumps(rows))
+        console.print_json(rows)
         return 0
     console.show_rows(
         "characters per second of training, and how many times faster our kernels are",

@@ -298,7 +298,7 @@ class DeviceConfig(_Section):
     @field_validator("device")
     @classmethod
     def _check(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?", device):
             raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {device!r}")
         return device
 

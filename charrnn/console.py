@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import functools
+import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, get_args
 
@@ -174,6 +176,19 @@ def forgiving(name: str) -> Iterator[None]:
 def say(text: str) -> None:
     """A line for a person, beside the output proper."""
     print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON; a number that is infinite or NaN is null, since JSON has no such numbers."""
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(title: str, values: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -50,7 +50,7 @@ class Corpus:
     """
 
     name: str
-    tokens: Tokens
+    tokens: Tokens = field(compare=False)
     tokenizer: Tokenizer
     sha256: str
 
@@ -399,7 +399,7 @@ def entropy(tokens: Tokens) -> float:
         raise ValueError("expected at least one token, got none")
     frequency = token_counts(tokens, int(tokens.max()) + 1) / len(tokens)
     frequency = frequency[frequency > 0]
-    return float(-(frequency * np.log2(frequency)).sum())
+    return 0.0 - float((frequency * np.log2(frequency)).sum())  # not the negative: it makes a -0.0 of certainty
 
 
 def commonest(corpus: Corpus, count: int = 10) -> list[tuple[str, int]]:

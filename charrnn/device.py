@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from charrnn.config import ConfigError, DeviceConfig
+from charrnn.config import ConfigError, DeviceConfig, RunConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POSSIBLE = {"cpu": ("fp32", "bf16"), "mps": ("fp32",), "cuda": ("fp32", "bf16", "fp16")}
@@ -22,8 +22,9 @@ def select_device(name: str = "auto") -> torch.device:
     """The device called `name`; `auto` is CUDA before MPS before the CPU.
 
     Raises:
-        ConfigError: that device is not on this machine.
+        ConfigError: there is no device of that name, or none on this machine.
     """
+    RunConfig().override({"device": name})  # raises where PyTorch knows a name that we do not
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, here in available.items() if here))
@@ -82,6 +83,12 @@ def select_fastest(
             if turn > 0:  # the first call also builds kernels
                 seconds[candidate].append(time.perf_counter() - begin)
     return min(candidates, key=lambda candidate: statistics.median(seconds[candidate]))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the machine or of its GPU was too small; a GPU's other errors may speak of memory, too."""
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of the CPU, of CUDA and MPS, of cuBLAS
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

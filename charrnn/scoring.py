@@ -17,7 +17,7 @@ from charrnn.sampling import TextGenerator
 Bits = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
     """A text as a model reads it; every attribute has one entry for each of the T tokens.
 

@@ -47,6 +47,15 @@ def test_train_save_load_generate(text_file, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model", "words.txt"]
 
 
+def test_a_tokenizer_of_ones_own(text):
+    class Halves(charrnn.CharTokenizer):
+        kind = "halves"
+
+    generator = charrnn.create_model(Halves("ab\n"), hidden_size=4, num_layers=1)
+    assert generator.tokenizer.kind == "halves"
+    assert len(generator.generate("ab", length=5, seed=1)) == 7
+
+
 def test_the_text_that_a_file_of_settings_names_is_the_one_trained_on(text_file, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(dump_config(RunConfig().override({**TINY, "data": str(text_file), "max_steps": 1})))

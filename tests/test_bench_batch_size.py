@@ -76,6 +76,8 @@ def test_what_cannot_be_trained_is_skipped_with_its_reason(tiny, monkeypatch):
         return measure(sized(tiny, 4, 1.0).model_dump())
 
     assert failing(RuntimeError("DefaultCPUAllocator: can't allocate memory")) == {"skipped": "out of memory"}
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        failing(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert failing(MemoryError()) == {"skipped": "out of memory"}
     assert failing(DivergedError("it has diverged")) == {"skipped": "it has diverged"}
     with pytest.raises(RuntimeError, match="another"):

@@ -42,6 +42,8 @@ def test_round_trip(tmp_path):
     assert loaded.config.model == make_model().config
     assert loaded.training_state == {"step": 3, "val_loss": 1.5}
     assert not loaded.model.training
+    assert loaded == loaded
+    assert loaded != load_checkpoint(tmp_path / "deep" / "model")
 
 
 def test_it_is_a_directory_of_safetensors_and_json_alone(tmp_path):

@@ -9,8 +9,10 @@ import sys
 import time
 
 import pytest
+import torch
 
 import charrnn
+import charrnn.cli
 from charrnn.checkpoint import load_checkpoint
 from charrnn.cli import main
 from charrnn.config import config_fields
@@ -479,6 +481,50 @@ def test_wrong_sampling_flags(run, capfd, flags, message):
     code, err = fail(capfd, "sample", run, "--quiet", *flags)
     assert code == 2
     assert message in err
+
+
+def test_a_device_that_does_not_exist(run, text_file, capfd):
+    for command in (
+        ["train", "--data", text_file],
+        ["sample", run],
+        ["eval", run],
+        ["score", run, "ab"],
+        ["bench", "batch-size", "--data", text_file],
+        ["bench", "learning-rate", "--data", text_file],
+    ):
+        for device in ("gpu", "xpu", "cuda:x"):
+            code, err = fail(capfd, *command, "--device", device)
+            assert code == 2
+            assert f"(--device): expected auto, cpu, cuda, cuda:N or mps, got '{device}'" in err
+
+
+def test_a_lack_of_memory_is_told_from_a_crash_of_the_gpu(run, capfd, monkeypatch):
+    def failing(error):
+        def load_model(*_):
+            raise error
+
+        monkeypatch.setattr(charrnn.cli, "load_model", load_model)
+
+    failing(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4503599627370496 bytes."))
+    code, err = fail(capfd, "sample", run)
+    assert code == 1
+    assert "out of memory: lower --hidden-size" in err
+    failing(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        main(["sample", str(run)])
+
+
+def test_a_loss_too_large_for_its_perplexity_is_still_json(run, capfd):
+    generator = charrnn.load_model(run)
+    with torch.no_grad():
+        generator.model.head.weight.mul_(1e6)
+    charrnn.save_model(generator, run.parent / "wild")
+    assert main(["eval", str(run.parent / "wild"), "--json"]) == 0
+    result = json.loads(capfd.readouterr().out, parse_constant=pytest.fail)
+    assert result["loss"] > 710
+    assert result["perplexity"] is None
+    assert main(["eval", str(run.parent / "wild")]) == 0
+    assert re.search(r"perplexity +│ inf ", capfd.readouterr().out)
 
 
 def test_a_truncated_checkpoint(run, capfd):

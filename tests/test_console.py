@@ -63,6 +63,11 @@ def test_only_flags_that_were_given_are_settings():
         parser.parse_args(["--data", "x"])
 
 
+def test_json_has_null_for_what_is_not_finite(capsys):
+    console.print_json({"a": [1.5, float("inf"), {"b": float("nan")}], "c": (None, True, "NaN")})
+    assert capsys.readouterr().out == '{"a": [1.5, null, {"b": null}], "c": [null, true, "NaN"]}\n'
+
+
 def test_a_table_shows_markup_as_it_is(capsys):
     console.show_rows("title", [{"a": "[bold]x[/bold]"}])
     console.show("title", {"b": "[red]y"})

@@ -279,7 +279,17 @@ def test_a_split_too_short_for_anything(size):
 
 def test_entropy():
     assert entropy(np.array([0, 1, 2, 3], dtype=np.uint8)) == pytest.approx(2)
-    assert entropy(np.array([5, 5], dtype=np.uint8)) == 0
+    assert f"{entropy(np.array([5, 5], dtype=np.uint8)):.4f}" == "0.0000"  # no minus
+
+
+def test_equal_corpora_are_the_same_text_in_the_same_tokens(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("abbccc")
+    corpus = load_corpus(str(path))
+    assert corpus == load_corpus(str(path))
+    assert corpus != load_corpus(str(path), "byte")
+    path.write_text("abbccca")
+    assert corpus != load_corpus(str(path))
 
 
 def test_commonest(tmp_path):

@@ -8,7 +8,15 @@ import torch
 
 import charrnn.device
 from charrnn.config import ConfigError, DeviceConfig
-from charrnn.device import autocast, candidate_precisions, describe_devices, seed_step, select_device, select_fastest
+from charrnn.device import (
+    autocast,
+    candidate_precisions,
+    describe_devices,
+    is_out_of_memory,
+    seed_step,
+    select_device,
+    select_fastest,
+)
 
 CPU = torch.device("cpu")
 
@@ -27,6 +35,32 @@ def test_a_device_that_is_not_here_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"--device\): expected a device of this machine \(.*cpu\), got 'cuda:1'"):
         select_device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "xpu", "meta", "CPU", "", "cuda:x", "cuda:", "cuda:-1", "cuda:٣", "cuda:0099", "cuda:999"]
+)
+def test_a_device_that_there_is_no_such_name_for_is_an_error(name):
+    with pytest.raises(ConfigError, match=rf"--device\): expected auto, cpu, cuda, cuda:N or mps, got '{name}'"):
+        select_device(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("expected a contiguous memory format"), False),
+    ],
+)
+def test_only_a_lack_of_memory_is_out_of_memory(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 def test_what_is_asked_for_is_not_measured():

@@ -13,6 +13,7 @@ from charrnn.api import Run
 from charrnn.bench.processes import MeasurementError, answer, measure_apart, peak_bytes
 from charrnn.config import ConfigError, RunConfig, parse_config
 from charrnn.corpus import load_corpus
+from charrnn.device import is_out_of_memory
 from charrnn.sources import CorpusError
 from charrnn.training import DivergedError, Evaluated, Event, Stepped
 
@@ -72,7 +73,7 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
     except (CorpusError, DivergedError) as error:
         return {"skipped": str(error)}
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return {"skipped": "out of memory"}
     return {

@@ -153,7 +153,7 @@ class NgramModel:
         """Mean bits per token of all of `tokens` but the first: log2 of how surprised the model is."""
         if order == 0:
             return math.log2(self.vocab_size)
-        return float(-np.log2(self.probabilities(tokens, order)).mean())
+        return 0.0 - float(np.log2(self.probabilities(tokens, order)).mean())  # no -0.0
 
     def generate(self, prompt: Tokens, length: int, order: int, seed: int = 0) -> list[int]:
         """`length` tokens drawn one after the other, going on from `prompt`."""
