@@ -9,6 +9,7 @@ import bz2
 import codecs
 import contextlib
 import fnmatch
+import glob
 import gzip
 import hashlib
 import http.client
