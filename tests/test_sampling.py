@@ -1,6 +1,6 @@
 import itertools
 import math
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -359,10 +359,25 @@ def test_texts_written_at_the_same_time_do_not_disturb_each_other():
     """A model in training mode is shared with threads that each want it without dropout."""
     torch.manual_seed(0)
     model = CharLSTM(12, 16, num_layers=2, dropout=0.5).train()
-    model.embedding.register_forward_hook(lambda *_: time.sleep(1e-4))  # takes the plain path, and lets others run
+    torch.nn.init.normal_(model.head.weight, std=10)  # a changed state is a changed text
     generator = TextGenerator(model, CharTokenizer("\n abcdefghij"))
-    alone = [generator.generate("a", 60, seed=seed) for seed in range(8)]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda seed: generator.generate("a", 60, seed=seed), range(8)))
-    assert together == alone
+    short_begun, long_begun, short_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def hook(*_):
+        """Let the short text end while the long one is inside the model."""
+        if threading.current_thread().name.startswith("long"):
+            long_begun.set()
+            short_ended.wait(9)
+        elif threading.current_thread().name.startswith("short"):
+            short_begun.set()
+            long_begun.wait(9)
+
+    model.embedding.register_forward_hook(hook)
+    alone = generator.generate("a", 60, seed=1)
+    with ThreadPoolExecutor(1, "short") as short, ThreadPoolExecutor(1, "long") as long:
+        first = short.submit(generator.generate, "a", 1, seed=1)
+        first.add_done_callback(lambda _: short_ended.set())
+        short_begun.wait(9)
+        together = long.submit(generator.generate, "a", 60, seed=1)
+        assert together.result() == alone
     assert model.training
