@@ -32,13 +32,13 @@ from charrnn.checkpoint import (
     save_checkpoint,
 )
 from charrnn.config import TOKENS, ConfigError, DataConfig, ModelConfig, RunConfig, load_config
-from charrnn.corpus import Corpus, Tokens, data_config, load_corpus
+from charrnn.corpus import Corpus, Extent, data_config, load_corpus
 from charrnn.loading import load_model
 from charrnn.models import build_model, count_parameters, with_vocabulary
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import Reshaping, TextGenerator
 from charrnn.sources import CorpusError, absolute_name
-from charrnn.tokenizer import TOKENIZERS, CharTokenizer, Tokenizer, UnknownCharacterError, count_characters
+from charrnn.tokenizer import TOKENIZERS, CharTokenizer, Tokenizer, UnknownCharacterError
 from charrnn.training import Monitor, Trainer
 from charrnn.training import evaluate as mean_loss
 
@@ -124,17 +124,19 @@ class Evaluation:
     Attributes:
         loss: nats per token.
         tokens: that were predicted, all of the split but the first.
-        characters: in those tokens.
+        characters: in those tokens; what is unknown counts in full.
+        spelling: bits that it takes to spell what is unknown, as `Tokenizer.spelling` does.
     """
 
     loss: float
     tokens: int
     characters: int
+    spelling: float = 0.0
 
     @property
     def bpc(self) -> float:
-        """Bits per character, whatever the tokenizer."""
-        return self.loss / math.log(2) * self.tokens / self.characters
+        """Bits per character, whatever the tokenizer; the spelling of what is unknown is charged."""
+        return Extent(self.tokens, self.characters, self.spelling).bpc(self.loss / math.log(2))
 
     @property
     def perplexity(self) -> float:
@@ -179,10 +181,10 @@ def evaluate(
     tokens = splits[split]
     if len(tokens) < 2:
         raise CorpusError(f"{corpus.name}: expected at least 2 tokens in the {split} split, got {len(tokens)}")
-    characters = count_characters(generator.tokenizer, tokens[1:])
-    if not characters:
+    extent = corpus.predicted(split, config.train_frac, config.val_frac)
+    if not extent.characters:
         raise CorpusError(f"{corpus.name}: expected a character to begin in the {split} split, got none; use more text")
-    return Evaluation(mean_loss(generator.model, tokens, progress=progress), len(tokens) - 1, characters)
+    return Evaluation(mean_loss(generator.model, tokens, progress=progress), *extent)
 
 
 def evaluation_config(generator: TextGenerator, data: str | Path | None = None, **settings: Any) -> DataConfig:
@@ -319,7 +321,7 @@ class Run:
                 config.training,
                 config.device,
                 config.logging.log_interval,
-                _bits_per_character(splits.val, corpus.tokenizer),
+                _bits_per_character(corpus.predicted("val", config.data.train_frac, config.data.val_frac)),
             )
         except CorpusError as error:
             raise CorpusError(f"{corpus.name} ({len(corpus.tokens):,} tokens): {error}") from error
@@ -425,10 +427,9 @@ class Run:
         }
 
 
-def _bits_per_character(tokens: Tokens, tokenizer: Tokenizer) -> Callable[[float], float]:
-    """What turns a loss on `tokens`, the first of which is not predicted, into bits per character."""
-    characters = max(1, count_characters(tokenizer, tokens[1:]))
-    return lambda loss: Evaluation(loss, len(tokens) - 1, characters).bpc
+def _bits_per_character(extent: Extent) -> Callable[[float], float]:
+    """What turns a loss in nats per token into bits per character."""
+    return lambda loss: extent.bpc(loss / math.log(2))
 
 
 def _needs_evaluations(config: RunConfig) -> dict[str, Any]:
@@ -471,21 +472,30 @@ def _refuse_taken(directory: Path) -> None:
 
 
 def _corpus_for(tokenizer: Tokenizer, config: DataConfig) -> Corpus:
-    """The text in the tokens of a trained model; characters that it does not know are added to their end."""
+    """The text in the tokens of a trained model; characters that it does not know are added to their end.
+
+    Where there is a token for rare characters, those join that this text's own vocabulary would have.
+    """
     try:
-        return load_corpus(config, tokenizer)
+        corpus = load_corpus(config, tokenizer)
+        if not isinstance(tokenizer, CharTokenizer) or not corpus.unknown_share:
+            return corpus
     except CorpusError as error:
         if not isinstance(error.__cause__, UnknownCharacterError) or not isinstance(tokenizer, CharTokenizer):
             raise
-    text = load_corpus(config.model_copy(update={"min_frequency": 1, "vocab_size": sys.maxunicode + 1}))
+        config = config.model_copy(update={"min_frequency": 1, "vocab_size": sys.maxunicode + 1})
+    text = load_corpus(config)
     new = "".join(character for character in text.tokenizer.characters if character not in tokenizer.characters)
+    if not new:
+        return corpus
     known = tokenizer.vocab_size
     warnings.warn(
         f"{config.name}: the vocabulary of {known} characters grows to {known + len(new)}, by {new[:40]!r}"
         + (" and more" if len(new) > 40 else ""),
         stacklevel=3,
     )
-    return load_corpus(config, CharTokenizer(tokenizer.characters + new))
+    unknown = None if tokenizer.unknown is None else tokenizer.characters[tokenizer.unknown]
+    return load_corpus(config, CharTokenizer(tokenizer.characters + new, unknown))
 
 
 def _with_absolute_path(config: RunConfig) -> RunConfig:

@@ -219,7 +219,9 @@ def _about_tokens(corpus: "Corpus") -> dict[str, str]:
     kind, different = corpus.tokenizer.kind, f"{corpus.tokenizer.vocab_size:,} different"
     rows = {"tokens": f"{len(corpus.tokens):,} of kind {kind}, {different}"}
     if corpus.tokenizer.unknown is not None:
-        rows["unknown"] = f"{corpus.unknown_share:.2%} of the tokens stand for something rarer"
+        extent = corpus.extent()
+        spelled = f"to spell them takes {extent.spelling / extent.characters:.3f} bits per character"
+        rows["unknown"] = f"{corpus.unknown_share:.2%} of the tokens stand for something rarer; {spelled}"
     return rows
 
 
@@ -337,7 +339,7 @@ def _baselines(corpus: "Corpus", split: str, train_frac: float, val_frac: float)
     tokens = corpus.tokens if split == "all" else splits._asdict()[split]
     order = min(8, len(splits.train))
     model = NgramModel(splits.train, corpus.tokenizer.vocab_size, order, progress=console.bar("counting n-grams"))
-    return ngram_ladder(model, corpus.tokenizer, tokens)
+    return ngram_ladder(model, corpus.tokenizer, tokens, corpus.predicted(split, train_frac, val_frac))
 
 
 def _show_ladder(ladder: dict[str, float]) -> None:
@@ -358,7 +360,7 @@ def score(arguments: argparse.Namespace) -> int:
         "checkpoint": str(arguments.checkpoint),
         "characters": found.characters,
         "tokens": len(bits),
-        "bits": sum(bits),
+        "bits": sum(bits) + found.spelling,
         "bpc": found.bpc,
     }
     if arguments.json:
@@ -381,7 +383,7 @@ def score(arguments: argparse.Namespace) -> int:
         for place in found.worst(10)
     ]
     console.show_rows("most surprising", worst)
-    values |= {"bits": f"{sum(bits):,.1f}", "bpc": f"{found.bpc:.3f} bits per character"}
+    values |= {"bits": f"{values['bits']:,.1f}", "bpc": f"{found.bpc:.3f} bits per character"}
     console.show("score", values | {name: f"{values[name]:,}" for name in ("characters", "tokens")})
     return 0
 
@@ -465,15 +467,16 @@ def _statistics(config: DataConfig, corpus: "Corpus") -> dict[str, str]:
     from charrnn.corpus import commonest, describe_text, entropy
 
     shape = describe_text(open_source(config).pieces("measuring"))
-    size, per_token = corpus.tokens.nbytes, corpus.characters / len(corpus.tokens)
+    size, extent = corpus.tokens.nbytes, corpus.extent()
     rows = {
         "bytes in UTF-8": f"{shape.bytes:,}, {shape.bytes / shape.characters:.3f} a character",
         "lines": f"{shape.lines:,}, {shape.characters / shape.lines:.1f} characters each, the longest "
         f"{shape.longest_line:,}",
         "words": f"{shape.words:,}, between spaces",
-        "token array": f"{size:,} bytes, {corpus.tokens.dtype} each, {per_token:.3f} characters a token",
-        "entropy": f"{entropy(corpus.tokens) / per_token:.4f} bits per character, each token taken alone",
-        "uniform": f"{math.log2(corpus.tokenizer.vocab_size) / per_token:.4f} bits per character",
+        "token array": f"{size:,} bytes, {corpus.tokens.dtype} each, "
+        f"{extent.characters / extent.tokens:.3f} characters a token",
+        "entropy": f"{extent.bpc(entropy(corpus.tokens)):.4f} bits per character, each token taken alone",
+        "uniform": f"{extent.bpc(math.log2(corpus.tokenizer.vocab_size)):.4f} bits per character",
     }
     rows |= {
         f"common {rank}": f"{text!r}  {count:,}  ({count / len(corpus.tokens):.1%})"

@@ -8,11 +8,13 @@ to the next belongs to the text that went before.
 import bisect
 import contextlib
 import hashlib
+import itertools
+import json
 import math
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -27,6 +29,7 @@ from torch import Tensor
 from charrnn.config import ConfigError, DataConfig, RunConfig
 from charrnn.sources import CorpusError, Source, absolute_name, default_data_dir, open_source, write_if_possible
 from charrnn.tokenizer import (
+    SPELLING,
     TOKENIZERS,
     Tokenizer,
     UnknownCharacterError,
@@ -47,12 +50,14 @@ class Corpus:
         tokens: ids `(N,)`, memory-mapped where the cache could be written.
         tokenizer: turns them back into text.
         sha256: of the text in UTF-8; two corpora with the same hash are the same text.
+        spelling: what each unknown token stands for, `(n,)` as `Tokenizer.spelling` has it.
     """
 
     name: str
     tokens: Tokens = field(compare=False)
     tokenizer: Tokenizer
     sha256: str
+    spelling: NDArray[np.void] | None = field(default=None, compare=False)
 
     def split(self, train_frac: float = 0.9, val_frac: float = 0.05) -> "Splits":
         """The tokens in three contiguous, disjoint pieces; `test` is what the other two leave."""
@@ -61,10 +66,39 @@ class Corpus:
         val_end = size if train_frac + val_frac > 1 - 1e-9 else int(size * (train_frac + val_frac))
         return Splits(self.tokens[:train_end], self.tokens[train_end:val_end], self.tokens[val_end:])
 
+    def extent(self, start: int = 0, stop: int | None = None) -> "Extent":
+        """How much text `tokens[start:stop]` is.
+
+        Raises:
+            CorpusError: a token is unknown, and `spelling` does not say what it stands for.
+        """
+        tokens, unknown = self.tokens[start:stop], self.tokenizer.unknown
+        characters = count_characters(self.tokenizer, tokens)
+        if unknown is None:
+            return Extent(len(tokens), characters, 0.0)
+        before, here = (
+            token_counts(part, self.tokenizer.vocab_size)[unknown] for part in (self.tokens[:start], tokens)
+        )
+        if here and self.spelling is None:
+            raise CorpusError(
+                f"{self.name}: expected to know what its unknown tokens stand for; make it with load_corpus"
+            )
+        spelled = self.spelling[before : before + here] if here else np.empty(0, SPELLING)
+        characters += int(spelled["characters"].sum()) - int(here)
+        return Extent(len(tokens), characters, float(spelled["bits"].sum(dtype=np.float64)))
+
+    def predicted(self, split: str = "all", train_frac: float = 0.9, val_frac: float = 0.05) -> "Extent":
+        """How much text a model predicts of a split, or of all: everything but its first token."""
+        parts = self.split(train_frac, val_frac)
+        ends = list(itertools.accumulate(map(len, parts)))
+        borders = {**dict(zip(parts._fields, pairwise([0, *ends]), strict=True)), "all": (0, len(self.tokens))}
+        start, stop = borders[split]
+        return self.extent(min(start + 1, stop), stop)
+
     @property
     def characters(self) -> int:
-        """Length of the text; an unknown word counts as the one character it is shown as."""
-        return count_characters(self.tokenizer, self.tokens)
+        """Length of the text; what is unknown counts in full."""
+        return self.extent().characters
 
     @cached_property
     def unknown_share(self) -> float:
@@ -72,6 +106,21 @@ class Corpus:
         if self.tokenizer.unknown is None:
             return 0.0
         return token_counts(self.tokens, self.tokenizer.vocab_size)[self.tokenizer.unknown] / len(self.tokens)
+
+
+class Extent(NamedTuple):
+    """How much text some tokens are."""
+
+    tokens: int
+    characters: int  # what is unknown counts in full
+    spelling: float  # bits that it takes to spell what is unknown
+
+    def bpc(self, bits: float) -> float:
+        """Bits per character of a model that takes `bits` per token, the spelling charged on top.
+
+        This compares models with any tokens: it is the size of the whole text, compressed without loss.
+        """
+        return (bits * self.tokens + self.spelling) / self.characters
 
 
 class Splits(NamedTuple):
@@ -140,8 +189,9 @@ def data_config(data: str | Path | DataConfig, **settings: Any) -> DataConfig:
     return config.override(settings).data
 
 
-# The cache holds, for each text, `<key>.vocabulary` with the tokenizer that some settings made from it, and
-# `<key>.tokens` with the ids that some tokenizer gives. Each is checked before it is used, and made again if damaged.
+# The cache holds, for each text, `<key>.vocabulary` with the tokenizer that some settings made from it. For each
+# tokenizer it holds `<key>.tokens` with the ids, `<key>.spelling` with what is unknown, and `<key>.json`, written last,
+# with the name of the text and the checksums of both. Each is checked before it is used, and made again if damaged.
 
 
 def _tokenized(source: Source, config: DataConfig, tokenizer: Tokenizer | None, cache: Path) -> Corpus:
@@ -150,14 +200,26 @@ def _tokenized(source: Source, config: DataConfig, tokenizer: Tokenizer | None, 
     _remove_leftovers(cache)
     tokenizer = tokenizer or _vocabulary(source, config, cache, sha256)
     stem = cache / _key(sha256, tokenizer.to_json())
-    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    tokens_path, checksum_path = stem.with_suffix(".tokens"), stem.with_suffix(".crc32")
-    if _read(checksum_path) == _checksum(tokens_path):
-        return Corpus(source.name, np.memmap(tokens_path, dtype, mode="r"), tokenizer, sha256)
-    encoding = _Encoding(source, tokenizer, sha256)
-    if write_if_possible(tokens_path, encoding) and write_if_possible(checksum_path, [b"%08x" % encoding.checksum]):
-        return Corpus(source.name, np.memmap(tokens_path, dtype, mode="r"), tokenizer, sha256)
-    return Corpus(source.name, np.frombuffer(b"".join(encoding), dtype), tokenizer, sha256)
+    about = stem.with_suffix(".json")
+    parts = {"tokens": (np.min_scalar_type(tokenizer.vocab_size - 1), tokenizer.encode)}
+    if tokenizer.unknown is not None:
+        parts["spelling"] = (SPELLING, tokenizer.spelling)
+    paths = {name: stem.with_suffix(f".{name}") for name in parts}
+    if _read_json(about).get("crc32") != {name: _checksum(path) for name, path in paths.items()}:
+        made = {name: _Encoding(source, encode, tokenizer.whole_words, sha256) for name, (_, encode) in parts.items()}
+        kept = [write_if_possible(path, made[name]) for name, path in paths.items()]
+        said = {"text": absolute_name(source.name), "tokenizer": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
+        said["crc32"] = {name: encoding.checksum for name, encoding in made.items()}
+        if not (all(kept) and write_if_possible(about, [json.dumps(said).encode()])):
+            arrays = {name: np.frombuffer(b"".join(made[name]), dtype) for name, (dtype, _) in parts.items()}
+            return Corpus(source.name, tokenizer=tokenizer, sha256=sha256, **arrays)
+    arrays = {name: _mapped(path, parts[name][0]) for name, path in paths.items()}
+    return Corpus(source.name, tokenizer=tokenizer, sha256=sha256, **arrays)
+
+
+def _mapped(path: Path, dtype: np.dtype) -> NDArray[Any]:
+    """A file as an array; an empty one cannot be mapped."""
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def _hash(pieces: Iterable[str], name: str) -> str:
@@ -202,19 +264,19 @@ def _pieces(source: Source, doing: str, whole_words: bool) -> Iterator[str]:
 
 
 class _Encoding:
-    """The bytes of a text's tokens, block by block; `checksum` is theirs, once all have been taken."""
+    """The bytes of what `encode` makes of a text, block by block; `checksum` is their CRC-32, once all were taken."""
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, sha256: str):
-        self._source, self._tokenizer, self._sha256 = source, tokenizer, sha256
+    def __init__(self, source: Source, encode: Callable[[str], NDArray[Any]], whole_words: bool, sha256: str):
+        self._source, self._encode, self._whole_words, self._sha256 = source, encode, whole_words, sha256
         self.checksum = 0
 
     def __iter__(self) -> Iterator[memoryview]:
         self.checksum = done = 0
         sha256 = hashlib.sha256()
-        for piece in _pieces(self._source, "encoding", self._tokenizer.whole_words):
+        for piece in _pieces(self._source, "encoding", self._whole_words):
             sha256.update(piece.encode())
             try:
-                block = self._tokenizer.encode(piece).data
+                block = self._encode(piece).data
             except UnknownCharacterError as error:
                 raise UnknownCharacterError(error.character, done + error.position, error.vocabulary) from error
             done += len(piece)
@@ -236,16 +298,24 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _checksum(path: Path) -> bytes:
-    """CRC-32 of a file as it is written beside it; no such thing if the file is not there."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """The values in a file of the cache; none if it is not there or damaged."""
+    with contextlib.suppress(ValueError):
+        if isinstance(values := json.loads(_read(path) or b"{}"), dict):
+            return values
+    return {}
+
+
+def _checksum(path: Path) -> int | None:
+    """CRC-32 of a file; none if it is not there."""
     checksum = 0
     try:
         with open(path, "rb", buffering=0) as file:
             while block := file.read(1 << 17):
                 checksum = zlib.crc32(block, checksum)
     except OSError:
-        return b"none"
-    return b"%08x" % checksum
+        return None
+    return checksum
 
 
 def _remove_leftovers(cache: Path, age: float = 86400.0) -> None:

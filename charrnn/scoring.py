@@ -19,19 +19,23 @@ Bits = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A text as a model reads it; every attribute has one entry for each of the T tokens.
+    """A text as a model reads it: T tokens.
 
     Attributes:
         tokens: their texts.
         surprisal: `(T,)`, in bits.
         entropy: `(T,)`, in bits: the surprisal that the model expected on average.
-        likeliest: the text of the token that the model thought likeliest.
+        likeliest: the text of the token that the model thought likeliest, for each.
+        characters: length of the text.
+        spelling: bits that it takes to spell what is unknown, as `Tokenizer.spelling` does.
     """
 
     tokens: list[str]
     surprisal: Bits
     entropy: Bits
     likeliest: list[str]
+    characters: int
+    spelling: float = 0.0
 
     @property
     def probability(self) -> NDArray[np.float64]:
@@ -39,14 +43,9 @@ class Score:
         return np.exp2(-self.surprisal)
 
     @property
-    def characters(self) -> int:
-        """Length of the text."""
-        return len("".join(self.tokens))
-
-    @property
     def bpc(self) -> float:
-        """Bits per character."""
-        return float(self.surprisal.sum()) / max(self.characters, 1)
+        """Bits per character; the spelling of what is unknown is charged."""
+        return (float(self.surprisal.sum()) + self.spelling) / self.characters
 
     def worst(self, count: int) -> list[int]:
         """Places of the `count` most surprising tokens, the most surprising first."""
@@ -76,8 +75,8 @@ def score(
     """
     if not text:
         raise ValueError("expected a text of at least one character, got an empty one")
-    model, decode = evaluation_view(generator.model), generator.tokenizer.decode
-    tokens = torch.from_numpy(np.asarray(generator.tokenizer.encode(text), dtype=np.int64))  # (T,)
+    model, tokenizer = evaluation_view(generator.model), generator.tokenizer
+    tokens = torch.from_numpy(np.asarray(tokenizer.encode(text), dtype=np.int64))  # (T,)
     start = torch.from_numpy(generator.encode_prompt(""))  # what an empty prompt reads
     inputs = torch.cat([start, tokens])[:-1]
     device = next(model.parameters()).device
@@ -90,4 +89,6 @@ def score(
             measured.append(torch.stack([log_p.gather(1, wanted[:, None])[:, 0], expected]))
             likeliest += log_p.argmax(-1).tolist()
     surprisal, entropy = 0.0 - torch.cat(measured, dim=1).numpy()  # not the negative: it makes a -0.0 of certainty
-    return Score([decode([t]) for t in tokens], surprisal, entropy, [decode([t]) for t in likeliest])
+    spelling = 0.0 if tokenizer.unknown is None else float(tokenizer.spelling(text)["bits"].sum())
+    names, guesses = ([tokenizer.decode([token]) for token in ids] for ids in (tokens, likeliest))
+    return Score(names, surprisal, entropy, guesses, len(text), spelling)

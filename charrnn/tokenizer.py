@@ -8,15 +8,18 @@ A tokenizer is any object with the `Tokenizer` protocol below. Four kinds, from 
     word   one token per word, and one per character between words
 
 A token of any kind is a few bytes of UTF-8, so all of them decode alike, and a loss per token becomes bits per
-character.
+character. An unknown token does not say what it stands for, so its spelling is charged on top: the bits of a code that
+needs nothing but the vocabulary.
 """
 
 import codecs
 import json
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import repeat
 from typing import Any, ClassVar, Protocol, Self
 
@@ -24,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 UNKNOWN = "\ufffd"  # REPLACEMENT CHARACTER: what a token for everything rare looks like
+SPELLING = np.dtype([("characters", np.uint32), ("bits", np.float32)])  # of what an unknown token stands for
 
 
 class Tokenizer(Protocol):
@@ -49,6 +53,12 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: ArrayLike) -> str:
         """The text of `tokens`; `decode(encode(text)) == text` where nothing is unknown."""
+
+    def spelling(self, text: str) -> NDArray[np.void]:
+        """For each unknown token of `text`, in order, how many characters it stands for and the bits to spell them.
+
+        `(n,)` of type `SPELLING`. Asked only where there is an `unknown`.
+        """
 
     def to_json(self) -> str:
         """All there is to know, for `tokenizer.json` in a checkpoint."""
@@ -94,6 +104,10 @@ class _ByteDecoding:
         """
         ids = _checked_ids(tokens, self.vocab_size)
         return b"".join(map(self.token_bytes.__getitem__, ids.tolist())).decode("utf-8", "replace")
+
+    def spelling(self, text: str) -> NDArray[np.void]:
+        """Nothing is unknown to bytes and byte pairs."""
+        return np.empty(0, SPELLING)
 
     def to_json(self) -> str:
         """`{"type": kind, …}`, in ASCII so that any Unicode survives any editor."""
@@ -203,6 +217,13 @@ class CharTokenizer:
         """
         ids = _checked_ids(tokens, self.vocab_size)
         return self._code_points[ids].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def spelling(self, text: str) -> NDArray[np.void]:
+        """Each unknown character takes 8 bits for each of its bytes in UTF-8."""
+        code_points = _code_points(text)[self.encode(text) == self.unknown]
+        result = np.ones(len(code_points), SPELLING)
+        result["bits"] = 8 * (1 + sum(code_points >= least for least in (0x80, 0x800, 0x10000)))
+        return result
 
     def to_json(self) -> str:
         """`{"type": "char", "characters": "…"}`, in ASCII so that any Unicode survives any editor."""
@@ -337,6 +358,28 @@ class WordTokenizer(_ByteDecoding):
         """Ids of the words of `text`; 0 for those that are not in the vocabulary."""
         words = _WORD.findall(text)
         return np.fromiter(map(self._ids.get, words, repeat(0)), dtype=self._dtype, count=len(words))
+
+    def spelling(self, text: str) -> NDArray[np.void]:
+        """Each unknown word takes the bits of its characters and of a mark at its end.
+
+        A character is as likely as it is in the vocabulary, each word taken once. One that stands nowhere in it takes
+        the bits of an escape, as likely as if it had been seen once, and 8 for each of its bytes in UTF-8.
+        """
+        end, escape, bits = self._code
+        words = [word for word in _WORD.findall(text) if not self._ids.get(word, 0)]
+        costs = [
+            end + sum(bits[letter] if letter in bits else escape + 8 * len(_utf_8(letter)) for letter in word)
+            for word in words
+        ]
+        return np.array(list(zip(map(len, words), costs, strict=True)), SPELLING)
+
+    @cached_property
+    def _code(self) -> tuple[float, float, dict[str, float]]:
+        """Bits of the end mark, of the escape and of each character of the vocabulary."""
+        counts = Counter("".join(self.words[1:]))
+        total = counts.total() + len(self.words) + 1  # the letters, the ends of all words, one escape
+        bits = {letter: math.log2(total / count) for letter, count in counts.items()}
+        return math.log2(total / len(self.words)), math.log2(total), bits
 
     def to_json(self) -> str:
         """`{"type": "word", "words": […]}`."""
@@ -479,7 +522,7 @@ class StreamDecoder:
 
 
 def count_characters(tokenizer: Tokenizer, tokens: NDArray[np.unsignedinteger], block: int = 1 << 20) -> int:
-    """Characters in `tokens`; one that is spread over several tokens belongs to the first of them."""
+    """Characters in `tokens`; one that is spread over several tokens belongs to the first, an unknown token is one."""
     # in UTF-8 each byte but 10xxxxxx starts a character
     lengths = np.array([sum(byte & 0xC0 != 0x80 for byte in token) for token in tokenizer.token_bytes])
     if (lengths == 1).all():

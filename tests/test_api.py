@@ -204,6 +204,26 @@ def test_how_a_text_is_read_is_not_said_of_another_text(text_file, tmp_path):
     assert charrnn.evaluate(generator, tmp_path / "latin.txt", "all", encoding="latin-1").characters == 2399
 
 
+@pytest.mark.parametrize("vocab_size", [2, 3, 20, 4096])
+def test_bits_per_character_of_words_are_those_of_the_whole_text(text_file, text, vocab_size):
+    """A small vocabulary hides most of the text from the model, and must not look better for it."""
+    corpus = charrnn.load_corpus(text_file, "word", vocab_size=vocab_size)
+    generator = charrnn.create_model(corpus.tokenizer, hidden_size=4, num_layers=1)
+    result = charrnn.evaluate(generator, corpus, "all")
+    assert result.characters == len(text) - len(text.split()[0])
+    assert result.bpc * result.characters == pytest.approx(result.loss / math.log(2) * result.tokens + result.spelling)
+    assert result.bpc > 2
+    assert (result.spelling == 0) == (vocab_size == 4096)
+
+
+def test_a_run_tells_bits_per_character_of_the_whole_text(tiny, tmp_path):
+    config = tiny.override({"tokenizer": "word", "vocab_size": 5})
+    Run.start(config, tmp_path / "run").fit()
+    told = [line["bpc"] for line in read_metrics(tmp_path / "run") if line["event"] == "evaluated"]
+    best = charrnn.load_model(tmp_path / "run")
+    assert min(told) == best.training_state["val_bpc"] == pytest.approx(charrnn.evaluate(best).bpc)
+
+
 def test_a_split_in_which_no_character_begins_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("中" * 4, encoding="utf-8")  # twelve bytes
     generator = charrnn.create_model(charrnn.ByteTokenizer(), hidden_size=2)
@@ -405,6 +425,19 @@ def test_starting_from_other_weights(tiny, tmp_path):
     assert second.config.model == first.model.config
     assert second.trainer.progress.step == 0
     torch.testing.assert_close(weights(second.fit()), weights(first), rtol=0, atol=1e-6)
+
+
+def test_a_new_text_adds_what_is_not_rare_in_it_to_a_vocabulary_with_an_unknown_character(tiny, tmp_path, text_file):
+    text_file.write_text(text_file.read_text() + "zz", encoding="utf-8")
+    first = Run.start(tiny.override({"min_frequency": 3}), tmp_path / "first").fit()
+    assert first.tokenizer.characters[first.tokenizer.unknown] == "\ufffd"
+    assert Run.start(tiny, init_from=tmp_path / "first").generator.tokenizer == first.tokenizer  # nothing is new
+    (tmp_path / "other.txt").write_text("äöü" * 400 + "ßz", encoding="utf-8")
+    config = tiny.override({"data": str(tmp_path / "other.txt")})
+    with pytest.warns(UserWarning, match="characters grows to .*, by 'äöü'"):
+        run = Run.start(config, init_from=tmp_path / "first")
+    assert run.generator.tokenizer.characters == first.tokenizer.characters + "äöü"
+    assert run.corpus.tokenizer.decode(run.corpus.tokens)[-3:] == "ü\ufffd\ufffd"
 
 
 @pytest.mark.parametrize("options", [{}, {"tie_weights": True}, {"embedding_dim": 5}])

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 import tempfile
@@ -186,6 +187,37 @@ def test_too_many_characters_are_said_and_capped(tmp_path):
     asked = load_corpus(tmp_path / "a.txt", min_frequency=2)  # who asks for it is not warned
     assert asked.tokenizer.decode(asked.tokens) == "aaabbbcc\ufffd"
     assert asked.unknown_share == pytest.approx(1 / 9)
+
+
+@pytest.mark.parametrize("settings", [{"min_frequency": 2}, {"tokenizer": "word", "vocab_size": 5}])
+def test_what_is_unknown_counts_in_full(text_file, text, data_dir, settings):
+    text_file.write_text(text := text.replace("b", "中") + "é", encoding="utf-8")
+    for folder in (data_dir, data_dir, text_file):  # made, out of the cache, and where there can be none
+        with pytest.warns(UserWarning, match="could not keep") if folder is text_file else contextlib.nullcontext():
+            corpus = load_corpus(text_file, data_dir=folder, **settings)
+        assert corpus.unknown_share > 0
+        assert corpus.characters == len(text)
+        assert corpus.extent(0, 0) == (0, 0, 0)
+        half = len(corpus.tokens) // 2
+        parts = [corpus.extent(0, half), corpus.extent(half)]
+        assert np.sum(parts, axis=0) == pytest.approx([*corpus.extent()])
+        spelled = corpus.tokenizer.spelling(text)
+        assert corpus.extent().spelling == pytest.approx(float(spelled["bits"].sum()))
+    bare = charrnn.corpus.Corpus("x", corpus.tokens, corpus.tokenizer, "")
+    with pytest.raises(CorpusError, match="x: expected to know what its unknown tokens stand for; make it with"):
+        bare.extent()
+
+
+def test_what_is_predicted_of_a_split_is_all_but_its_first_token(text_file, text):
+    corpus = load_corpus(text_file, "word", vocab_size=9)
+    parts = [len(corpus.tokenizer.decode(part)) for part in corpus.split()]
+    assert sum(parts) < len(text)
+    predicted = [corpus.predicted(split) for split in ("train", "val", "test")]
+    assert [extent.tokens for extent in predicted] == [len(part) - 1 for part in corpus.split()]
+    whole = corpus.predicted()
+    assert whole.tokens == len(corpus.tokens) - 1
+    assert whole.characters == len(text) - len(text.split()[0])
+    assert sum(extent.characters for extent in predicted) < whole.characters
 
 
 def test_settings_are_checked(text_file):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn.corpus import entropy, load_corpus
+from charrnn.corpus import Extent, entropy, load_corpus
 from charrnn.lab.ngrams import NgramModel, _discounts, ngram_ladder
 from charrnn.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -80,6 +80,16 @@ def test_the_ladder_is_per_character():
     ladder = ngram_ladder(NgramModel(byte, 256, 3), ByteTokenizer(), byte)
     assert list(ladder) == ["uniform", "unigram", "2-gram", "3-gram"]
     assert ladder["uniform"] == pytest.approx(8 * (len(byte) - 1) / (len(text) - 1))
+
+
+def test_the_ladder_charges_what_is_unknown():
+    tokenizer = CharTokenizer("a\ufffd", "\ufffd")
+    tokens = tokenizer.encode("abab")
+    with pytest.raises(ValueError, match="extent: expected that of the tokens, some of which are unknown"):
+        ngram_ladder(NgramModel(tokens, 2, 1), tokenizer, tokens)
+    ladder = ngram_ladder(NgramModel(tokens, 2, 1), tokenizer, tokens, Extent(3, 3, 16.0))
+    assert ladder["uniform"] == pytest.approx(1 + 16 / 3)
+    assert ngram_ladder(NgramModel(tokens, 2, 1), tokenizer, tokens[:1].repeat(9))["uniform"] == 1
 
 
 @pytest.mark.parametrize(

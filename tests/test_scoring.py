@@ -8,7 +8,7 @@ from charrnn.lab.distribution import entropy, next_distribution
 from charrnn.models import CharGRU, CharLSTM
 from charrnn.sampling import TextGenerator
 from charrnn.scoring import score
-from charrnn.tokenizer import BpeTokenizer, CharTokenizer
+from charrnn.tokenizer import TOKENIZERS, BpeTokenizer, CharTokenizer
 
 TEXT = "abc <&>\nfeed a bad cab\n"
 
@@ -92,3 +92,15 @@ def test_bits_are_counted_per_character_whatever_a_token_is():
     assert "".join(found.tokens) == "the hat and the cat\n"
     assert len(found.tokens) < found.characters == 20
     assert found.bpc == pytest.approx(found.surprisal.sum() / 20)
+
+
+@pytest.mark.parametrize(("kind", "vocab_size"), [("byte", 256), ("bpe", 300), ("word", 3)])
+def test_bits_per_character_are_those_of_the_text_whatever_a_token_is(kind, vocab_size):
+    text = "déjà vu, déjà lu"
+    tokenizer = TOKENIZERS[kind].from_text(text * 3, vocab_size)
+    model = CharLSTM(tokenizer.vocab_size, 4)
+    found = score(TextGenerator(model, tokenizer), text)
+    assert found.characters == len(text)
+    spelled = float(tokenizer.spelling(text)["bits"].sum())
+    assert (spelled > 0) == (kind == "word")
+    assert found.bpc == pytest.approx((found.surprisal.sum() + spelled) / len(text))

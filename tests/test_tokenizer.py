@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import sys
 from itertools import pairwise
 
@@ -267,3 +268,28 @@ def test_the_trainer_never_sees_a_long_word(monkeypatch):
     assert tokenizer.vocab_size == 300
     assert sizes
     assert max(sizes) <= 1 << 12
+
+
+# ------------------------------------------------------------------------------------------------- spelling
+
+
+@given(texts, st.integers(2, 8))
+def test_unknown_words_are_spelled_in_a_code_that_can_be_read(text, vocab_size):
+    """Kraft: over all words that are as long as one, 2 to the minus bits add up to no more than 1."""
+    tokenizer = WordTokenizer.from_text(text, vocab_size)
+    end, escape, bits = tokenizer._code
+    assert 2**-end + 2**-escape + sum(2**-value for value in bits.values()) == pytest.approx(1)
+    spelled = tokenizer.spelling(text)
+    unknown = [word for word in re.findall(r"\w+|\W", text) if word == UNKNOWN or word not in tokenizer.words]
+    assert spelled["characters"].tolist() == [len(word) for word in unknown]
+    assert len(spelled) == (tokenizer.encode(text) == tokenizer.unknown).sum()
+    for word, cost in zip(unknown, spelled["bits"].tolist(), strict=True):
+        letters = sum(bits[letter] if letter in bits else escape + 8 * len(letter.encode()) for letter in word)
+        assert cost == pytest.approx(end + letters, rel=1e-6)
+
+
+def test_unknown_characters_are_spelled_by_their_bytes():
+    tokenizer = CharTokenizer("a" + UNKNOWN, UNKNOWN)
+    assert tokenizer.spelling("abé中a😀").tolist() == [(1, 8), (1, 16), (1, 24), (1, 32)]
+    assert tokenizer.spelling("aa").tolist() == []
+    assert BpeTokenizer.from_text("ab").spelling("abc").tolist() == []

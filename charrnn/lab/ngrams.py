@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from charrnn.corpus import Tokens
+from charrnn.corpus import Extent, Tokens
 from charrnn.tokenizer import Tokenizer, count_characters
 
 Floats = NDArray[np.float64]
@@ -176,20 +176,25 @@ def _discounts(count: Ints) -> Floats:
     return np.array([0.0, 0.5, 1.0, 1.5])  # too few rare grams to estimate it from
 
 
-def ngram_ladder(model: NgramModel, tokenizer: Tokenizer, tokens: Tokens) -> dict[str, float]:
+def ngram_ladder(
+    model: NgramModel, tokenizer: Tokenizer, tokens: Tokens, extent: Extent | None = None
+) -> dict[str, float]:
     """Bits per character on `tokens` of every order of a model: uniform, unigram, 2-gram and up.
 
     Args:
         model: counted on a training split.
         tokenizer: of that text.
         tokens: ids `(N,)` of the split that a network is measured on, too; all but the first are predicted.
+        extent: how much text they are, from `Corpus.predicted`; only needed where some are unknown.
 
     Raises:
-        ValueError: there is nothing to predict.
+        ValueError: there is nothing to predict, or what the unknown tokens stand for is not known.
     """
-    characters = count_characters(tokenizer, tokens[1:])
-    if not characters:
+    if extent is None:
+        if tokenizer.unknown is not None and (tokens[1:] == tokenizer.unknown).any():
+            raise ValueError("extent: expected that of the tokens, some of which are unknown; see Corpus.predicted")
+        extent = Extent(len(tokens) - 1, count_characters(tokenizer, tokens[1:]), 0.0)
+    if not extent.characters:
         raise ValueError(f"expected a character to predict, got {len(tokens)} tokens; use a longer text or split")
-    per_character = (len(tokens) - 1) / characters
     names = ["uniform", "unigram", *(f"{order}-gram" for order in range(2, model.max_order + 1))]
-    return {name: model.bits(tokens, order) * per_character for order, name in enumerate(names)}
+    return {name: extent.bpc(model.bits(tokens, order)) for order, name in enumerate(names)}
