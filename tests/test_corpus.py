@@ -184,6 +184,7 @@ def test_too_many_characters_are_said_and_capped(tmp_path):
         with pytest.warns(UserWarning, match="more than 3 different characters; the rarest became U.FFFD, 33.33% of"):
             corpus = load_corpus(tmp_path / "a.txt", vocab_size=3)
     assert corpus.tokenizer.decode(corpus.tokens) == "aaabbb\ufffd\ufffd\ufffd"
+    assert load_corpus(tmp_path / "a.txt").unknown_share == 0
     asked = load_corpus(tmp_path / "a.txt", min_frequency=2)  # who asks for it is not warned
     assert asked.tokenizer.decode(asked.tokens) == "aaabbbcc\ufffd"
     assert asked.unknown_share == pytest.approx(1 / 9)
@@ -227,9 +228,12 @@ def test_settings_are_checked(text_file):
         load_corpus(text_file, "syllable")
 
 
-def test_a_models_tokenizer_is_kept(text_file):
+def test_a_models_tokenizer_is_kept(text_file, text):
+    load_corpus(text_file)  # whose cached tokens have other ids
     tokenizer = CharTokenizer("zyxwedcba \n")
-    assert load_corpus(str(text_file), tokenizer).tokenizer == tokenizer
+    corpus = load_corpus(str(text_file), tokenizer)
+    assert corpus.tokenizer == tokenizer
+    assert tokenizer.decode(corpus.tokens) == text
     with pytest.raises(CorpusError, match=r"words.txt: expected only characters of the vocabulary, got '.' "):
         load_corpus(str(text_file), CharTokenizer("ab"))
 

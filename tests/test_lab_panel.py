@@ -2,13 +2,14 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import ipywidgets
 import pytest
 
 from charrnn import lab
 from charrnn.lab.figures import new_figure
-from charrnn.lab.panel import ControlPanel, Panel, problem, run, script
+from charrnn.lab.panel import ControlPanel, Panel, PictureBox, problem, run, script
 from charrnn.lab.worker import Worker
 from charrnn.training import DivergedError
 
@@ -53,6 +54,23 @@ def test_a_mistake_in_the_program_is_shown_and_not_swallowed():
         panel.controls["height"].value = 9
     assert "an error in the program, KeyError: &#x27;nine&#x27;" in panel.words.value
     assert "in picture" in panel.words.value  # where it came from
+
+
+def test_two_threads_never_draw_at_once():
+    both, drawn = threading.Barrier(2), []
+
+    def draw():
+        try:
+            both.wait(0.2)
+            drawn.append("together")
+        except threading.BrokenBarrierError:
+            drawn.append("alone")
+        return Bars.picture(None, 1)
+
+    with ThreadPoolExecutor(2) as pool:
+        for box in (PictureBox(), PictureBox()):
+            pool.submit(box.show, draw, lambda picture: picture.alt)
+    assert drawn == ["alone", "alone"]
 
 
 @pytest.mark.parametrize(

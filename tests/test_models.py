@@ -22,6 +22,7 @@ from charrnn.models import (
     flatten_state,
     map_state,
     unflatten_state,
+    with_vocabulary,
 )
 
 KINDS = list(MODELS)
@@ -161,6 +162,17 @@ def test_build_model_is_seeded_and_leaves_the_random_state():
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
+def test_new_tokens_start_as_the_mean_of_the_old_ones():
+    model = CharGRU(5, 4, embedding_dim=3)
+    grown = with_vocabulary(model, 7)
+    assert with_vocabulary(model, 5) is model
+    for name, old in model.state_dict().items():
+        new = grown.state_dict()[name]
+        torch.testing.assert_close(new[: len(old)], old, rtol=0, atol=0)
+        if name.startswith(("embedding", "head")):
+            torch.testing.assert_close(new[5:], old.mean(0).expand_as(new[5:]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_knows_its_config(kind):
     config = ModelConfig(type=kind, hidden_size=4, num_layers=3, dropout=0.1, embedding_dim=6)
@@ -281,6 +293,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(variational):
     assert dropped.mean().item() == pytest.approx(1, abs=0.05)
     same_at_every_step = (dropped == dropped[:, :1]).all()
     assert same_at_every_step == variational
+    assert not (dropped[0] == dropped[1]).all()  # each stream has units of its own
     assert torch.equal(model.eval()._drop(x, 0.25), x)
 
 

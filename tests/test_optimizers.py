@@ -15,11 +15,17 @@ def tiny_model(**options):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_trained_by_one_optimizer_from_its_peak(name):
     model = tiny_model()
-    optimizers = build_optimizers(model, TrainingConfig(optimizer=name, learning_rate=0.01, muon_learning_rate=0.03))
+    rates = {"learning_rate": 0.01, "muon_learning_rate": 0.03}
+    optimizers = build_optimizers(model, TrainingConfig(optimizer=name, beta1=0.7, beta2=0.8, **rates))
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
     assert len(parameters) == len({id(p) for p in parameters}) == len(list(model.parameters()))
     assert {group["peak"] for group in groups} == ({0.01, 0.03} if name == "muon" else {0.01})
+    last = groups[-1]
+    assert last.get("betas", (last.get("momentum"), last.get("alpha"))) == {
+        "rmsprop": (0, 0.8),
+        "sgd": (0.7, None),
+    }.get(name, (0.7, 0.8))
 
 
 @pytest.mark.parametrize("options", [{}, {"type": "gru"}, {"layer_norm": True}, {"tie_weights": True}])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from charrnn import transforms
-from charrnn.sampling import RECENT, Reshaping, _Uniform, sample
+from charrnn.sampling import Reshaping, _Uniform, sample
 from charrnn.tokenizer import CharTokenizer
 from charrnn.transforms import (
     cyclic,
@@ -251,16 +251,16 @@ def test_a_schedule_gives_each_step_its_temperature():
         np.testing.assert_allclose(softmax(reshape(logits[None], step)[0]), expected, rtol=1e-12)
 
 
-def test_the_penalty_forgets_after_a_while_and_sees_each_text_alone():
+def test_the_penalty_forgets_after_32_tokens_and_sees_each_text_alone():
     reshape = Reshaping(CharTokenizer(LETTERS), 1.0, repetition_penalty=2.0)
     logits = np.zeros((2, 8))
-    for token in [0] + [1] * (RECENT - 1):
+    for token in [0] + [1] * 31:
         reshape.remember(np.array([token, 2]))
-    odds = softmax(reshape(logits, RECENT))
+    odds = softmax(reshape(logits, 32))
     assert odds[0, 0] == odds[0, 1] < odds[0, 2]
     assert odds[1, 2] < odds[1, 0] == odds[1, 1]
     reshape.remember(np.array([1, 2]))
-    odds = softmax(reshape(logits, RECENT + 1))
+    odds = softmax(reshape(logits, 33))
     assert odds[0, 1] < odds[0, 0] == odds[0, 2]
 
 
