@@ -207,7 +207,15 @@ class DataConfig(_Section):
     min_frequency: int = Field(
         1, ge=1, description="characters and words that occur less often are unknown; bpe joins no such pairs"
     )
-    separator: str = Field("\n", description=f"text put between the files of a folder or glob; {ESCAPES}")
+    documents: bool = Field(
+        False,
+        description="each file of a folder or glob is a text of its own, of any other text each part between two "
+        "separators; where they end is learned",
+    )
+    separator: str = Field(
+        "\n",
+        description=f"text between the files of a folder or glob, or between the documents in one file; {ESCAPES}",
+    )
     encoding: str = Field("utf-8", description="encoding of the files")
     decode_errors: Literal["strict", "replace"] = Field(
         "strict", description="bytes that are no text: strict refuses, replace makes them U+FFFD"
@@ -231,6 +239,8 @@ class DataConfig(_Section):
     def _check(self) -> Self:
         if self.tokenizer == "bpe" and self.vocab_size < 256:
             raise ValueError(f"expected --vocab-size of at least the 256 bytes for bpe, got {self.vocab_size}")
+        if self.documents and not self.separator:
+            raise ValueError("expected a --separator with documents, got an empty one")
         if self.train_frac + self.val_frac > 1 + 1e-9:
             raise ValueError(
                 f"expected --train-frac + --val-frac of at most 1, got {self.train_frac + self.val_frac:g}"

@@ -8,7 +8,6 @@ to the next belongs to the text that went before.
 import bisect
 import contextlib
 import hashlib
-import itertools
 import json
 import math
 import time
@@ -29,8 +28,10 @@ from torch import Tensor
 from charrnn.config import ConfigError, DataConfig, RunConfig
 from charrnn.sources import CorpusError, Source, absolute_name, default_data_dir, open_source, write_if_possible
 from charrnn.tokenizer import (
+    END_OF_DOCUMENT,
     SPELLING,
     TOKENIZERS,
+    DocumentTokenizer,
     Tokenizer,
     UnknownCharacterError,
     count_characters,
@@ -47,9 +48,10 @@ class Corpus:
 
     Attributes:
         name: what the user called it, a corpus name or a path.
-        tokens: ids `(N,)`, memory-mapped where the cache could be written.
+        tokens: ids `(N,)`, memory-mapped where the cache could be written. Of documents, the end token stands once
+            before, between and after them.
         tokenizer: turns them back into text.
-        sha256: of the text in UTF-8; two corpora with the same hash are the same text.
+        sha256: of the text in UTF-8, with the byte FF at the ends of documents; the same hash means the same text.
         spelling: what each unknown token stands for, `(n,)` as `Tokenizer.spelling` has it.
     """
 
@@ -59,12 +61,28 @@ class Corpus:
     sha256: str
     spelling: NDArray[np.void] | None = field(default=None, compare=False)
 
+    @property
+    def end(self) -> int | None:
+        """Id of the end token; None if the text is not of documents."""
+        return self.tokenizer.end if self.tokens[:1].tolist() == [self.tokenizer.end] else None
+
     def split(self, train_frac: float = 0.9, val_frac: float = 0.05) -> "Splits":
-        """The tokens in three contiguous, disjoint pieces; `test` is what the other two leave."""
+        """The tokens in three contiguous, disjoint pieces; `test` is what the other two leave.
+
+        Documents stay whole. The end token between two splits is the last of the one and the first of the other.
+        """
+        return Splits(*(self.tokens[start:stop] for start, stop in self._borders(train_frac, val_frac)))
+
+    def _borders(self, train_frac: float, val_frac: float) -> list[tuple[int, int]]:
+        """Where each split starts and stops."""
         size = len(self.tokens)
         train_end = int(size * train_frac)
         val_end = size if train_frac + val_frac > 1 - 1e-9 else int(size * (train_frac + val_frac))
-        return Splits(self.tokens[:train_end], self.tokens[train_end:val_end], self.tokens[val_end:])
+        if self.end is None:
+            return [(0, train_end), (train_end, val_end), (val_end, size)]
+        ends = find_ends(self.tokens, self.end)
+        train_end, val_end = (int(ends[np.abs(ends - place).argmin()]) for place in (train_end, val_end))
+        return [(0, train_end + 1), (train_end, val_end + 1), (val_end, size)]
 
     def extent(self, start: int = 0, stop: int | None = None) -> "Extent":
         """How much text `tokens[start:stop]` is.
@@ -89,10 +107,8 @@ class Corpus:
 
     def predicted(self, split: str = "all", train_frac: float = 0.9, val_frac: float = 0.05) -> "Extent":
         """How much text a model predicts of a split, or of all: everything but its first token."""
-        parts = self.split(train_frac, val_frac)
-        ends = list(itertools.accumulate(map(len, parts)))
-        borders = {**dict(zip(parts._fields, pairwise([0, *ends]), strict=True)), "all": (0, len(self.tokens))}
-        start, stop = borders[split]
+        borders = [*self._borders(train_frac, val_frac), (0, len(self.tokens))]
+        start, stop = dict(zip([*Splits._fields, "all"], borders, strict=True))[split]
         return self.extent(min(start + 1, stop), stop)
 
     @property
@@ -147,10 +163,11 @@ def load_corpus(
             packed with gzip, bzip2 or xz, or `-` for standard input; or all settings at once.
         tokenizer: that of a trained model, or the kind to make from this text: `char`, `byte`, `word` or `bpe`.
         data_dir: where corpora and the token cache land; None is `default_data_dir()`.
-        **settings: any other field of `DataConfig`: vocab_size, min_frequency, separator, encoding, decode_errors.
+        **settings: any other field of `DataConfig`: vocab_size, min_frequency, documents, separator, encoding,
+            decode_errors.
 
     Raises:
-        ConfigError: a setting is unknown or out of range.
+        ConfigError: a setting is unknown or out of range, or `tokenizer` has no end token for documents.
         CorpusError: there is no such text, it cannot be fetched, is not what its encoding says, is empty, or has a
             character that `tokenizer` does not know.
 
@@ -196,24 +213,29 @@ def data_config(data: str | Path | DataConfig, **settings: Any) -> DataConfig:
 
 def _tokenized(source: Source, config: DataConfig, tokenizer: Tokenizer | None, cache: Path) -> Corpus:
     """The corpus out of the cache if it is there and whole, else made and cached."""
-    sha256 = _hash(source.pieces("reading"), source.name)
+    if source.documents and tokenizer is not None and tokenizer.end is None:
+        raise ConfigError(
+            "data.documents (--documents): expected a model that was trained on documents, got one without end token"
+        )
+    sha256 = _hash(source)
     _remove_leftovers(cache)
     tokenizer = tokenizer or _vocabulary(source, config, cache, sha256)
     stem = cache / _key(sha256, tokenizer.to_json())
     about = stem.with_suffix(".json")
-    parts = {"tokens": (np.min_scalar_type(tokenizer.vocab_size - 1), tokenizer.encode)}
+    end = [tokenizer.end] if source.documents else []
+    parts = {"tokens": (tokenizer.encode, np.array(end, np.min_scalar_type(tokenizer.vocab_size - 1)))}
     if tokenizer.unknown is not None:
-        parts["spelling"] = (SPELLING, tokenizer.spelling)
+        parts["spelling"] = (tokenizer.spelling, np.empty(0, SPELLING))
     paths = {name: stem.with_suffix(f".{name}") for name in parts}
     if _read_json(about).get("crc32") != {name: _checksum(path) for name, path in paths.items()}:
-        made = {name: _Encoding(source, encode, tokenizer.whole_words, sha256) for name, (_, encode) in parts.items()}
+        made = {name: _Encoding(source, *part, tokenizer.whole_words, sha256) for name, part in parts.items()}
         kept = [write_if_possible(path, made[name]) for name, path in paths.items()]
         said = {"text": absolute_name(source.name), "tokenizer": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
         said["crc32"] = {name: encoding.checksum for name, encoding in made.items()}
         if not (all(kept) and write_if_possible(about, [json.dumps(said).encode()])):
-            arrays = {name: np.frombuffer(b"".join(made[name]), dtype) for name, (dtype, _) in parts.items()}
+            arrays = {name: np.frombuffer(b"".join(made[name]), part[1].dtype) for name, part in parts.items()}
             return Corpus(source.name, tokenizer=tokenizer, sha256=sha256, **arrays)
-    arrays = {name: _mapped(path, parts[name][0]) for name, path in paths.items()}
+    arrays = {name: _mapped(path, parts[name][1].dtype) for name, path in paths.items()}
     return Corpus(source.name, tokenizer=tokenizer, sha256=sha256, **arrays)
 
 
@@ -222,18 +244,19 @@ def _mapped(path: Path, dtype: np.dtype) -> NDArray[Any]:
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
-def _hash(pieces: Iterable[str], name: str) -> str:
-    """SHA-256 of a text in UTF-8."""
-    sha256, characters = hashlib.sha256(), 0
-    for piece in pieces:
-        try:
-            sha256.update(piece.encode())
-        except UnicodeEncodeError as error:
-            raise CorpusError(
-                f"{name}: expected text, got half a character, U+{ord(piece[error.start]):04X}, at position "
-                f"{characters + error.start:,}; drop it, or name another encoding"
-            ) from error
-        characters += len(piece)
+def _hash(source: Source) -> str:
+    """SHA-256 of a text in UTF-8; the ends of documents are byte FF, which UTF-8 never has."""
+    name, sha256, characters = source.name, hashlib.sha256(), 0
+    for piece in source.pieces("reading"):
+        for number, text in enumerate(_cut_at_ends(source, piece)):
+            try:
+                sha256.update(b"\xff" * (number > 0) + text.encode())
+            except UnicodeEncodeError as error:
+                raise CorpusError(
+                    f"{name}: expected text, got half a character, U+{ord(text[error.start]):04X}, at position "
+                    f"{characters + error.start:,}; drop it, or name another encoding"
+                ) from error
+            characters += len(text)
     if not characters:
         piped = "nothing came; pipe the text in again, or name a file with --data"
         raise CorpusError(f"{name}: expected text, got none: {piped if name == '-' else 'there is nothing in it'}")
@@ -252,7 +275,11 @@ def _vocabulary(source: Source, config: DataConfig, cache: Path, sha256: str) ->
         pass  # damaged: it is made again
     kind = TOKENIZERS[config.tokenizer]
     pieces = _pieces(source, "learning the tokens of", kind.whole_words)
+    if source.documents:
+        pieces = (text for piece in pieces for text in _cut_at_ends(source, piece) if text)
     tokenizer = kind.from_text(pieces, config.vocab_size, config.min_frequency)
+    if source.documents:
+        tokenizer = DocumentTokenizer(tokenizer)
     data = tokenizer.to_json().encode()
     write_if_possible(path, [b"%08x" % zlib.crc32(data), data])
     return tokenizer
@@ -263,23 +290,41 @@ def _pieces(source: Source, doing: str, whole_words: bool) -> Iterator[str]:
     return cut_between_words(source.pieces(doing)) if whole_words else source.pieces(doing)
 
 
-class _Encoding:
-    """The bytes of what `encode` makes of a text, block by block; `checksum` is their CRC-32, once all were taken."""
+def _cut_at_ends(source: Source, piece: str) -> list[str]:
+    return piece.split(END_OF_DOCUMENT) if source.documents else [piece]
 
-    def __init__(self, source: Source, encode: Callable[[str], NDArray[Any]], whole_words: bool, sha256: str):
-        self._source, self._encode, self._whole_words, self._sha256 = source, encode, whole_words, sha256
+
+class _Encoding:
+    """The bytes of what `encode` makes of a text, block by block; `checksum` is their CRC-32, once all were taken.
+
+    What is `between` stands where documents end.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        encode: Callable[[str], NDArray[Any]],
+        between: NDArray[Any],
+        whole_words: bool,
+        sha256: str,
+    ):
+        self._source, self._encode, self._between = source, encode, between
+        self._whole_words, self._sha256 = whole_words, sha256
         self.checksum = 0
 
     def __iter__(self) -> Iterator[memoryview]:
         self.checksum = done = 0
         sha256 = hashlib.sha256()
         for piece in _pieces(self._source, "encoding", self._whole_words):
-            sha256.update(piece.encode())
-            try:
-                block = self._encode(piece).data
-            except UnknownCharacterError as error:
-                raise UnknownCharacterError(error.character, done + error.position, error.vocabulary) from error
-            done += len(piece)
+            blocks = []
+            for number, text in enumerate(_cut_at_ends(self._source, piece)):
+                sha256.update(b"\xff" * (number > 0) + text.encode())
+                try:
+                    blocks += [self._between, self._encode(text)] if number else [self._encode(text)]
+                except UnknownCharacterError as error:
+                    raise UnknownCharacterError(error.character, done + error.position, error.vocabulary) from error
+                done += len(text)
+            block = (np.concatenate(blocks) if len(blocks) > 1 else blocks[0]).data
             self.checksum = zlib.crc32(block, self.checksum)
             yield block
         if sha256.hexdigest() != self._sha256:
@@ -333,16 +378,20 @@ class Window(NamedTuple):
     """T tokens of each stream and the tokens that follow them.
 
     Attributes:
-        end: tokens of each stream that have been read once this window is.
-        full: tokens of each stream in a window here that no border of an epoch cuts short.
+        end: tokens of each stream (of documents: of them all) that have been read once this window is.
+        full: tokens of each stream in a window here that no border of an epoch cuts short; of documents, in the mean.
         inputs: ids `(B, T)`, int64.
-        targets: ids `(B, T)`, int64; `targets[b, t]` follows `inputs[b, t]` in the text.
+        targets: ids `(B, T)`, int64; `targets[b, t]` follows `inputs[b, t]` in the text, -100 nothing.
+        lengths: `(B,)`, tokens of each stream that something follows; None if that is all of them.
+        begins: `(B,)`, whether a stream begins a document here, from an empty state; None if none does.
     """
 
     end: int
-    full: int
+    full: float
     inputs: Tensor
     targets: Tensor
+    lengths: NDArray[np.int64] | None = None
+    begins: NDArray[np.bool_] | None = None
 
 
 class CharDataset:
@@ -446,6 +495,105 @@ class CharDataset:
 
 
 _AT_ONCE = 1 << 17  # tokens turned into int64 together: many windows for the time of one, little enough for the cache
+
+
+class DocumentDataset:
+    """A split of documents, B of them side by side in windows of at most T tokens.
+
+    A row that is through with its document takes the next one at the next window, from an empty state; until then it is
+    padded. A document longer than T goes on in the next window with its state carried. An epoch visits every token of
+    every document once, in a seeded order that differs between epochs: documents of about the same length stand side
+    by side, so that little is padded.
+
+    Args:
+        tokens: ids `(N,)` of one split, the end token once before, between and after documents.
+        batch_size: documents B side by side; fewer if there are not so many.
+        seq_length: tokens T in a window, at most.
+        end: id of the end token.
+        seed: start of the order's random numbers.
+        name: what errors call this split.
+
+    Attributes:
+        documents: how many there are.
+        steps: windows in the first epoch; other epochs have about as many.
+        padding: share of the first epoch's windows that is padding.
+
+    Raises:
+        CorpusError: there is no document.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        batch_size: int,
+        seq_length: int,
+        end: int,
+        seed: int = 0,
+        name: str = "this split",
+    ):
+        ends = find_ends(tokens, end)
+        if len(ends) < 2:
+            raise CorpusError(f"{name}: expected at least one document, got none; use more documents or a larger share")
+        self._tokens, self._seed = tokens, seed
+        self._starts, self._lengths = ends[:-1], np.diff(ends)  # a document's last target is the end token
+        self.documents = len(self._starts)
+        self.batch_size, self.seq_length = min(batch_size, self.documents), seq_length
+        self.stream_length = len(tokens) - 1  # the unit of `Window.end`: tokens of all documents
+        sizes = [lengths.max() for _, lengths, _ in self._schedule(0)]
+        self.steps, self.padding = len(sizes), 1 - self.stream_length / (self.batch_size * int(sum(sizes)))
+        self._full = self.stream_length / (self.steps * self.batch_size)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The documents by number, in the order in which an epoch takes them."""
+        generator = np.random.default_rng([self._seed, epoch])
+        shuffled = generator.permutation(self.documents)
+        rest = self.documents % self.batch_size  # they come last: before, they would mix the lengths of all that follow
+        pools = np.split(
+            shuffled[rest:], range(_POOL * self.batch_size, self.documents - rest, _POOL * self.batch_size)
+        )
+        alike = np.concatenate([pool[np.argsort(self._lengths[pool], kind="stable")] for pool in pools])
+        groups = generator.permutation(alike.reshape(-1, self.batch_size))
+        return np.concatenate([groups.ravel(), shuffled[:rest]])
+
+    def _schedule(self, epoch: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]:
+        """For each window where each row reads, how many tokens, and whether it begins a document: `(B,)` each."""
+        order, taken = self.order(epoch), 0
+        place, left = np.zeros((2, self.batch_size), np.int64)
+        while True:
+            begins = np.zeros(self.batch_size, np.bool_)
+            # a last short window is worth waiting for: rows that begin together mostly end together
+            if not 0 < left.max() < self.seq_length:
+                rows = np.flatnonzero(left == 0)[: self.documents - taken]
+                documents = order[taken : taken + len(rows)]
+                place[rows], left[rows], begins[rows] = self._starts[documents], self._lengths[documents], True
+                taken += len(rows)
+            lengths = np.minimum(left, self.seq_length)
+            if not lengths.any():
+                return
+            yield place.copy(), lengths, begins
+            place += lengths
+            left -= lengths
+
+    def windows(self, epoch: int, start: int = 0, device: torch.device | str = "cpu") -> Iterator[Window]:
+        """The windows of one epoch in order, from the one that begins when `start` tokens of all have been read."""
+        done = 0
+        for place, lengths, begins in self._schedule(epoch):
+            if done >= start:
+                columns = np.arange(lengths.max() + 1)
+                block = self._tokens[np.minimum(place[:, None] + columns, self.stream_length)].astype(np.int64)
+                targets = np.where(columns[:-1] < lengths[:, None], block[:, 1:], -100)
+                tensors = (torch.from_numpy(part).to(device) for part in (block[:, :-1], targets))
+                yield Window(done + int(lengths.sum()), self._full, *tensors, lengths, begins)
+            done += int(lengths.sum())
+
+
+_POOL = 64  # batches of documents that are sorted by length together
+
+
+def find_ends(tokens: Tokens, end: int, block: int = 1 << 20) -> NDArray[np.int64]:
+    """Where the end token stands in `tokens`; in bounded memory."""
+    places = [start + np.flatnonzero(tokens[start : start + block] == end) for start in range(0, len(tokens), block)]
+    return np.concatenate(places) if places else np.zeros(0, np.int64)
 
 
 # ------------------------------------------------------------------------------------------------ statistics

@@ -16,6 +16,7 @@ import http.client
 import importlib.metadata
 import inspect
 import io
+import itertools
 import lzma
 import os
 import re
@@ -29,7 +30,7 @@ import urllib.request
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +43,7 @@ from tqdm.auto import tqdm
 
 from charrnn.config import DataConfig
 from charrnn.synthetic import SYNTHETIC
+from charrnn.tokenizer import END_OF_DOCUMENT
 
 BLOCK = 1 << 17  # bytes read at a time: small enough to stay in the processor's cache
 Advance = Callable[[int], object]
@@ -59,11 +61,15 @@ class Source:
         name: what the user called it.
         size: bytes to read, for a progress bar.
         read: yields the text in pieces of any size, telling a callback how many bytes it read.
+        separator: what stands between its files, if it has several.
+        documents: whether `END_OF_DOCUMENT` stands once before, between and after its documents, none of them empty.
     """
 
     name: str
     size: int
     read: Callable[[Advance], Iterator[str]]
+    separator: str | None = None
+    documents: bool = False
 
     def pieces(self, doing: str = "reading") -> Iterator[str]:
         """The text in pieces, none much shorter than `BLOCK`; a progress bar if it takes more than a second.
@@ -99,6 +105,30 @@ def open_source(config: DataConfig, data_dir: Path | None = None) -> Source:
     Raises:
         CorpusError: there is no such text, or it cannot be fetched.
     """
+    source = _open(config, data_dir)
+    if not config.documents:
+        return source
+    separator = source.separator or config.separator
+    return replace(source, read=lambda advance: _documents(source.read(advance), separator), documents=True)
+
+
+def _documents(pieces: Iterable[str], separator: str) -> Iterator[str]:
+    """The same text with the end of a document in place of each separator; documents without text are left out."""
+    before = held = ""
+    for piece in itertools.chain([END_OF_DOCUMENT], pieces, [END_OF_DOCUMENT]):
+        text = (held + piece).replace(separator, END_OF_DOCUMENT)
+        cut = (
+            len(text) if piece == END_OF_DOCUMENT else max(0, len(text) - len(separator) + 1)
+        )  # half a separator waits
+        text, held = re.sub(f"{END_OF_DOCUMENT}+", END_OF_DOCUMENT, text[:cut]), text[cut:]
+        if before == END_OF_DOCUMENT:
+            text = text.removeprefix(END_OF_DOCUMENT)
+        if text:
+            before = text[-1]
+            yield text
+
+
+def _open(config: DataConfig, data_dir: Path | None) -> Source:
     name = config.name
     kind, _, options = name.partition(":")
     if kind in SYNTHETIC or name in catalogue():
@@ -219,19 +249,21 @@ def _listed(folder: str) -> list[str]:
         raise CorpusError(f"{folder!r}: expected a folder that can be read, got: {error.strerror}") from error
 
 
-def _files(config: DataConfig, paths: Sequence[str], expected: str = "") -> Source:
-    """The files in this order, the separator between them."""
+def _files(config: DataConfig, paths: Sequence[str], expected: str | None = None) -> Source:
+    """The files in this order, the separator between them; `expected` says which, unless one was named."""
     if not paths:
         raise CorpusError(f"{config.name}: {expected}, got none")
+    several = END_OF_DOCUMENT if config.documents else config.separator
+    separator = None if expected is None else several
 
     def read(advance: Advance) -> Iterator[str]:
         for i, path in enumerate(paths):
             if i:
-                yield config.separator
+                yield separator
             with open(path, "rb", buffering=0) as file:
                 yield from decode_file(file, path, config.encoding, config.decode_errors, advance)
 
-    return Source(config.name, sum(map(os.path.getsize, paths)), read)
+    return Source(config.name, sum(map(os.path.getsize, paths)), read, separator)
 
 
 def _piped(config: DataConfig, pipe: TextIO | str) -> Source:

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 UNKNOWN = "\ufffd"  # REPLACEMENT CHARACTER: what a token for everything rare looks like
 SPELLING = np.dtype([("characters", np.uint32), ("bits", np.float32)])  # of what an unknown token stands for
+END_OF_DOCUMENT = "\udfff"  # stands between the documents of a text; no text has it, for it is half a character
 
 
 class Tokenizer(Protocol):
@@ -45,8 +46,12 @@ class Tokenizer(Protocol):
         """The id that stands for whatever is not in the vocabulary; None where there is no such id."""
 
     @property
+    def end(self) -> int | None:
+        """The id that stands before, between and after documents; None where there is no such id."""
+
+    @property
     def token_bytes(self) -> Sequence[bytes]:
-        """UTF-8 of each of the V tokens; a byte or bpe token may be a part of a character."""
+        """UTF-8 of each of the V tokens; a byte or bpe token may be a part of a character, the end token has none."""
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger]:
         """Token ids of `text`, in the smallest unsigned integer type that holds V."""
@@ -89,6 +94,7 @@ class _ByteDecoding:
 
     kind: ClassVar[str]
     whole_words: ClassVar[bool] = True
+    end: int | None = None
     token_bytes: Sequence[bytes]
 
     @property
@@ -139,6 +145,7 @@ class CharTokenizer:
 
     kind = "char"
     whole_words = False
+    end = None
 
     def __init__(self, characters: str, unknown: str | None = None):
         if not characters:
@@ -480,6 +487,48 @@ def _byte_letters() -> list[str]:
     return [chr(value if value in printable else next(others)) for value in range(256)]
 
 
+# --------------------------------------------------------------------------------------------------------- documents
+
+
+class DocumentTokenizer(_ByteDecoding):
+    """A tokenizer of any kind with one more token, which has no text: it stands before, between and after documents.
+
+    Args:
+        base: turns the text of a document into tokens.
+        end: id of the end token; the ids of `base` from there on go up by one. None puts it after them all.
+
+    Raises:
+        ValueError: `end` is no id of a vocabulary that is one larger than that of `base`.
+    """
+
+    def __init__(self, base: Tokenizer, end: int | None = None):
+        self.end = base.vocab_size if end is None else end
+        if not 0 <= self.end <= base.vocab_size:
+            raise ValueError(f"expected an end token from 0 to {base.vocab_size}, got {end}")
+        self.base = base
+        self.kind, self.whole_words = base.kind, base.whole_words
+        self.token_bytes = [*base.token_bytes[: self.end], b"", *base.token_bytes[self.end :]]
+        self.unknown = None if base.unknown is None else base.unknown + (base.unknown >= self.end)
+        self._dtype = np.min_scalar_type(base.vocab_size)
+
+    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+        """Ids of `text`, as `base` has them; the end token is not among them.
+
+        Raises:
+            UnknownCharacterError: a character outside the vocabulary of `base`.
+        """
+        tokens = self.base.encode(text).astype(self._dtype, copy=False)
+        return tokens + (tokens >= self.end)
+
+    def spelling(self, text: str) -> NDArray[np.void]:
+        """What `base` says of its unknown tokens."""
+        return self.base.spelling(text)
+
+    def to_json(self) -> str:
+        """That of `base` with `"end": id`."""
+        return json.dumps({**json.loads(self.base.to_json()), "end": self.end})
+
+
 # ------------------------------------------------------------------------------------------------- one of the kinds
 
 TOKENIZERS: dict[str, type[Any]] = {
@@ -496,7 +545,9 @@ def tokenizer_from_json(text: str) -> Tokenizer:
     """
     try:
         fields = json.loads(text)
-        return TOKENIZERS[fields.pop("type")](**fields)
+        end = fields.pop("end", None)
+        tokenizer = TOKENIZERS[fields.pop("type")](**fields)
+        return tokenizer if end is None else DocumentTokenizer(tokenizer, end)
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"expected a tokenizer of type {', '.join(TOKENIZERS)} in JSON, got {text[:60]!r}") from error
 
@@ -533,8 +584,8 @@ def count_characters(tokenizer: Tokenizer, tokens: NDArray[np.unsignedinteger], 
 def cut_between_words(pieces: Iterable[str], size: int = 1 << 17) -> Iterator[str]:
     """The same text in pieces of at most `size` characters, each cut before a space that follows a letter or digit.
 
-    Words and byte pairs never reach across such a cut, so encoding the pieces equals encoding the whole. Where `size`
-    characters offer none, they are cut where they stand.
+    The end of a document will do as well. Words and byte pairs never reach across such a cut, so encoding the pieces
+    equals encoding the whole. Where `size` characters offer none, they are cut where they stand.
     """
     parts: list[str] = []
     length = 0
@@ -553,7 +604,7 @@ def cut_between_words(pieces: Iterable[str], size: int = 1 << 17) -> Iterator[st
         yield "".join(parts)
 
 
-_CUT = re.compile(r"(?<=[^\W_])\s")
+_CUT = re.compile(rf"(?<=[^\W_])\s|{END_OF_DOCUMENT}")
 
 
 def _last_cut(text: str, start: int, end: int) -> int:

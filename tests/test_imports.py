@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "installed": set(),
     "device": {"config"},
     "synthetic": set(),
-    "sources": {"config", "synthetic"},
+    "sources": {"config", "synthetic", "tokenizer"},
     "corpus": {"config", "tokenizer", "sources"},
     "kernels": {"cells"},
     "compiled": {"elementwise"},
