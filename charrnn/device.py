@@ -76,12 +76,11 @@ def select_fastest(
     if len(candidates) == 1:
         return candidates[0]
     seconds: dict[tuple[str, str], list[float]] = {candidate: [] for candidate in candidates}
-    for turn in range(6):  # by turns, so that a slow moment of the machine hits all alike
-        for candidate in candidates:
-            begin = time.perf_counter()
-            run_once(*candidate)
-            if turn > 0:  # the first call also builds kernels
-                seconds[candidate].append(time.perf_counter() - begin)
+    for candidate in candidates * 6:  # by turns, so that a slow moment of the machine hits all alike
+        begin = time.perf_counter()
+        run_once(*candidate)
+        seconds[candidate].append(time.perf_counter() - begin)
+    # the median is not moved by the first call, which also builds kernels
     return min(candidates, key=lambda candidate: statistics.median(seconds[candidate]))
 
 

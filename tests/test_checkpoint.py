@@ -55,6 +55,15 @@ def test_it_is_a_directory_of_safetensors_and_json_alone(tmp_path):
     json.loads((tmp_path / "m" / "config.json").read_text())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX systems can sync a directory")
+def test_the_files_are_on_disk_before_they_take_their_place_and_so_is_the_place_after(tmp_path, monkeypatch):
+    path, synced, sync = tmp_path / "m", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((os.fstat(fd).st_ino, path.exists())) or sync(fd))
+    save(path, tensors={"optimizer.x": torch.ones(2)})
+    assert set(synced[:-2]) == {(entry.stat().st_ino, False) for entry in path.iterdir()}
+    assert synced[-2:] == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
 def test_half_precision_on_disk_is_read_as_fp32(tmp_path):
     save(tmp_path / "half", dtype=torch.float16)
     save(tmp_path / "full")

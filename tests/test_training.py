@@ -1,3 +1,4 @@
+import itertools
 import math
 from importlib.util import find_spec
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from charrnn import distributed
 from charrnn.config import ConfigError, RunConfig
 from charrnn.corpus import CharDataset, load_corpus
 from charrnn.models import MODELS, CharGRU, CharLSTM, build_model, flatten_state
@@ -129,6 +131,17 @@ def test_the_same_seed_trains_the_same_weights_whatever_the_random_state(tiny):
     assert not torch.equal(trained[0], trained[2])
 
 
+def test_each_step_of_each_rank_drops_other_units(tiny, monkeypatch):
+    monkeypatch.setattr(distributed, "own_rows", lambda rows: slice(0, rows))
+    drawn = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        trainer = make_trainer(tiny)
+        trainer.model.register_forward_pre_hook(lambda *_: drawn.append(torch.rand(1).item()))
+        trainer.fit()
+    assert len(set(drawn)) >= 24
+
+
 def test_stop_saves_and_ends_without_evaluating(tiny):
     trainer = make_trainer(tiny, save_interval=1000, eval_interval=1000)
     events = []
@@ -193,6 +206,21 @@ def test_events_are_plain_numbers(tiny):
     trainer.to_bpc = lambda loss: loss / math.log(2)
     for event in trainer:
         assert all(type(value) in (int, float, bool) for value in vars(event).values()), event
+
+
+def test_speed_is_that_of_all_ranks(tiny, monkeypatch):
+    monkeypatch.setattr("time.perf_counter", map(float, itertools.count()).__next__)
+    monkeypatch.setattr(distributed, "mean", lambda *values: values)
+    speeds = []
+    for ranks in (1, 2):
+        with monkeypatch.context() as patch:
+            for event in make_trainer(tiny):
+                if isinstance(event, Stepped) and event.step == 3:
+                    patch.setattr(distributed, "world_size", lambda ranks=ranks: ranks)
+                elif isinstance(event, Logged):
+                    speeds.append(event.tokens_per_second)
+                    break
+    assert speeds[1] == 2 * speeds[0]
 
 
 def test_progress_climbs_to_one(tiny):
@@ -522,7 +550,8 @@ def test_patience_is_not_lost_where_the_loss_falls(tiny):
 
 
 def test_the_mean_of_the_weights_is_what_is_evaluated(tiny):
-    trainer = make_trainer(tiny, ema_decay=0.9, dropout=0, max_steps=30, eval_interval=30)
+    settings = {"dropout": 0, "max_steps": 30, "eval_interval": 30}
+    trainer = make_trainer(tiny, ema_decay=0.9, precision="bf16", **settings)  # which is not that of evaluations
     mean = parameters(trainer.average)
     for event in trainer:
         if isinstance(event, Stepped):
@@ -565,6 +594,14 @@ def test_the_schedule_follows_whichever_budget_there_is(tiny, budget):
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == pytest.approx(2e-3)
     assert rates[-1] < 1e-3
+
+
+def test_muon_has_a_peak_of_its_own_and_the_same_schedule(tiny):
+    trainer = make_trainer(tiny, optimizer="muon", learning_rate=0.01, muon_learning_rate=0.03, log_interval=1)
+    for event in trainer:
+        if isinstance(event, Logged):
+            rates = {group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups}
+            assert sorted(rates) == pytest.approx([event.learning_rate, 3 * event.learning_rate])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "muon", "rmsprop", "sgd"])
