@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any, Self
 
 import torch
@@ -466,8 +467,8 @@ def _refuse_taken(directory: Path) -> None:
         raise CheckpointError(f"{directory}: expected a directory for the run, got a file; choose another with --out")
     if holds_run(directory) or any((directory / name).exists() for name in ("best", "last", "metrics.jsonl")):
         raise CheckpointError(
-            f"{directory}: expected a new directory, got one that holds a run; go on with it by --resume {directory}, "
-            "or choose another with --out"
+            f"{directory}: expected a new directory, got one that holds a run; go on with it by --resume "
+            f"{quote(str(directory))}, or choose another with --out"
         )
 
 
@@ -532,7 +533,7 @@ def _same_corpus(config: DataConfig, checkpoint: Checkpoint) -> Corpus:
             raise
     raise CheckpointError(
         f"{checkpoint.path}: expected the text it was trained on, got another one from {config.name}; put the old text "
-        f"back or name its place with --data, or start a new run with --init-from {checkpoint.path}"
+        f"back or name its place with --data, or start a new run with --init-from {quote(str(checkpoint.path))}"
     )
 
 
@@ -541,7 +542,7 @@ def _run_directory(checkpoint: Path) -> Path:
     if checkpoint.name not in ("last", ".last.old", "best", ".best.old"):
         raise CheckpointError(
             f"{checkpoint}: expected the directory of a run to resume, got a checkpoint alone; start a new run from "
-            f"its weights with --init-from {checkpoint}"
+            f"its weights with --init-from {quote(str(checkpoint))}"
         )
     return checkpoint.parent
 

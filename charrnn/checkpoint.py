@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,8 +145,12 @@ def load_checkpoint(path: str | Path, resume: bool = False) -> Checkpoint:
     """
     path, files = _read_files(path, resume)
     about = _parse_json(path / "config.json", files["config.json"])
-    if about.get("format") != FORMAT:
-        raise CheckpointError(f"{path / 'config.json'}: expected format {FORMAT}, got {about.get('format')!r}")
+    if (theirs := about.get("format")) != FORMAT:
+        newer = ", written by a newer charrnn; run: pip install --upgrade charrnn"
+        raise CheckpointError(
+            f"{path / 'config.json'}: expected format {FORMAT}, got {theirs!r}"
+            + (newer if isinstance(theirs, int) and theirs > FORMAT else "")
+        )
     try:
         config = parse_config(about["config"], str(path / "config.json"))
         tokenizer = tokenizer_from_json(files["tokenizer.json"].decode("utf-8", "replace"))
@@ -179,10 +184,10 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
             return found
     if not path.is_dir():
         got = "a file" if path.exists() else "nothing there"
-        raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got {got}")
+        raise CheckpointError(f"{str(path)!r}: expected a checkpoint or the directory of a run, got {got}")
     inside = sorted(entry.name for entry in path.iterdir() if holds_run(entry))
     got = f"a folder that holds {', '.join(inside)}; name one" if inside else "a folder without one"
-    raise CheckpointError(f"{path}: expected a checkpoint or the directory of a run, got {got}")
+    raise CheckpointError(f"{str(path)!r}: expected a checkpoint or the directory of a run, got {got}")
 
 
 def holds_run(path: str | Path) -> bool:
@@ -304,9 +309,14 @@ def _opened(directory: Path) -> Iterator[Callable[[str], bytes]]:
         def read(name: str) -> bytes:
             try:
                 with open(name if opener else directory / name, "rb", opener=opener) as file:
-                    return file.read()
+                    data = file.read()
             except FileNotFoundError as error:
                 raise _missing(directory, name) from error
+            if data.startswith(b"version https://git-lfs"):
+                raise CheckpointError(
+                    f"{directory / name}: expected the file itself, got a Git LFS pointer; run: git lfs pull"
+                )
+            return data
 
         yield read
 
@@ -315,7 +325,7 @@ def _missing(directory: Path, name: str) -> CheckpointError:
     if name == OPTIMIZER:
         return CheckpointError(
             f"{directory}: expected a run to resume, got a checkpoint without {OPTIMIZER}; start a new run from its "
-            f"weights with --init-from {directory}"
+            f"weights with --init-from {quote(str(directory))}"
         )
     return CheckpointError(f"{directory / name}: expected this file in the checkpoint, got none")
 

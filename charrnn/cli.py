@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib.metadata
 import io
+import itertools
 import math
 import os
 import re
@@ -15,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import charrnn
@@ -68,7 +70,9 @@ def _main(argv: Sequence[str] | None) -> int:
     except ConfigError as error:
         return _fail(error, console.MISUSE)
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, FAILURE)
+        return _fail(error, FAILURE)
+    except UnicodeEncodeError as error:  # a path or a prompt whose bytes are not UTF-8
+        return _fail(f"expected Unicode text, got {error.object!r}", FAILURE)
     except (ValueError, ImportError, FloatingPointError) as error:  # the last is a loss that became NaN
         return _fail(error, FAILURE)
     except (MemoryError, RuntimeError) as error:
@@ -81,11 +85,11 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _warn(message: Warning | str, *_: Any) -> None:
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts the first speaks for all
-        console.say(f"charrnn: warning: {message}")
+        console.say(f"charrnn: warning: {console.one_line(message)}")
 
 
 def _fail(error: object, code: int) -> int:
-    print(f"charrnn: error: {' '.join(str(error).split())}", file=sys.stderr)
+    console.say(f"charrnn: error: {console.one_line(error)}")
     return code
 
 
@@ -158,7 +162,9 @@ def _refuse_together(arguments: argparse.Namespace, name: str, *others: str) -> 
 def _conclude(run: "Run", generator: TextGenerator, quiet: bool) -> int:
     step = run.trainer.progress.step
     if not run.trainer.done():
-        console.say(f"stopped at step {step:,}; go on with: {console.program()} train --resume {run.directory}")
+        console.say(
+            f"stopped at step {step:,}; go on with: {console.program()} train --resume {quote(str(run.directory))}"
+        )
         return 128 + (run.stopped_by or signal.SIGINT)
     if quiet:
         print(run.directory)
@@ -171,7 +177,7 @@ def _conclude(run: "Run", generator: TextGenerator, quiet: bool) -> int:
     settings = run.config.generation.model_dump() | {"length": 500, "seed": run.config.device.seed}
     console.say("a sample:")
     _stream(generator, settings)
-    console.say(f"more of it: {console.program()} sample {run.directory}")
+    console.say(f"more of it: {console.program()} sample {quote(str(run.directory))}")
     return 0
 
 
@@ -229,7 +235,7 @@ def sample(arguments: argparse.Namespace) -> int:
     """Generate text."""
     _refuse_together(arguments, "interactive", "output", "prompt")
     if arguments.output and not arguments.output.parent.is_dir():
-        raise ConfigError(f"--output: expected a file in a folder that exists, got {arguments.output}")
+        raise ConfigError(f"--output: expected a file in a folder that exists, got {str(arguments.output)!r}")
     generator = load_model(arguments.checkpoint, arguments.device)
     overrides = _settings(arguments) | ({"temperature": 0} if arguments.argmax else {})
     settings = generator.config.override(overrides).generation.settings()
@@ -526,12 +532,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=console.Parser)
 
     command = console.add_command(commands, "train", train)
-    command.add_argument("config", nargs="?", type=Path, help="YAML file of settings; flags win over it")
-    command.add_argument("--out", type=Path, metavar="DIR", help="the run's directory (default: a new one, by time)")
+    command.add_argument("config", nargs="?", type=console.path, help="YAML file of settings; flags win over it")
+    command.add_argument(
+        "--out", type=console.path, metavar="DIR", help="the run's directory (default: a new one, by time)"
+    )
     start = command.add_mutually_exclusive_group()
-    start.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR")
+    start.add_argument("--resume", type=console.path, metavar="DIR", help="go on with the run in DIR")
     start.add_argument(
-        "--init-from", type=Path, metavar="DIR", help="start from the model and vocabulary in DIR, not those configured"
+        "--init-from",
+        type=console.path,
+        metavar="DIR",
+        help="start from the model and vocabulary in DIR, not those configured",
     )
     command.add_argument("--dry-run", action="store_true", help="check and show everything, train and write nothing")
     command.add_argument("--quiet", action="store_true", help="print the run's directory alone")
@@ -552,7 +563,7 @@ def _parser() -> argparse.ArgumentParser:
         default="fp32",
         help="bf16: several texts come faster where the processor has the type, and are others (default: fp32)",
     )
-    command.add_argument("--output", type=Path, metavar="FILE", help="write the text to FILE")
+    command.add_argument("--output", type=console.path, metavar="FILE", help="write the text to FILE")
     command.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
     command.add_argument("--quiet", action="store_true", help="print the text alone")
 
@@ -585,7 +596,9 @@ def _parser() -> argparse.ArgumentParser:
     console.add_settings(command, config_fields("data"), without=("data",))
 
     command = console.add_command(commands, "plot", plot)
-    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the directory of a run, finished or not")
+    command.add_argument(
+        "runs", nargs="+", type=console.path, metavar="RUN", help="the directory of a run, finished or not"
+    )
     command.add_argument(
         "--out", type=console.picture_file, metavar="FILE", help="a .png or .svg file (default: RUN/plot.png)"
     )
@@ -597,16 +610,37 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    arguments, unknown = _parser().parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments, unknown = _parser().parse_known_args(words)
+    flags = re.findall(r"--[a-z-]+", arguments.parser.format_help())
+    _refuse_slips(words, arguments, flags)
     if unknown:
-        flags = re.findall(r"--[a-z-]+", arguments.parser.format_help())
         near = difflib.get_close_matches(unknown[0], flags, n=1)
         arguments.parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
     return arguments
 
 
+def _refuse_slips(words: Sequence[str], arguments: argparse.Namespace, flags: Sequence[str]) -> None:
+    """A dash that an editor made of two hyphens, and a value after a switch, would be taken for a file's name."""
+    given = vars(arguments)
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        flag = word.partition("=")[0]
+        hyphens = "--" + flag.lstrip("-–—")
+        if word.startswith(("–", "—")) and hyphens in flags:
+            arguments.parser.error(f"argument {flag}: expected two hyphens, got a dash; write {hyphens}")
+        name = hyphens.removeprefix("--").removeprefix("no-").replace("-", "_")
+        setting = f"setting:{name}" in given
+        switch = word in flags and isinstance(given.get(f"setting:{name}" if setting else name), bool)
+        if switch and following.lower() in ("true", "false"):
+            on = f"--{name.replace('_', '-')}"
+            how = f"{on} or --no-{on.removeprefix('--')}" if setting else f"{on} alone"
+            arguments.parser.error(f"argument {word}: expected no value, got {following!r}; write {how}")
+
+
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the directory of a run")
+    command.add_argument(
+        "checkpoint", type=console.path, metavar="CHECKPOINT", help="a checkpoint, or the directory of a run"
+    )
 
 
 def _add_baselines(command: argparse.ArgumentParser) -> None:

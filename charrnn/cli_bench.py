@@ -108,7 +108,7 @@ def _add_sample(measurements: Any) -> argparse.ArgumentParser:
         )
     command.add_argument(
         "--checkpoint",
-        type=Path,
+        type=console.path,
         default=SHIPPED,
         metavar="DIR",
         help=f"whose first character is waited for (default: {SHIPPED})",
@@ -198,7 +198,7 @@ def _sized(row: Row) -> dict[str, str]:
 
 def _add_config(command: argparse.ArgumentParser, without: tuple[str, ...]) -> None:
     """A YAML file and a flag for every setting, as `charrnn train` has them."""
-    command.add_argument("config", nargs="?", type=Path, help="YAML file of settings; flags win over it")
+    command.add_argument("config", nargs="?", type=console.path, help="YAML file of settings; flags win over it")
     console.add_settings(command, config_fields(), without=without)
 
 

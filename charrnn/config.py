@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar, Literal, Self
 
 import yaml
@@ -191,9 +192,8 @@ BUDGETS = ("max_epochs", "max_steps", "max_seconds")
 class DataConfig(_Section):
     """The text, how it is cut into tokens and splits; what train_frac and val_frac leave is the test split."""
 
-    name: str = Field(
+    name: str = Field(  # no min_length: pydantic would then refuse names that are not Unicode
         "shakespeare",
-        min_length=1,
         description="corpus name, or path of a text file, a folder or a glob of them; - for standard input",
         json_schema_extra={"flag": "data"},
     )
@@ -222,6 +222,13 @@ class DataConfig(_Section):
     )
     train_frac: float = Field(0.9, gt=0, le=1, description="share of the text to train on, from its beginning")
     val_frac: float = Field(0.05, ge=0, lt=1, description="share to choose by, right after it")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not name:
+            raise ValueError("expected the name of a corpus or a path, got ''")
+        return name
 
     @field_validator("encoding")
     @classmethod
@@ -365,14 +372,16 @@ def load_config(path: str | Path) -> RunConfig:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{path}: expected settings in YAML, got no text; to train on it, use --data {path}"
+            f"{path}: expected settings in YAML, got no text; to train on it, use --data {quote(str(path))}"
         ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}: expected YAML, got {getattr(error, 'problem', error)}{line}") from error
     if isinstance(tree, str):
-        raise ConfigError(f"{path}: expected settings in YAML, got plain text; to train on it, use --data {path}")
+        raise ConfigError(
+            f"{path}: expected settings in YAML, got plain text; to train on it, use --data {quote(str(path))}"
+        )
     return parse_config({} if tree is None else _with_each_text(unescaped, tree), str(path))
 
 

@@ -6,6 +6,8 @@ import functools
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +33,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end the program."""
-        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        message = message.replace("ignored explicit argument", "expected no value, got")
+        dash = r"\g<0>; if it starts with a dash: \1=-…"
+        message = re.sub(r"^argument (--\S+): expected one argument$", dash, message)
+        print(f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(MISUSE)
 
 
@@ -102,20 +107,27 @@ def positive(text: str) -> float:
     return value
 
 
+def path(text: str) -> Path:
+    """Read a path. An empty one, most likely a shell variable that is not set, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(text)
+
+
 def new_file(text: str) -> Path:
     """Read the path of a file to write, which is better refused before the work than after it."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
+    file = path(text)
+    if file.is_dir() or not file.parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text!r}")
-    return path
+    return file
 
 
 def picture_file(text: str) -> Path:
     """Read the path of a PNG or SVG file to write."""
-    path = new_file(text)
-    if path.suffix.lower() not in (".png", ".svg"):
+    file = new_file(text)
+    if file.suffix.lower() not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"expected a file that ends in .png or .svg, got {text!r}")
-    return path
+    return file
 
 
 # ---------------------------------------------------------------------------------------------------- what is shown
@@ -176,6 +188,14 @@ def forgiving(name: str) -> Iterator[None]:
 def say(text: str) -> None:
     """A line for a person, beside the output proper."""
     print(text, file=sys.stderr, flush=True)
+
+
+def one_line(message: object) -> str:
+    """A message, most often an error, in one line; of the names in it, all blanks and control characters are shown."""
+    if isinstance(message, OSError) and message.filename:
+        message = f"{str(message.filename)!r}: {message.strerror}"
+    line = re.sub(r"\s*\n\s*", " ", str(message))
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
 
 
 def print_json(value: Any) -> None:
@@ -258,10 +278,10 @@ def seconds(value: float) -> str:
 
 def program() -> str:
     """This program as it can be typed here."""
-    path = Path(sys.argv[0])
-    if path.name == "__main__.py":
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
         return "python -m charrnn"
-    return path.name if shutil.which(path.name) else str(path)
+    return shlex.quote(program.name if shutil.which(program.name) else str(program))
 
 
 @contextlib.contextmanager

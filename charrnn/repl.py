@@ -301,9 +301,9 @@ def answer(session: Session, line: str) -> bool:
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # nobody reads any more
             raise
-        console.say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        console.say(console.one_line(error))
     except ValueError as error:
-        console.say(" ".join(str(error).split()))
+        console.say(console.one_line(error))
     return True
 
 
@@ -349,7 +349,7 @@ def _next_line() -> str:
     line = sys.stdin.readline()
     if not line:
         raise EOFError
-    return line.removesuffix("\n").removesuffix("\r")
+    return line.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")  # a file may begin with a byte-order mark
 
 
 def _terminal(session: Session, **more: Any) -> "PromptSession[str]":

@@ -359,6 +359,8 @@ _MAGIC = {  # how files that are often taken for texts begin
 
 def _what_else(start: bytes, encoding: str) -> str | None:
     """What a file is that begins so, and what to do, if it is surely no text in this encoding."""
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; run: git lfs pull"
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
     if start[257:262] == b"ustar":
         kind = "a tar archive"

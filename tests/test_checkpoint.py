@@ -236,7 +236,8 @@ def test_another_architectures_weights_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "expected format 1, got 99"),
+        ({"format": 99}, "expected format 1, got 99, written by a newer charrnn; run: pip install --upgrade charrnn"),
+        ({"format": None}, "expected format 1, got None$"),
         ({"config": {"model": {"hidden_size": 0}}}, "model.hidden_size .* got 0"),
         ({"config": {"model": {"hiden_size": 3}}}, "unknown key 'model.hiden_size'"),
     ],
@@ -248,9 +249,17 @@ def test_a_config_that_is_wrong_is_named(tmp_path, change, message):
         load_checkpoint(tmp_path / "m")
 
 
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(tmp_path, name):
+    path = save(tmp_path / "m") / name
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n")
+    with pytest.raises(CheckpointError, match=f"{name}: .*, got a Git LFS pointer; run: git lfs pull"):
+        load_checkpoint(tmp_path / "m")
+
+
 def test_nothing_there(tmp_path):
-    with pytest.raises(CheckpointError, match="expected a checkpoint or the directory of a run, got nothing there"):
-        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="nowhere ': expected a checkpoint or the directory of a run, got no"):
+        load_checkpoint(tmp_path / "nowhere ")
     with pytest.raises(CheckpointError, match="got a folder without one"):
         load_checkpoint(tmp_path)
     for name in ("a", "b"):

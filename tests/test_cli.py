@@ -3,6 +3,8 @@ import json
 import os
 import random
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,7 +302,7 @@ def test_a_full_disk_keeps_the_text_that_was_there(run, tmp_path, capfd):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     assert code == 1
-    assert "old.txt: File too large" in capfd.readouterr().err
+    assert "old.txt': File too large" in capfd.readouterr().err
     assert (tmp_path / "old.txt").read_text() == "old"
 
 
@@ -428,7 +430,8 @@ def test_a_missing_path(tmp_path, capfd):
     assert fail(capfd, "train", "--data", tmp_path / "no.txt")[0] == 1
     code, err = fail(capfd, "train", tmp_path / "no.yaml")
     assert code == 1
-    assert "no.yaml: No such file or directory" in err
+    assert "no.yaml': No such file or directory" in err
+    assert "a  b.yaml\\r': No such file" in fail(capfd, "train", tmp_path / "a  b.yaml\r")[1]
 
 
 def test_an_unknown_key(tmp_path, capfd):
@@ -456,6 +459,37 @@ def test_an_unknown_key(tmp_path, capfd):
         (["train", "--device", "tpu"], "--device): expected auto, cpu"),
         (["train", "--resume", "a", "--init-from", "b"], "--init-from: not allowed with argument --resume"),
         (["sample"], "required: CHECKPOINT"),
+        (["sample", "x", "--prompt", "-Hello"], "expected one argument; if it starts with a dash: --prompt=-… (see"),
+        (
+            ["train", "–hidden-size", "3"],
+            "–hidden-size: expected two hyphens, got a dash; write --hidden-size",
+        ),
+        (["sample", "x", "—argmax"], "argument —argmax: expected two hyphens, got a dash; write --argmax"),
+        (["data", "—tokenizer=word"], "expected two hyphens, got a dash; write --tokenizer"),
+        (
+            ["train", "--tie-weights", "true"],
+            "--tie-weights: expected no value, got 'true'; write --tie-weights or",
+        ),
+        (
+            ["train", "x", "--residual", "False"],
+            "--residual: expected no value, got 'False'; write --residual or",
+        ),
+        (
+            ["train", "--no-residual", "true"],
+            "--no-residual: expected no value, got 'true'; write --residual or",
+        ),
+        (["train", "--residual=true"], "--residual/--no-residual: expected no value, got 'true'"),
+        (["data", "--stats", "true"], "--stats: expected no value, got 'true'; write --stats alone"),
+        (["train", "--out", "", "--dry-run"], "argument --out: expected a path, got ''"),
+        (["train", "--resume", ""], "argument --resume: expected a path, got ''"),
+        (["train", "--init-from", ""], "argument --init-from: expected a path, got ''"),
+        (["train", ""], "argument config: expected a path, got ''"),
+        (["sample", ""], "argument CHECKPOINT: expected a path, got ''"),
+        (["sample", "x", "--output", ""], "argument --output: expected a path, got ''"),
+        (["plot", "x", ""], "argument RUN: expected a path, got ''"),
+        (["bench", "ladder", "--out", ""], "argument --out: expected a path, got ''"),
+        (["bench", "sample", "--checkpoint", ""], "argument --checkpoint: expected a path, got ''"),
+        (["bench", "batch-size", ""], "argument config: expected a path, got ''"),
         ([], "required: COMMAND"),
     ],
 )
@@ -481,6 +515,44 @@ def test_wrong_sampling_flags(run, capfd, flags, message):
     code, err = fail(capfd, "sample", run, "--quiet", *flags)
     assert code == 2
     assert message in err
+
+
+def test_commands_can_be_copied_whatever_the_names(text_file, tmp_path, capfd):
+    """Each is taken out of the message as a shell would read it."""
+    out, text = tmp_path / "my run & more", tmp_path / "it's a text.txt"
+    text_file.rename(text)
+    assert "--data" in (err := fail(capfd, "train", text)[1])
+    assert copied(err, "--data") == str(text)
+    assert main(["train", "--data", str(text), "--out", str(out), *FLAGS]) == 0
+    assert copied(capfd.readouterr().err, "sample") == str(out)
+    assert copied(fail(capfd, "train", "--data", text, "--out", out)[1], "--resume") == str(out)
+    model = out / "my model"
+    shutil.copytree(out / "last", model)
+    assert copied(fail(capfd, "train", "--resume", model)[1], "--init-from") == str(model)
+    assert copied(fail(capfd, "train", "--resume", out, "--data", "copy")[1], "--init-from") == str(out / "last")
+    (out / "last" / "optimizer.safetensors").unlink()
+    assert copied(fail(capfd, "train", "--resume", out)[1], "--init-from") == str(out / "last")
+
+
+def copied(message: str, after: str) -> str:
+    """The word that follows another one, as a shell reads them."""
+    return shlex.split(message[message.rindex(f" {after} ") :].partition("\n")[0].rstrip())[1].rstrip(",")
+
+
+def test_a_name_that_is_no_unicode(text_file, tmp_path, capfd, monkeypatch):
+    """As file systems of Linux allow it."""
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"caf\xe9")
+    text, out = tmp_path / f"{name}.txt", tmp_path / name
+    text_file.rename(text)
+    assert main(["train", "--data", str(text), "--out", str(out), *FLAGS]) == 0
+    for command in (["sample", out, "--length", "3"], ["eval", out], ["inspect", out], ["plot", out], ["data", text]):
+        assert main([str(part) for part in command]) == 0, command
+    assert main(["train", "--resume", str(out), "--dry-run"]) == 0
+    assert "caf\\udce9" in capfd.readouterr().out
+    assert "'h\\udce9llo': " in fail(capfd, "train", os.fsdecode(b"h\xe9llo"))[1]
+    logs = [*FLAGS, "--tensorboard", "--log-dir", os.fsdecode(b"log\xe9")]
+    assert "expected Unicode text, got 'log\\udce9" in fail(capfd, "train", "--data", text, "--quiet", *logs)[1]
 
 
 def test_a_device_that_does_not_exist(run, text_file, capfd):
@@ -590,7 +662,7 @@ def test_a_pipe_that_closes_early_is_no_traceback(run):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_ctrl_c_saves_and_says_how_to_go_on(text_file, tmp_path):
-    out = tmp_path / "run"
+    out = tmp_path / "my run"
     arguments = command("train", "--data", text_file, "--out", out, *FLAGS, "--max-steps", "1000000")
     with started(arguments, text=True) as process:
         while process.poll() is None and not (out / "metrics.jsonl").exists():
@@ -599,7 +671,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text_file, tmp_path):
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
     step = load_checkpoint(out / "last").training_state["step"]
-    assert f"stopped at step {step:,}; go on with: python -m charrnn train --resume {out}" in err
+    assert f"stopped at step {step:,}; go on with: python -m charrnn train --resume '{out}'" in err
     assert "Traceback" not in err
 
 

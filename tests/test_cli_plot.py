@@ -50,7 +50,7 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path, capfd):
     )
     code, err = refused(capfd, tmp_path / "nowhere")
     assert code == 1
-    assert "nowhere: expected the directory of a run, got no metrics.jsonl in it" in err
+    assert "nowhere': expected the directory of a run, got no metrics.jsonl in it" in err
 
 
 def test_without_the_libraries_it_says_what_to_install(run, capfd, monkeypatch):

@@ -1,4 +1,6 @@
 import argparse
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,31 @@ def test_only_flags_that_were_given_are_settings():
     }
     with pytest.raises(SystemExit):
         parser.parse_args(["--data", "x"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two  blanks \n\t and a line"), "two  blanks and a line"),
+        (ValueError("run.yaml\r: a tab\t, \u00a0, \udce9, é"), "run.yaml\\r: a tab\\t, \\xa0, \\udce9, é"),
+        (FileNotFoundError(2, "No such file or directory", "my  run "), "'my  run ': No such file or directory"),
+        (FileNotFoundError(2, "No such file or directory", Path("a\n")), "'a\\n': No such file or directory"),
+        (OSError("nothing else"), "nothing else"),
+    ],
+)
+def test_an_error_is_a_line_in_which_everything_can_be_seen(error, line):
+    assert console.one_line(error) == line
+
+
+@pytest.mark.parametrize("read", [console.path, console.new_file, console.picture_file])
+def test_no_path_is_empty(read):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got ''"):
+        read("")
+
+
+def test_the_program_can_be_copied(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/my tools/charrnn"])
+    assert console.program() == "'/my tools/charrnn'"
 
 
 def test_json_has_null_for_what_is_not_finite(capsys):

@@ -96,7 +96,7 @@ def test_what_a_trainer_writes_can_be_drawn(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        (None, "run: expected the directory of a run, got no metrics.jsonl in it"),
+        (None, "run.: expected the directory of a run, got no metrics.jsonl in it"),
         ([], "run: expected numbers to draw, got none in metrics.jsonl"),
         ([{"event": "finished", "step": 3}], "run: expected numbers to draw, got none in metrics.jsonl"),
     ],

@@ -18,7 +18,7 @@ from charrnn import repl
 from charrnn.checkpoint import save_checkpoint
 from charrnn.config import ConfigError, GenerationConfig, RunConfig
 from charrnn.models import CharLSTM
-from charrnn.repl import COMMANDS, Change, Do, Session, Write, answer, completions, parse_command, show
+from charrnn.repl import COMMANDS, Change, Do, Session, Write, answer, completions, interact, parse_command, show
 from charrnn.sampling import TextGenerator
 from charrnn.tokenizer import CharTokenizer
 
@@ -241,6 +241,13 @@ def test_a_wrong_prompt_changes_nothing(session):
     assert (session.text, session.seed) == (text, 6)
 
 
+def test_a_byte_order_mark_of_a_piped_file_is_no_prompt(generator, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffab\r\n\ufeffc\n"))
+    assert interact(generator, settings()) == 0
+    texts = [generator.generate(prompt, 20, seed=seed) for seed, prompt in enumerate(("ab", "c"), 5)]
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in texts)
+
+
 def test_settings_are_shown_as_they_are_typed(generator):
     session = Session(generator, settings(top_k=7, stop="\n\\n", length=None))
     shown = session.settings()
@@ -282,7 +289,7 @@ def test_a_file_that_cannot_be_written_keeps_the_old_one(session, tmp_path, monk
 
     monkeypatch.setattr(repl.os, "replace", fail)
     assert answer(session, f":save! {path}")
-    assert capsys.readouterr().err == f"{path}: No space left on device\n"
+    assert capsys.readouterr().err == f"'{path}': No space left on device\n"
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["text.txt"]
 

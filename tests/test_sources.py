@@ -226,6 +226,7 @@ def tar(content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "got a Git LFS pointer; run: git lfs pull"),
         (b"PK\x03\x04" + bytes(50), "got a ZIP archive, as .docx.*; extract its text to a .txt file first"),
         (tar(b""), "got a tar archive; extract"),
         (b"%PDF-1.7\n", "got a PDF document"),
@@ -233,7 +234,7 @@ def tar(content):
         ("Быть или не быть, вот в чём вопрос. ".encode("utf-16-be") * 9, "read it with --encoding utf-16-be"),
         ("To be".encode("utf-16"), "UTF-8, got UTF-16; read it with --encoding utf-16"),
     ],
-    ids=["zip", "tar", "pdf", "utf-16-le", "utf-16-be", "utf-16"],
+    ids=["lfs", "zip", "tar", "pdf", "utf-16-le", "utf-16-be", "utf-16"],
 )
 def test_what_is_no_text_is_named(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)

@@ -29,13 +29,14 @@ def load_runs(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     runs = {}
     for path, name in zip(paths, short, strict=True):
         if not (path / "metrics.jsonl").is_file():
-            raise ValueError(f"{path}: expected the directory of a run, got no metrics.jsonl in it")
+            raise ValueError(f"{str(path)!r}: expected the directory of a run, got no metrics.jsonl in it")
         records = [record for record in read_metrics(path) if record["event"] in ("logged", "evaluated")]
         if not records:
             raise ValueError(
                 f"{path}: expected numbers to draw, got none in metrics.jsonl; has it reported a loss yet?"
             )
-        runs[name if short.count(name) == 1 else str(path)] = records
+        name = name if short.count(name) == 1 else str(path)
+        runs[name.encode(errors="backslashreplace").decode()] = records  # a figure can show nothing but Unicode
     return runs
 
 
