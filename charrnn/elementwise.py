@@ -14,8 +14,8 @@ from numba.extending import intrinsic, overload
 
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 LARGEST = np.float32(80)  # the exponent is held between -80 and 80: e^80 is near the largest fp32
-LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
-LN_2_REST = np.float32(math.log(2) - float(LN_2))  # what fp32 cannot hold of it
+LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(355 / 512)  # of 9 bits, so that n ln 2 is not rounded
+LN_2_REST = np.float32(math.log(2) - float(LN_2))
 SERIES = tuple(np.float32(1 / math.factorial(order)) for order in range(7))
 BITS_CUT, HALF_OF_BF16, LAST, NO_NUMBER = map(np.uint32, (16, 0x7FFF, 1, 0x7FC0))  # fp32 to bf16
 ALONE = threading.Lock()  # one of numba's ways to use many cores ends the process if two threads come at once

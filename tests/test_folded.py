@@ -113,29 +113,37 @@ def test_some_of_a_batch_go_on(model):
     np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
 
 
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("size", [31, 47])
-def test_texts_that_are_dealt_to_threads_are_those_alone(model, size):
+def test_texts_that_are_dealt_to_threads_are_those_alone(model, size, three_threads):
     generator = TextGenerator(model, TOKENIZER)
-    threads = torch.get_num_threads()
     prompts = ["abcdefghij"[i % 10] for i in range(size)]
     texts = generator.generate_batch(prompts, 60, temperature=0.8, seed=5)
     assert texts == [generator.generate(prompt, 60, 0.8, seed=5 + i) for i, prompt in enumerate(prompts)]
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(torch.get_num_threads).result() == threads
+        assert pool.submit(torch.get_num_threads).result() == 3
 
 
-def test_many_texts_go_on_where_some_end(model):
+def test_many_texts_go_on_where_some_end(model, three_threads):
     prompts = np.random.default_rng(0).integers(0, TOKENIZER.vocab_size, (50, 3))
     ours, plain = BatchStepper(folded(model)), ModelStepper(model)
     for stepper in (ours, plain):
         stepper.read(prompts)
-    for rows in (np.arange(50) % 37, np.array([7])):
+    for rows in (np.arange(50) % 37, np.array([7]), np.zeros(48, int)):
         for stepper in (ours, plain):
             stepper.select(rows)
         tokens = np.arange(len(rows)) % TOKENIZER.vocab_size
         for _ in range(2):
             np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
+    assert len(ours._hands) == 3  # again, after all were one
 
 
 def test_what_trains_on_is_what_writes_next(model):
@@ -215,6 +223,13 @@ def test_the_shapes_are_those_of_the_model(options, vocab_size):
     assert {name: tuple(weight.shape) for name, weight in weights.items()} == config.shapes(vocab_size)
 
 
+def test_the_plain_path_computes_in_the_precision_that_is_asked_for():
+    generator = TextGenerator(made({"type": "lstm"}), TOKENIZER)
+    generator.model.register_forward_hook(lambda *_: None)
+    whole, half = (generator._stepper(1, precision).read([np.array([1, 2])]) for precision in ("fp32", "bf16"))
+    assert 0 < np.abs(whole - half).max() < 0.25
+
+
 def test_other_models_take_the_plain_path():
     for change in (torch.nn.Module.double, torch.nn.Module.half):
         generator = TextGenerator(change(made({"type": "lstm"})), TOKENIZER)
@@ -231,8 +246,12 @@ def test_a_model_that_was_changed_takes_the_plain_path():
 
     assert isinstance(TextGenerator(Louder(TOKENIZER.vocab_size, 8), TOKENIZER)._stepper(1), ModelStepper)
     generator = TextGenerator(made({"type": "lstm"}), TOKENIZER)
-    hook = generator.model.head.register_forward_hook(lambda module, inputs, logits: logits * 0)
+    head = generator.model.head
+    hook = head.register_forward_hook(lambda module, inputs, logits: logits * 0)
     assert np.all(generator.next_logits("a") == 0)
+    hook.remove()
+    hook = head.register_forward_pre_hook(lambda module, inputs: inputs[0] * 0)
+    np.testing.assert_array_equal(generator.next_logits("a"), head.bias.detach())
     hook.remove()
     assert isinstance(generator._stepper(2), BatchStepper)
     torch.nn.utils.parametrizations.weight_norm(generator.model.head)

@@ -183,10 +183,11 @@ def test_a_text_is_the_one_without_stops_up_to_the_first(of_any_kind, seed):
     """Across pieces and tokens: the stops are cut out of the text itself, at random."""
     whole = of_any_kind.generate("the ", 150, seed=seed)[4:]
     random = np.random.default_rng(seed)
-    for many in (1, 2, 3):
+    for many in (0, 1, 2, 3):
         places = random.integers(5, 140, size=many)
         stops = [whole[place : place + size] for place, size in zip(places, random.integers(1, 9, many), strict=True)]
-        settings = {"stop": stops[0] if many == 1 else stops, "seed": seed}
+        stops = stops or [whole[:7]]  # it reaches over all of the first pieces of a stream, which are short
+        settings = {"stop": stops[0] if many <= 1 else stops, "seed": seed}
         expected = "the " + up_to_the_first(whole, stops)
         assert of_any_kind.generate("the ", 150, **settings) == expected
         assert "".join(of_any_kind.stream("the ", 150, **settings)) == expected
@@ -322,6 +323,12 @@ def test_alpha_makes_up_for_length():
     assert by_alpha[2.0][0].text == "abc."
     for beams in by_alpha.values():
         assert {beam.text: beam.tokens for beam in beams if beam.text in ("a.", "abc.")} == {"a.": 1, "abc.": 3}
+
+
+def test_a_longer_text_may_overtake_those_that_have_ended():
+    generator = letters("a.=0.5 ab=0.5 b.=0.5 bc=0.5 cd=1 de=1 ef=1 ..=1")
+    beams = generator.beam_search("a", 5, width=2, alpha=2.0, stop=".")  # after two steps two texts have ended
+    assert [beam.text for beam in beams] == ["abcdef", "a."]
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5])
