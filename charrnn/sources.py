@@ -77,12 +77,17 @@ class Source:
         Raises:
             CorpusError: it cannot be read, or is not what it should be: bytes that are no text, a damaged archive.
         """
-        options = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": None}
+        options = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": _bar_disabled()}
         try:
             with tqdm(total=self.size, desc=f"{doing} {self.name}", **options) as bar:
                 yield from _joined(self.read(bar.update))
         except OSError as error:
             raise CorpusError(f"{error.filename or self.name}: could not be read: {error.strerror or error}") from error
+
+
+def _bar_disabled() -> bool | None:
+    """For tqdm: None draws a bar in a terminal only; without standard error there is nothing to ask."""
+    return None if sys.stderr else True
 
 
 def _joined(pieces: Iterator[str]) -> Iterator[str]:
@@ -470,7 +475,9 @@ def _download(name: str, url: str, path: Path) -> bytes:
         with urllib.request.urlopen(url, timeout=30) as response:
             total = int(response.headers.get("Content-Length", 0)) or None
             data = io.BytesIO()
-            with tqdm(total=total, unit="B", unit_scale=True, desc=f"downloading {name}", disable=None) as bar:
+            with tqdm(
+                total=total, unit="B", unit_scale=True, desc=f"downloading {name}", disable=_bar_disabled()
+            ) as bar:
                 while chunk := response.read(1 << 16):
                     data.write(chunk)
                     bar.update(len(chunk))

@@ -491,3 +491,11 @@ def test_an_empty_folder_is_an_error(tmp_path):
         CorpusError, match=r"expected .txt files .or .txt.gz, .bz2, .xz. in this folder .others: name a glob., got none"
     ):
         read_text(str(tmp_path))
+
+
+def test_a_text_is_read_where_standard_error_is_closed(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    at_once = functools.partial(charrnn.sources.tqdm, mininterval=0)
+    monkeypatch.setattr(charrnn.sources, "tqdm", lambda **options: at_once(**options | {"delay": 0}))
+    monkeypatch.setattr("sys.stderr", None)
+    assert read_text(str(tmp_path / "a.txt")) == "text"
