@@ -146,7 +146,7 @@ def load_checkpoint(path: str | Path, resume: bool = False) -> Checkpoint:
     path, files = _read_files(path, resume)
     about = _parse_json(path / "config.json", files["config.json"])
     if (theirs := about.get("format")) != FORMAT:
-        newer = ", written by a newer charrnn; run: pip install --upgrade charrnn"
+        newer = ", written by a newer charrnn; update this one"
         raise CheckpointError(
             f"{path / 'config.json'}: expected format {FORMAT}, got {theirs!r}"
             + (newer if isinstance(theirs, int) and theirs > FORMAT else "")

@@ -225,7 +225,7 @@ class Session:
         if not self.text:
             raise ConfigError(":save: expected a text to save, got none; type a prompt first")
         if path.is_dir() or (path.exists() and not replace):
-            raise ConfigError(f":save: expected a new file, got {name}, which is there; :save! replaces a file")
+            raise ConfigError(f":save: expected a new file, got {name!r}, which is there; :save! replaces a file")
         write_atomically(path, f"{self.text}\n".encode())
         return path
 

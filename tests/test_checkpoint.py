@@ -236,7 +236,7 @@ def test_another_architectures_weights_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "expected format 1, got 99, written by a newer charrnn; run: pip install --upgrade charrnn"),
+        ({"format": 99}, "expected format 1, got 99, written by a newer charrnn; update this one"),
         ({"format": None}, "expected format 1, got None$"),
         ({"config": {"model": {"hidden_size": 0}}}, "model.hidden_size .* got 0"),
         ({"config": {"model": {"hiden_size": 3}}}, "unknown key 'model.hiden_size'"),

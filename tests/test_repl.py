@@ -269,7 +269,7 @@ def test_a_text_is_saved_whole_and_replaces_nothing(session, tmp_path):
     assert session.save(str(path)) == path
     assert path.read_bytes() == (session.text + "\n").encode()
     list(session.write("d"))
-    with pytest.raises(ConfigError, match=":save: expected a new file, got .*text.txt, which is there"):
+    with pytest.raises(ConfigError, match=":save: expected a new file, got .*text.txt', which is there"):
         session.save(str(path))
     assert path.read_text().startswith("ab\nc")
     session.save(str(path), replace=True)
