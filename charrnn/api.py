@@ -309,6 +309,8 @@ class Run:
                 f"{checkpoint.path}: expected a whole training_state.json and optimizer.safetensors, got damaged ones "
                 f"({error})"
             ) from error
+        known = (run.trainer.progress.best_loss, _best_loss(directory))
+        run.trainer.progress.best_loss = min((x for x in known if x is not None and math.isfinite(x)), default=None)
         return run
 
     @classmethod
@@ -535,6 +537,13 @@ def _same_corpus(config: DataConfig, checkpoint: Checkpoint) -> Corpus:
         f"{checkpoint.path}: expected the text it was trained on, got another one from {config.name}; put the old text "
         f"back or name its place with --data, or start a new run with --init-from {quote(str(checkpoint.path))}"
     )
+
+
+def _best_loss(directory: Path) -> float | None:
+    """The validation loss of a run's best checkpoint, which may be newer than the last one if the run was killed."""
+    if not (directory / "best").exists():
+        return None
+    return load_checkpoint(directory / "best").training_state["val_loss"]
 
 
 def _run_directory(checkpoint: Path) -> Path:

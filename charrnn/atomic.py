@@ -3,7 +3,10 @@
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
+
+ATTEMPTS = 8  # at a rename, 1.3 s in all
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -26,8 +29,24 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         if path.exists():
             shutil.copymode(path, new)
-        os.replace(new, path)
+        rename(new, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         new.unlink(missing_ok=True)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or a directory; on Windows a scanner that has it open for a moment is waited for.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(0.01 * 2**attempt)

@@ -29,6 +29,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from charrnn.atomic import rename
 from charrnn.config import ConfigError, ModelConfig, RunConfig, parse_config
 from charrnn.tokenizer import Tokenizer, tokenizer_from_json
 
@@ -109,7 +110,7 @@ def save_checkpoint(
     """
     import safetensors.torch
 
-    path = Path(path).absolute()
+    path = Path(path).resolve()  # a symbolic link keeps pointing to its directory
     _refuse_foreign(path)
     _remove_stale(path)
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")  # another process may save to the same path
@@ -198,7 +199,8 @@ def holds_run(path: str | Path) -> bool:
 
 def _complete(path: Path) -> Path | None:
     """`path` if a checkpoint is there, else the old one that a crash between two renames left beside it, else None."""
-    return next((place for place in (path, _old(path)) if (place / "config.json").is_file()), None)
+    places = (path, _old(path.resolve()))
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def _parse_weights(path: Path, data: bytes, config: ModelConfig, vocab_size: int) -> dict[str, NDArray[np.float32]]:
@@ -232,9 +234,29 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """A checkpoint may take the place of another one or of an empty folder, and of nothing else."""
-    if path.exists() and not (path / "config.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise CheckpointError(f"{path}: expected a new path or an old checkpoint to replace, got something else there")
+    """A checkpoint may replace another checkpoint or an empty folder, and nothing else."""
+    if path.is_dir() and (not any(path.iterdir()) or is_checkpoint(path)):
+        return
+    if path.exists():
+        inside = f" with {next(iter(sorted(_others(path))), 'no checkpoint')!r} in it" if path.is_dir() else ""
+        raise CheckpointError(
+            f"{path}: expected a new path or an old checkpoint to replace, got something else there{inside}; move it, "
+            "or choose another path"
+        )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a checkpoint of ours with nothing else in it, which may be replaced or removed."""
+    try:
+        about = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and {"format", "config"} <= about.keys() and not _others(path)
+
+
+def _others(path: Path) -> set[str]:
+    """The names in a folder that are not those of a checkpoint's files, or of what file managers leave."""
+    return {entry.name for entry in path.iterdir()} - {*FILES, OPTIMIZER, ".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 def _remove_stale(path: Path) -> None:
@@ -253,8 +275,8 @@ def _replace(path: Path, new: Path) -> None:
     """Put directory `new` in the place of `path`: in two renames, for full directories cannot be swapped portably."""
     if path.exists():
         shutil.rmtree(_old(path), ignore_errors=True)
-        path.rename(_old(path))
-    new.rename(path)
+        rename(path, _old(path))
+    rename(new, path)
     _sync_directory(path.parent)
     shutil.rmtree(_old(path), ignore_errors=True)
 
@@ -270,10 +292,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync_directory(path: Path) -> None:
+    """Write a directory's entries to disk, on file systems that can do it; CIFS, FUSE and WSL may refuse."""
     if os.name == "posix":  # Windows has no handle to sync
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with contextlib.suppress(OSError):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -293,7 +293,7 @@ class LoggingConfig(_Section):
     log_interval: int = Field(100, ge=1, description="steps between reports of the training loss")
     tensorboard: bool = Field(False, description="write TensorBoard files, too")
     keep_best: int = Field(
-        0, ge=0, description="best checkpoints kept beside best/, in folders such as lm_lstm_epoch10.00_1.2345"
+        0, ge=0, description="best checkpoints kept beside best/, in folders such as lm_lstm_step4000_epoch10.00_1.2345"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 
 from charrnn.atomic import write_atomically
+from charrnn.checkpoint import is_checkpoint
 from charrnn.sampling import TextGenerator
 from charrnn.training import Evaluated, Event, Finished, Logged, SaveDue, Stepped
 
@@ -129,8 +130,8 @@ class CheckpointSaver:
         directory: of the run.
         save: writes one checkpoint; gets the directory, whether it must be resumable, and the validation loss of the
             present weights, None where it was not measured.
-        keep_best: so many of the lowest losses keep a folder of their own beside those two, named after epoch and
-            loss, such as `lm_lstm_epoch10.00_1.2345`.
+        keep_best: so many of the lowest losses keep a folder of their own beside those two, named after step,
+            epoch and loss, such as `lm_lstm_step4000_epoch10.00_1.2345`.
         kind: of the model, for that name.
     """
 
@@ -163,15 +164,13 @@ class CheckpointSaver:
         """A folder for this loss, if it is among the lowest; the one that is no longer among them goes."""
         if not self._keep_best:
             return
-        own = re.compile(rf"lm_{self._kind}_epoch\d+\.\d\d_(\d+\.\d{{4}})")
-        named = {
-            path: own.fullmatch(path.name) for path in self._directory.iterdir() if (path / "config.json").is_file()
-        }
+        own = re.compile(rf"lm_{self._kind}_(?:step\d+_)?epoch\d+\.\d\d_(\d+\.\d{{4}})")
+        named = {path: own.fullmatch(path.name) for path in self._directory.iterdir() if is_checkpoint(path)}
         kept = {path: float(match.group(1)) for path, match in named.items() if match}
         if len(kept) < self._keep_best or event.loss < max(kept.values()):
-            path = self._directory / f"lm_{self._kind}_epoch{event.epoch:.2f}_{event.loss:.4f}"
-            self._save(path, False, event.loss)
-            kept[path] = event.loss
+            name = f"lm_{self._kind}_step{event.step}_epoch{event.epoch:.2f}_{event.loss:.4f}"
+            self._save(self._directory / name, False, event.loss)
+            kept[self._directory / name] = event.loss
             for worst in sorted(kept, key=lambda path: kept[path])[self._keep_best :]:
                 shutil.rmtree(worst)
 

@@ -468,6 +468,7 @@ class Trainer:
         self._check_finite()
         loss = evaluate(self.evaluated_model, self.val) if distributed.rank() == 0 else 0.0
         loss, progress.seconds = distributed.from_rank_0((loss, time.perf_counter() - self._started))
+        self._refuse_infinite("validation loss", loss)
         best = progress.best_loss is None or loss < progress.best_loss
         if best:
             progress.best_loss = loss
@@ -489,12 +490,15 @@ class Trainer:
         """Asked when something is told, not at every step: to read a number is to wait for the GPU."""
         weights = torch.stack([parameter.detach().sum() for parameter in self.model.parameters()]).sum()
         for what, total in (("loss", self._loss_sum), ("gradient", self._norm_sum), ("weights", weights)):
-            if not math.isfinite(total.item()):
-                raise DivergedError(
-                    f"expected finite numbers, got {total.item()} in the {what} by step {self.progress.step}: the run "
-                    f"has diverged; lower learning_rate (now {self.config.learning_rate:g}) or grad_clip "
-                    f"(now {self.config.grad_clip}); the last good checkpoint, if one was written, is kept"
-                )
+            self._refuse_infinite(what, total.item())
+
+    def _refuse_infinite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"expected finite numbers, got {value} in the {what} by step {self.progress.step}: the run has "
+                f"diverged; lower learning_rate (now {self.config.learning_rate:g}) or grad_clip "
+                f"(now {self.config.grad_clip}); the last good checkpoint, if one was written, is kept"
+            )
 
 
 # -------------------------------------------------------------------------------------------------------- evaluation

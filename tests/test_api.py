@@ -102,10 +102,18 @@ def test_saving_never_replaces_what_is_no_checkpoint(text_file, tmp_path):
     charrnn.train(text_file, out=tmp_path / "run", **TINY)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
-    for path in (tmp_path / "run", tmp_path / "thesis", text_file):
+    hub, mixed = tmp_path / "hub", tmp_path / "mixed"
+    hub.mkdir()
+    (hub / "config.json").write_text('{"model_type": "gpt2"}')
+    charrnn.save_model(generator, mixed)
+    (mixed / "notes.txt").write_text("years of work")
+    for path in (tmp_path / "run", tmp_path / "thesis", text_file, hub, mixed):
         with pytest.raises(CheckpointError, match="got something else there"):
             charrnn.save_model(generator, path)
     assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
+    assert (mixed / "notes.txt").read_text() == "years of work"
+    assert [path.name for path in hub.iterdir()] == ["config.json"]
+    assert list(tmp_path.glob(".*")) == []
     assert load_checkpoint(tmp_path / "run" / "last")
     (tmp_path / "empty").mkdir()
     charrnn.save_model(generator, tmp_path / "empty")
@@ -479,13 +487,35 @@ def test_what_is_kept_is_the_mean_of_the_weights_that_was_measured(tiny, tmp_pat
 def test_the_best_few_are_kept_under_names_that_say_it(tiny, tmp_path):
     run = Run.start(tiny.override({"keep_best": 2, "max_steps": 40, "learning_rate": 0.01}), tmp_path / "run")
     run.fit()
-    lowest = sorted((loss, epoch) for _, epoch, loss in run.trainer.progress.history)[:2]
-    expected = {f"lm_lstm_epoch{epoch:.2f}_{loss:.4f}" for loss, epoch in lowest}
+    lowest = sorted((loss, step, epoch) for step, epoch, loss in run.trainer.progress.history)[:2]
+    expected = {f"lm_lstm_step{step}_epoch{epoch:.2f}_{loss:.4f}" for loss, step, epoch in lowest}
     assert {path.name for path in (tmp_path / "run").glob("lm_*")} == expected
     for name in expected:
         assert load_checkpoint(tmp_path / "run" / name).training_state["val_loss"] == pytest.approx(
             float(name.rpartition("_")[2]), abs=5e-5
         )
+
+
+def test_kept_checkpoints_of_equal_epoch_and_loss_are_all_kept(tiny, tmp_path):
+    """With a rate of nearly nothing every loss rounds alike, and on a long text so does the epoch."""
+    tiny = tiny.override({"keep_best": 3, "learning_rate": 1e-12, "eval_interval": 1, "max_steps": 3})
+    Run.start(tiny, tmp_path / "run").fit()
+    kept = sorted(path.name.split("_epoch")[0] for path in (tmp_path / "run").glob("lm_*"))
+    assert kept == ["lm_lstm_step1", "lm_lstm_step2", "lm_lstm_step3"]
+
+
+def test_a_best_checkpoint_newer_than_the_last_one_is_not_replaced_by_a_worse(tiny, tmp_path):
+    """Evaluated more often than saved, and killed in between."""
+    tiny = tiny.override({"eval_interval": 2, "save_interval": 100, "max_steps": 20, "learning_rate": 0.05})
+    run = Run.start(tiny, tmp_path / "run")
+    with contextlib.suppress(KeyboardInterrupt):
+        run.fit(lambda event: (_ for _ in ()).throw(KeyboardInterrupt) if isinstance(event, Evaluated) else None)
+    assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 0
+    best = load_checkpoint(tmp_path / "run" / "best").training_state
+    resumed = Run.resume(tmp_path / "run", {"learning_rate": 1e-12})
+    resumed.fit()
+    assert load_checkpoint(tmp_path / "run" / "best").training_state == best
+    assert resumed.trainer.progress.best_loss == best["val_loss"]
 
 
 def test_what_only_looks_like_a_kept_checkpoint_is_left_alone(tiny, tmp_path):

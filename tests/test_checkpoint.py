@@ -1,13 +1,16 @@
 import contextlib
+import errno
 import itertools
 import json
 import os
+import stat
 import sys
 
 import pytest
 import safetensors.torch
 import torch
 
+import charrnn.atomic
 import charrnn.checkpoint
 from charrnn.checkpoint import CheckpointError, find_checkpoint, holds_run, load_checkpoint, save_checkpoint
 from charrnn.config import RunConfig
@@ -204,6 +207,56 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
             save(path, make_model(2))
     assert same(load_checkpoint(path).model, make_model(1))
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_symbolic_link_keeps_pointing_to_its_checkpoint(tmp_path):
+    path = save(tmp_path / "far" / "m", make_model(1))
+    link = tmp_path / "link"
+    link.symlink_to(path, target_is_directory=True)
+    for seed in (2, 3):
+        save(link, make_model(seed))
+        assert link.is_symlink()
+        assert same(load_checkpoint(link).model, make_model(seed))
+        assert same(load_checkpoint(path).model, make_model(seed))
+    os.rename(path, path.with_name(".m.old"))  # a crash between the renames
+    assert same(load_checkpoint(link).model, make_model(3))
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_a_file_system_that_cannot_sync_directories_is_no_hindrance(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse_directories(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_directories)
+    path = save(tmp_path / "m", make_model(1))
+    assert same(load_checkpoint(save(path, make_model(2))).model, make_model(2))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: refuse_directories(os.open(tmp_path, os.O_RDONLY)))
+    with pytest.raises(OSError, match="Invalid argument; what stood there before is whole"):
+        save(path, make_model(3))
+
+
+def test_a_rename_that_a_scanner_refuses_for_a_moment_is_tried_again(tmp_path, monkeypatch):
+    replace, refused = os.replace, []
+
+    def scanned(source, target):
+        if len(refused) < 3:
+            refused.append(source)
+            raise PermissionError(13, "Access is denied")
+        replace(source, target)
+
+    path = save(tmp_path / "m", make_model(1))
+    monkeypatch.setattr(os, "replace", scanned)
+    assert same(load_checkpoint(save(path, make_model(2))).model, make_model(2))
+    assert len(refused) == 3
+    monkeypatch.setattr(charrnn.atomic, "ATTEMPTS", 2)
+    refused.clear()
+    with pytest.raises(PermissionError):
+        save(path, make_model(3))
+    assert same(load_checkpoint(path).model, make_model(2))
 
 
 @pytest.mark.parametrize("file", sorted(FILES))

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "optimizers": {"config", "models"},
     "distributed": {"config", "models"},
     "training": {"config", "device", "corpus", "models", "schedules", "optimizers", "distributed"},
-    "checkpoint": {"config", "tokenizer", "models"},
+    "checkpoint": {"atomic", "config", "tokenizer", "models"},
     "monitors": {"training", "checkpoint", "sampling", "atomic"},
     "api": BELOW_API | {"monitors", "loading"},
     **{annex: BELOW_API | {"monitors", "loading", "api", annex} for annex in ANNEXES},

@@ -374,6 +374,16 @@ def test_an_infinite_gradient_is_noticed_before_the_weights_are_saved(tiny):
     assert trainer.progress.step == 1
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_no_number_is_not_the_best(tiny, monkeypatch, loss):
+    trainer = make_trainer(tiny)
+    monkeypatch.setattr("charrnn.training.evaluate", lambda *_, **__: loss)
+    with pytest.raises(DivergedError, match=f"got {loss} in the validation loss by step 5"):
+        trainer.fit()
+    assert trainer.progress.best_loss is None
+    assert trainer.progress.history == []
+
+
 # ------------------------------------------------------------------------------------------------- rates and weights
 
 
