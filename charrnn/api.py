@@ -350,7 +350,7 @@ class Run:
         Raises:
             CheckpointError: another process writes to the directory, or has written to it since this run was loaded.
         """
-        with self._locked(), _stop_on_signals(self), _process_left_as_it_was(self.trainer.device):
+        with self._locked(), _stop_on_signals(self), _threads_restored():
             self.trainer.fit(*self._own_monitors(), *monitors)
         if self.directory is not None and (self.directory / "best").exists():
             return load_model(self.directory / "best", str(self.trainer.device))
@@ -568,12 +568,11 @@ def _check_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
 
 
 @contextlib.contextmanager
-def _process_left_as_it_was(device: torch.device) -> Iterator[None]:
-    """The caller's random state and number of threads are as before, whatever the training does with them."""
+def _threads_restored() -> Iterator[None]:
+    """After the block, PyTorch uses as many CPU threads as before it."""
     threads = torch.get_num_threads()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
 

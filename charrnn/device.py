@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -119,17 +119,24 @@ def keep_freed_memory() -> None:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, in bytes
 
 
-def seed_step(device: torch.device, seed: int, step: int, rank: int = 0) -> None:
-    """Make what follows on `device` (dropout) a function of `seed`, `step` and, of several processes, `rank` alone.
+@contextlib.contextmanager
+def seeded_step(device: torch.device, seed: int, step: int, rank: int = 0) -> Iterator[None]:
+    """Make random numbers on `device` in the `with` block (dropout) a function of `seed`, `step` and `rank` alone.
 
-    So resuming needs no more than these.
+    So resuming needs no more than these. After the block the generators go on as if nothing had been drawn.
     """
     value = int(np.random.SeedSequence([seed, step, rank] if rank else [seed, step]).generate_state(1)[0])
-    torch.default_generator.manual_seed(value)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(value)  # manual_seed is for the current GPU, which need not be `device`
-    elif device.type == "mps":
-        torch.mps.manual_seed(value)
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
+        torch.default_generator.manual_seed(value)
+        if device.type == "cuda":
+            stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(value)
+        elif device.type == "mps":
+            stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+            torch.mps.manual_seed(value)
+        yield
 
 
 def describe_devices() -> list[dict[str, str]]:

@@ -10,8 +10,8 @@ the graph in between; it starts from zeros at the beginning of each epoch.
 import contextlib
 import copy
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from charrnn.device import (
     autocast,
     check_precision,
     keep_freed_memory,
-    seed_step,
+    seeded_step,
     select_device,
     select_fastest,
     set_threads,
@@ -35,6 +35,7 @@ from charrnn.device import (
 from charrnn.models import CharModel, State, detach_state, evaluation_view, flatten_state, map_state, unflatten_state
 from charrnn.optimizers import build_optimizers, clip_gradients
 from charrnn.schedules import evaluations_since_best, rate_factor
+from charrnn.stopwatch import Stopwatch
 
 # ---------------------------------------------------------------------------------------------------------- events
 
@@ -195,6 +196,8 @@ class Trainer:
         self._state: State = None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self._stop = self._asked_to_stop = False
+        self._iteration: Callable[[], Generator[Event] | None] = lambda: None
+        self._clear_means()
 
     @property
     def evaluated_model(self) -> CharModel:
@@ -214,19 +217,31 @@ class Trainer:
             self._stop = True
 
     def __iter__(self) -> Iterator[Event]:
-        """Events of a run; raises DivergedError when the loss or the gradient is no longer finite."""
+        """Events of a run; raises DivergedError when the loss or the gradient is no longer finite.
+
+        There is one iteration at a time: a new one ends those before, which a traceback may keep alive.
+        """
+        if (earlier := self._iteration()) is not None:
+            earlier.close()
+        iteration = self._events()
+        self._iteration = weakref.ref(iteration)
+        return iteration
+
+    def _events(self) -> Generator[Event]:
         before = self.model.backend
-        self._start()
         try:
-            yield from self._run()
+            self._start()
+            with Stopwatch(self.progress.seconds) as self._stopwatch:
+                yield from self._run()
         finally:
             self.model.backend = before  # what trains fastest need not be what writes fastest
             self._stop = self._asked_to_stop = False
 
     def _run(self) -> Iterator[Event]:
         progress = self.progress
-        if not self._ends():
-            yield from self._due()  # at step 0, and where a caller broke out before it was told
+        if not self._ends():  # at step 0, and where a caller broke out before it was told
+            yield from self._log_due()
+            yield from self._due()
         while not self._ends():
             for window in self.dataset.windows(progress.epoch, progress.position, self.device):
                 self._update(window)
@@ -235,8 +250,7 @@ class Trainer:
                     break
             else:  # the next epoch reads the text from its beginning
                 progress.epoch, progress.position, self._state = progress.epoch + 1, 0, None
-        if self._steps:
-            yield self._log()
+        yield from self._log_due()
         yield from self._due(now=not self._stop, save=True)
         early = self.share_used() < 1 and self.out_of_patience() and not self._stop
         yield Finished(progress.step, self.epoch, progress.seconds, progress.best_loss, self._stop, early)
@@ -289,6 +303,7 @@ class Trainer:
 
         A precision or backend that was asked for, not `auto`, replaces the one that the run had.
         """
+        self._clear_means()
         self.progress = Progress(**progress)
         self.progress.history = [tuple(evaluation) for evaluation in self.progress.history]
         for name in ("precision", "backend"):
@@ -345,18 +360,16 @@ class Trainer:
             self._scaler = torch.amp.GradScaler(self.device.type)
             self._scaler.load_state_dict(progress.loss_scale or self._scaler.state_dict())
         self._replica = distributed.replicated(self.model, self.device)
-        self._started = time.perf_counter() - progress.seconds
-        self._clear_means()
 
     def _ends(self) -> bool:
         return self._stop or self.done()
 
     def _update(self, window: Window) -> None:
-        begin = time.perf_counter()
+        begin = self._stopwatch.seconds()
         config, progress = self.config, self.progress
-        seed_step(self.device, self._device_config.seed, progress.step, distributed.rank())
         self.model.train()
-        self._backward(window)
+        with seeded_step(self.device, self._device_config.seed, progress.step, distributed.rank()):
+            self._backward(window)
         for optimizer in self.optimizers:
             self._scaler.unscale_(optimizer)
         grad_norm = clip_gradients(self.model, config)
@@ -372,13 +385,13 @@ class Trainer:
         progress.step += 1
         progress.position = window.end
         self._average()
-        progress.seconds = time.perf_counter() - self._started
+        progress.seconds = self._stopwatch.seconds()
         progress.seconds, stop = distributed.largest(progress.seconds, self._asked_to_stop)
         self._stop = bool(stop)
         # a scaled gradient that overflows is the scaler's business: it skips that step and lowers the scale
         self._norm_sum += grad_norm.nan_to_num(0, 0, 0) if self._scaler.is_enabled() else grad_norm
         self._steps += 1
-        self._busy += time.perf_counter() - begin
+        self._busy += self._stopwatch.seconds() - begin
 
     def _backward(self, window: Window) -> None:
         """Gradients of the mean loss over this rank's streams, in as many parts as asked for; carries the state on."""
@@ -426,18 +439,22 @@ class Trainer:
         rows = distributed.own_rows(self.dataset.batch_size)
         size = (math.ceil((rows.stop - rows.start) / self.config.accumulation), self.config.seq_length)
         tokens = torch.zeros(size, dtype=torch.int64, device=self.device)
-        objective, _, _ = self._loss(self.model, tokens, tokens, precision=precision)
-        objective.backward()
+        with seeded_step(self.device, self._device_config.seed, 0):
+            objective, _, _ = self._loss(self.model, tokens, tokens, precision=precision)
+            objective.backward()
         self.model.zero_grad()
 
     # --------------------------------------------------------------------------------------------- what it tells
 
     def _report(self) -> Iterator[Event]:
         yield Stepped(self.progress.step, self.epoch, self.progress.seconds, self.share_used())
-        if self.progress.step % self.log_interval == 0 or self._ends():
-            yield self._log()
+        yield from self._log_due()
         if not self._ends():  # at the end the last evaluation comes before the last save
             yield from self._due()
+
+    def _log_due(self) -> Iterator[Event]:
+        if self._steps and (self.progress.step % self.log_interval == 0 or self._ends()):
+            yield self._log()
 
     def _due(self, now: bool = False, save: bool = False) -> Iterator[Event]:
         """An evaluation and a save, if it is the step for them or they are wanted now, and each was not done yet."""
@@ -455,10 +472,10 @@ class Trainer:
         self._tokens, self._steps, self._busy = 0, 0, 0.0
 
     def _log(self) -> Logged:
-        begin = time.perf_counter()
+        begin = self._stopwatch.seconds()
         self._check_finite()
         loss, norm = distributed.mean(self._loss_sum.item() / self._tokens, self._norm_sum.item() / self._steps)
-        self._busy += time.perf_counter() - begin  # a GPU's work ends only here
+        self._busy += self._stopwatch.seconds() - begin  # a GPU's work ends only here
         speed = distributed.world_size() * self._tokens / self._busy
         self._clear_means()
         return Logged(self.progress.step, self.epoch, self.progress.seconds, loss, norm, self._rate, speed)
@@ -467,7 +484,7 @@ class Trainer:
         progress = self.progress
         self._check_finite()
         loss = evaluate(self.evaluated_model, self.val) if distributed.rank() == 0 else 0.0
-        loss, progress.seconds = distributed.from_rank_0((loss, time.perf_counter() - self._started))
+        loss, progress.seconds = distributed.from_rank_0((loss, self._stopwatch.seconds()))
         self._refuse_infinite("validation loss", loss)
         best = progress.best_loss is None or loss < progress.best_loss
         if best:

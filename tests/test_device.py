@@ -13,7 +13,7 @@ from charrnn.device import (
     candidate_precisions,
     describe_devices,
     is_out_of_memory,
-    seed_step,
+    seeded_step,
     select_device,
     select_fastest,
 )
@@ -132,10 +132,25 @@ def test_a_steps_random_numbers_depend_on_seed_and_step_alone():
     drawn = {}
     for seed, step in [(1, 1), (1, 2), (2, 1), (1, 1)]:
         torch.rand(3)
-        seed_step(CPU, seed, step)
-        values = tuple(torch.rand(4).tolist())
+        before = torch.get_rng_state()
+        with seeded_step(CPU, seed, step):
+            values = tuple(torch.rand(4).tolist())
+        assert torch.equal(torch.get_rng_state(), before)
         assert drawn.setdefault((seed, step), values) == values
     assert len(set(drawn.values())) == 3
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_gpus_random_numbers_go_on_after_a_step(kind):
+    if not getattr(torch, kind).is_available():
+        pytest.skip(f"no {kind} here")
+    device, module = torch.device(kind), getattr(torch, kind)
+    module.manual_seed(1)
+    expected = torch.rand(4, device=device)
+    module.manual_seed(1)
+    with seeded_step(device, 2, 3):
+        torch.rand(4, device=device)
+    assert torch.equal(torch.rand(4, device=device), expected)
 
 
 def test_the_cpu_is_described():

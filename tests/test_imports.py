@@ -32,6 +32,7 @@ BELOW_API = {
     "schedules",
     "optimizers",
     "distributed",
+    "stopwatch",
     "training",
     "checkpoint",
 }
@@ -60,7 +61,8 @@ MAY_IMPORT = {
     "schedules": {"config"},
     "optimizers": {"config", "models"},
     "distributed": {"config", "models"},
-    "training": {"config", "device", "corpus", "models", "schedules", "optimizers", "distributed"},
+    "stopwatch": set(),
+    "training": {"stopwatch", "config", "device", "corpus", "models", "schedules", "optimizers", "distributed"},
     "checkpoint": {"atomic", "config", "tokenizer", "models"},
     "monitors": {"training", "checkpoint", "sampling", "atomic"},
     "api": BELOW_API | {"monitors", "loading"},

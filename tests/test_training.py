@@ -1,5 +1,9 @@
+import contextlib
 import itertools
 import math
+import os
+import signal
+import time
 from importlib.util import find_spec
 
 import numpy as np
@@ -9,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from charrnn import distributed
+from charrnn import distributed, stopwatch
 from charrnn.config import ConfigError, RunConfig
 from charrnn.corpus import CharDataset, load_corpus
 from charrnn.models import MODELS, CharGRU, CharLSTM, build_model, flatten_state
@@ -643,3 +647,67 @@ def assert_same_as_cpu(config, device, precision):
     runs += [make_trainer(config, device=device, precision=precision, **settings)]
     ends = [[(event.loss) for event in trainer if isinstance(event, Logged | Evaluated)] for trainer in runs]
     assert ends[0] == pytest.approx(ends[1], rel=1e-3 if precision == "fp32" else 3e-2)
+
+
+# ---------------------------------------------------------------------------------------- one iteration after another
+
+
+def test_training_leaves_the_random_state_alone(tiny):
+    trainer = make_trainer(tiny.override({"dropout": 0.5, "backend": "auto"}))
+    before = torch.get_rng_state()
+    trainer.fit()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_iteration_that_is_still_held_does_not_disturb_the_next(tiny):
+    """As a traceback holds it in a notebook."""
+    trainer = make_trainer(tiny, max_steps=50, backend="readable")
+    held = iter(trainer)
+    next(held)
+    for event in trainer:
+        if event.step == 5 and held:
+            trainer.stop()
+            held = None  # its end must not take the wish to stop back
+    assert (type(event), event.stopped, event.step) == (Finished, True, 5)
+    assert trainer.model.backend == "native"
+
+
+def test_a_break_loses_no_event_and_no_mean(tiny):
+    """Leaving the loop at any event and coming back tells what a loop without a break does."""
+    whole, parts = make_trainer(tiny), make_trainer(tiny)
+    expected = [(type(event), event.step) for event in whole]
+    losses = [event.loss for event in make_trainer(tiny) if isinstance(event, Logged)]
+    told, logged = [], []
+    while not told or told[-1][0] is not Finished:
+        for event in parts:
+            told.append((type(event), event.step))
+            logged += [event.loss] if isinstance(event, Logged) else []
+            break
+    assert told == expected
+    assert logged == losses
+
+
+def test_a_pause_is_not_training_time(tiny):
+    """A process that is stopped, as by a laptop's lid or Ctrl-Z, has as much of its budget afterwards as before."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            stopwatch.BEAT, stopwatch.PAUSE = 0.05, 0.5
+            trainer = make_trainer(tiny, max_steps=None, max_seconds=1.0, eval_interval=10**6)
+            for event in trainer:
+                os.write(writer, b"begun " if event.step == 1 else b"")
+            os.write(writer, f"{event.seconds} ".encode())
+        os._exit(0)
+    try:
+        assert os.read(reader, 6) == b"begun "
+        begin = time.perf_counter()
+        os.kill(child, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(child, signal.SIGCONT)
+        seconds = float(os.read(reader, 99))
+        assert time.perf_counter() - begin > 2
+        assert seconds >= 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from charrnn.api import Run
 from charrnn.corpus import CharDataset, Window
-from charrnn.device import autocast, seed_step
+from charrnn.device import autocast, seeded_step
 from charrnn.models import CharModel, detach_state
 from charrnn.optimizers import build_optimizers, clip_gradients
 
@@ -76,9 +76,8 @@ def _losses(
     windows, lowest = _windows(run.trainer.dataset), math.inf
     state = None
     for step in progress(range(len(rates))):
-        seed_step(device, seed, step)
         begins, window = next(windows)
-        with autocast(device, precision):
+        with seeded_step(device, seed, step), autocast(device, precision):
             logits, state = model(window.inputs.to(device), None if begins else state)  # (B, T, V)
         loss = F.cross_entropy(logits.float().flatten(0, 1), window.targets.to(device).flatten())
         value, state = loss.item(), detach_state(state)
