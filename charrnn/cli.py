@@ -447,47 +447,66 @@ def _number(value: float | None, unit: str) -> str:
 def data(arguments: argparse.Namespace) -> int:
     """List the corpora, or describe a text."""
     if arguments.name is None:
-        rows = [
-            {"name": name, **{k: entry[k] for k in ("description", "license")}} for name, entry in catalogue().items()
-        ]
-        console.show_rows("corpora", rows)
+        corpora = [{"name": name, **entry} for name, entry in catalogue().items()]
+        if arguments.json:
+            console.print_json(corpora)
+        else:
+            rows = [{key: entry[key] for key in ("name", "description", "license")} for entry in corpora]
+            console.show_rows("corpora", rows)
         return 0
     from charrnn.corpus import load_corpus
 
     config = RunConfig().override(_settings(arguments) | {"data": arguments.name}).data
     corpus = load_corpus(config)
     splits = corpus.split(config.train_frac, config.val_frac)
+    sizes = {name: len(tokens) for name, tokens in splits._asdict().items()}
+    statistics = _statistics(config, corpus) if arguments.stats else {}
+    ladder = _baselines(corpus, "val", config.train_frac, config.val_frac) if arguments.baselines else {}
+    if arguments.json:
+        tokenizer = corpus.tokenizer
+        values = {"name": corpus.name, "characters": corpus.characters, "tokens": len(corpus.tokens)}
+        values |= {"tokenizer": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "unknown": corpus.unknown_share}
+        values |= {"splits": sizes, "sha256": corpus.sha256}
+        console.print_json(values | statistics | ({"baselines": ladder} if ladder else {}))
+        return 0
     rows = {
         "characters": f"{corpus.characters:,}",
         **_about_tokens(corpus),
-        **{f"{name} split": f"{len(tokens):,} tokens" for name, tokens in splits._asdict().items()},
+        **{f"{name} split": f"{size:,} tokens" for name, size in sizes.items()},
         "sha256": corpus.sha256,
     }
-    console.show(corpus.name, rows | (_statistics(config, corpus) if arguments.stats else {}))
-    if arguments.baselines:
-        _show_ladder(_baselines(corpus, "val", config.train_frac, config.val_frac))
+    console.show(corpus.name, rows | (_about_statistics(corpus, statistics) if statistics else {}))
+    if ladder:
+        _show_ladder(ladder)
     return 0
 
 
-def _statistics(config: DataConfig, corpus: "Corpus") -> dict[str, str]:
+def _statistics(config: DataConfig, corpus: "Corpus") -> dict[str, Any]:
+    """Bytes, lines and words of a text; its entropy in bits per character, each token taken alone; common tokens."""
     from charrnn.corpus import commonest, describe_text, entropy
 
-    shape = describe_text(open_source(config).pieces("measuring"))
-    size, extent = corpus.tokens.nbytes, corpus.extent()
+    shape, extent = describe_text(open_source(config).pieces("measuring")), corpus.extent()
+    return {
+        **shape._asdict(),
+        "entropy": extent.bpc(entropy(corpus.tokens)),
+        "uniform": extent.bpc(math.log2(corpus.tokenizer.vocab_size)),
+        "common": [{"token": text, "count": count} for text, count in commonest(corpus)],
+    }
+
+
+def _about_statistics(corpus: "Corpus", values: dict[str, Any]) -> dict[str, str]:
+    count, size, dtype = len(corpus.tokens), corpus.tokens.nbytes, corpus.tokens.dtype
+    lines, characters = values["lines"], values["characters"]
     rows = {
-        "bytes in UTF-8": f"{shape.bytes:,}, {shape.bytes / shape.characters:.3f} a character",
-        "lines": f"{shape.lines:,}, {shape.characters / shape.lines:.1f} characters each, the longest "
-        f"{shape.longest_line:,}",
-        "words": f"{shape.words:,}, between spaces",
-        "token array": f"{size:,} bytes, {corpus.tokens.dtype} each, "
-        f"{extent.characters / extent.tokens:.3f} characters a token",
-        "entropy": f"{extent.bpc(entropy(corpus.tokens)):.4f} bits per character, each token taken alone",
-        "uniform": f"{extent.bpc(math.log2(corpus.tokenizer.vocab_size)):.4f} bits per character",
+        "bytes in UTF-8": f"{values['bytes']:,}, {values['bytes'] / characters:.3f} a character",
+        "lines": f"{lines:,}, {characters / lines:.1f} characters each, the longest {values['longest_line']:,}",
+        "words": f"{values['words']:,}, between spaces",
+        "token array": f"{size:,} bytes, {dtype} each, {corpus.characters / count:.3f} characters a token",
+        "entropy": f"{values['entropy']:.4f} bits per character, each token taken alone",
+        "uniform": f"{values['uniform']:.4f} bits per character",
     }
-    rows |= {
-        f"common {rank}": f"{text!r}  {count:,}  ({count / len(corpus.tokens):.1%})"
-        for rank, (text, count) in enumerate(commonest(corpus), 1)
-    }
+    for rank, token in enumerate(values["common"], 1):
+        rows[f"common {rank}"] = f"{token['token']!r}  {token['count']:,}  ({token['count'] / count:.1%})"
     return rows
 
 
@@ -593,6 +612,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--stats", action="store_true", help="bytes, lines, words, entropy and the commonest, too")
     _add_baselines(command)
+    console.add_json(command)
     console.add_settings(command, config_fields("data"), without=("data",))
 
     command = console.add_command(commands, "plot", plot)

@@ -345,6 +345,18 @@ def test_inspect(run, capfd):
         assert expected in out
 
 
+def test_data_as_json(text_file, text, capfd):
+    assert main(["data", str(text_file), "--stats", "--baselines", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["characters"], found["tokens"], found["unknown"]) == (3000, 3000, 0)
+    assert found["splits"] == {"train": 2700, "val": 150, "test": 150}
+    assert (found["lines"], found["words"], found["bytes"]) == (text.count("\n") + 1, len(text.split()), 3000)
+    assert found["common"][0]["count"] == max(text.count(character) for character in set(text))
+    assert found["entropy"] < found["uniform"] == found["baselines"]["uniform"]
+    assert main(["data", "--json"]) == 0
+    assert "shakespeare" in [entry["name"] for entry in json.loads(capfd.readouterr().out)]
+
+
 def test_data(text_file, capfd):
     assert main(["data"]) == 0
     assert "tinyshakespeare" in capfd.readouterr().out
