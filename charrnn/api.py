@@ -541,9 +541,9 @@ def _same_corpus(config: DataConfig, checkpoint: Checkpoint) -> Corpus:
 
 def _best_loss(directory: Path) -> float | None:
     """The validation loss of a run's best checkpoint, which may be newer than the last one if the run was killed."""
-    if not (directory / "best").exists():
+    if not holds_run(directory / "best"):
         return None
-    return load_checkpoint(directory / "best").training_state["val_loss"]
+    return load_checkpoint(directory / "best").training_state.get("val_loss")
 
 
 def _run_directory(checkpoint: Path) -> Path:

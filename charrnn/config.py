@@ -161,7 +161,9 @@ class TrainingConfig(_Section):
     min_delta: float = Field(0.0, ge=0, description="nats by which a loss must be lower to count as better for these")
     max_epochs: float | None = Field(50, gt=0, description="budget: passes over the training text")
     max_steps: int | None = Field(None, ge=1, description="budget: updates")
-    max_seconds: float | None = Field(None, gt=0, description="budget: seconds of training, evaluations included")
+    max_seconds: float | None = Field(
+        None, gt=0, description="budget: seconds of training, evaluations included, pauses of the process not"
+    )
     eval_interval: int = Field(1000, ge=1, description="steps between evaluations on the whole validation split")
     save_interval: int = Field(1000, ge=1, description="steps between checkpoints to resume from")
 

@@ -206,9 +206,10 @@ class Trainer:
 
     def fit(self, *monitors: Monitor) -> None:
         """Run to the end of the budget, telling every event to every monitor."""
-        for event in self:
-            for monitor in monitors:
-                monitor(event)
+        with contextlib.closing(iter(self)) as events:  # a monitor's error ends the iteration, whoever keeps its frame
+            for event in events:
+                for monitor in monitors:
+                    monitor(event)
 
     def stop(self) -> None:
         """End at the next step, with a `SaveDue` and a `Finished`; safe to call from a signal handler or a monitor."""
@@ -216,7 +217,7 @@ class Trainer:
         if distributed.world_size() == 1:  # else the ranks agree on it in `_update`
             self._stop = True
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Generator[Event]:
         """Events of a run; raises DivergedError when the loss or the gradient is no longer finite.
 
         There is one iteration at a time: a new one ends those before, which a traceback may keep alive.
@@ -231,7 +232,7 @@ class Trainer:
         before = self.model.backend
         try:
             self._start()
-            with Stopwatch(self.progress.seconds) as self._stopwatch:
+            with Stopwatch() as self._stopwatch:
                 yield from self._run()
         finally:
             self.model.backend = before  # what trains fastest need not be what writes fastest
@@ -385,8 +386,8 @@ class Trainer:
         progress.step += 1
         progress.position = window.end
         self._average()
-        progress.seconds = self._stopwatch.seconds()
-        progress.seconds, stop = distributed.largest(progress.seconds, self._asked_to_stop)
+        less, stop = distributed.largest(-self._stopwatch.lap(), self._asked_to_stop)
+        progress.seconds -= less  # the least of all ranks: one that is stopped keeps the others waiting
         self._stop = bool(stop)
         # a scaled gradient that overflows is the scaler's business: it skips that step and lowers the scale
         self._norm_sum += grad_norm.nan_to_num(0, 0, 0) if self._scaler.is_enabled() else grad_norm
@@ -484,7 +485,8 @@ class Trainer:
         progress = self.progress
         self._check_finite()
         loss = evaluate(self.evaluated_model, self.val) if distributed.rank() == 0 else 0.0
-        loss, progress.seconds = distributed.from_rank_0((loss, self._stopwatch.seconds()))
+        loss, seconds = distributed.from_rank_0((loss, self._stopwatch.lap()))
+        progress.seconds += seconds
         self._refuse_infinite("validation loss", loss)
         best = progress.best_loss is None or loss < progress.best_loss
         if best:

@@ -516,6 +516,10 @@ def test_a_best_checkpoint_newer_than_the_last_one_is_not_replaced_by_a_worse(ti
     resumed.fit()
     assert load_checkpoint(tmp_path / "run" / "best").training_state == best
     assert resumed.trainer.progress.best_loss == best["val_loss"]
+    (tmp_path / "run" / "best").rename(tmp_path / "run" / ".best.old")  # a crash between two renames
+    assert Run.resume(tmp_path / "run").trainer.progress.best_loss == best["val_loss"]
+    charrnn.save_model(charrnn.create_model(resumed.generator.tokenizer), tmp_path / "run" / "best")
+    assert Run.resume(tmp_path / "run").trainer.progress.best_loss == best["val_loss"]  # another one's is not known
 
 
 def test_what_only_looks_like_a_kept_checkpoint_is_left_alone(tiny, tmp_path):

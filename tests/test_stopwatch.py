@@ -1,3 +1,4 @@
+import threading
 import time
 
 import pytest
@@ -6,20 +7,25 @@ from charrnn import stopwatch
 from charrnn.stopwatch import Stopwatch
 
 
-def test_it_counts_from_where_it_starts_and_a_slow_step_in_full(monkeypatch):
+def test_a_slow_step_counts_in_full(monkeypatch):
     """A step of many times the longest look counts, for the thread looks at the clock meanwhile."""
     monkeypatch.setattr(stopwatch, "BEAT", 0.01)
     monkeypatch.setattr(stopwatch, "PAUSE", 0.15)
-    with Stopwatch(100.0) as watch:
+    with Stopwatch() as watch:
         begin = time.perf_counter()
         time.sleep(0.4)
-        assert watch.seconds() == pytest.approx(100 + time.perf_counter() - begin, abs=0.1)
+        assert watch.seconds() == pytest.approx(time.perf_counter() - begin, abs=0.1)
+    assert "stopwatch" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_long_time_without_a_look_is_a_pause(monkeypatch):
-    now = [0.0]
+def test_a_long_time_without_a_look_and_without_work_is_a_pause(monkeypatch):
+    now, work = [0.0], [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "process_time", lambda: work[0])
     watch = Stopwatch()
-    watch._last = 0.0
-    for now[0], expected in ((1.0, 1.0), (3.0, 3.0), (1000.0, 3.0), (1001.0, 4.0)):
+    # after a short wait, a pause, a computation that keeps the interpreter's lock, and a step of four threads
+    for now[0], work[0], expected in ((1, 0, 1), (1000, 0.5, 1), (1100, 60, 101), (1101, 64, 102)):
         assert watch.seconds() == expected
+    assert watch.lap() == 102
+    now[0] += 2
+    assert (watch.lap(), watch.lap(), watch.seconds()) == (2, 0, 104)

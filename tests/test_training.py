@@ -672,6 +672,18 @@ def test_an_iteration_that_is_still_held_does_not_disturb_the_next(tiny):
     assert trainer.model.backend == "native"
 
 
+def test_an_error_of_a_monitor_ends_the_iteration(tiny):
+    """What a monitor raises keeps the loop's frame alive, as a notebook keeps the last traceback."""
+    trainer = make_trainer(tiny, backend="readable")
+    with pytest.raises(ZeroDivisionError) as held:
+        trainer.fit(lambda event: 1 / (event.step < 5))
+    assert trainer.model.backend == "native"
+    trainer.stop()  # is for the next iteration
+    events = list(trainer)
+    assert held.tb
+    assert (events[-1].step, events[-1].stopped) == (5, True)
+
+
 def test_a_break_loses_no_event_and_no_mean(tiny):
     """Leaving the loop at any event and coming back tells what a loop without a break does."""
     whole, parts = make_trainer(tiny), make_trainer(tiny)
@@ -711,3 +723,12 @@ def test_a_pause_is_not_training_time(tiny):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_while_one_rank_is_stopped_no_rank_counts(tiny, monkeypatch):
+    """The others wait for it; here the other rank counts nothing, and asks to stop at its fourth step."""
+    others = itertools.chain([(0.0, False)] * 3, [(0.0, True)])
+    monkeypatch.setattr(distributed, "largest", lambda *mine: tuple(map(max, mine, next(others))))
+    trainer = make_trainer(tiny, max_steps=None, max_seconds=1e-9, eval_interval=1000)
+    trainer.fit()
+    assert (trainer.progress.step, trainer.progress.seconds) == (4, 0)
