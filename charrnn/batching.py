@@ -33,6 +33,10 @@ class BatchStepper:
         own, above = folded.weight_hh, [*folded.weight_ih, folded.head]
         self._folded = folded
         self._weights = [torch.from_numpy(np.hstack(both)).to(dtype) for both in zip(own, above, strict=True)]
+        none = np.zeros((len(own), 0, own.shape[1]), np.float32)
+        hand = _Hand(folded, self._weights, none, none)  # compiles the loops, or loads them: see `FoldedStepper`
+        hand.step(np.zeros(0, np.int64))
+        hand.write(np.zeros((1, 0)), np.ones(1), Cut())
 
     def read(self, prompts: Sequence[Tokens]) -> Floats:
         """Start with these prompts, read one by one, so that each is as it would be alone; logits `(B, V)`."""

@@ -529,12 +529,15 @@ def plot(arguments: argparse.Namespace) -> int:
 
 def devices(arguments: argparse.Namespace) -> int:
     """Show where models can run here."""
+    from charrnn import installed
     from charrnn.device import describe_devices, select_device
+    from charrnn.models import compiled_lstm
 
     chosen = select_device()
     rows = describe_devices()
     for row in rows:
         row["device auto"] = "chosen" if row["device"].split(":")[0] == chosen.type and row is rows[0] else ""
+        row["numba"] = "-" if row["device"] != "cpu" else "works" if compiled_lstm() else installed.why_no_numba()
     if arguments.json:
         console.print_json(rows)
         return 0

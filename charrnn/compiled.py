@@ -9,6 +9,7 @@ over the processor's cores. Weights and cell are fp32; under autocast the produc
 without the type reads as the upper half of a float.
 """
 
+import functools
 from typing import Any
 
 import numba
@@ -22,7 +23,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from charrnn.elementwise import ALONE, COMPILED, ONE, bits_to_float, float_to_bits, sigmoid, tanh
+from charrnn.elementwise import ALONE, ONE, bits_to_float, float_to_bits, sigmoid, tanh
+from charrnn.machine_code import OPTIONS, kept
 
 
 def lstm(
@@ -47,9 +49,28 @@ def lstm(
         with torch.autocast("cpu", enabled=False):
             rows = F.linear(inputs, weight_ih, bias)
         places = tokens.t().contiguous()
+    _launch_threads()
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     outputs, h, c = _LSTM.apply(rows, places, tokens is None, *state, weight_hh, torch.bfloat16 if half else None)
     return outputs.transpose(0, 1), (h, c)
+
+
+@functools.cache
+def _launch_threads() -> None:
+    """Launch numba's threads. This sets the number of threads of OpenMP, so of PyTorch, to all cores: undo that."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(threads)
+
+
+@functools.cache
+def prepare() -> None:
+    """Compile the forward and the backward pass, or load them, by a run of both: if something fails, it fails here."""
+    with torch.inference_mode(False), torch.enable_grad():
+        weight, bias = torch.zeros(4, 1, device="cpu", requires_grad=True), torch.zeros(4, device="cpu")
+        zero = torch.zeros(1, 1, device="cpu")
+        outputs, _ = lstm(zero[None], (zero, zero), weight, weight, bias, bias)
+        outputs.sum().backward()
 
 
 class _LSTM(Function):
@@ -159,19 +180,19 @@ def _compiled_write(array, j, number):
 # Loops of their own over few arrays: a compiler turns such into vector instructions.
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _open(gate, row, product, start, end):
     for j in range(start, end):
         gate[j] = sigmoid(_read(row[j]) + _read(product[j]))
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _propose(gate, row, product, start, end):
     for j in range(start, end):
         gate[j] = tanh(_read(row[j]) + _read(product[j]))
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _remember(gate, before, c, shown, h):
     size = len(c)
     for j in range(size):
@@ -182,7 +203,7 @@ def _remember(gate, before, c, shown, h):
         _write(h, j, gate[3 * size + j] * shown[j])
 
 
-@njit(parallel=True, cache=True, **COMPILED)
+@kept(parallel=True)
 def _step(rows, places, products, before, gates, c, shown, h):
     """One step of every stream."""
     batch, size = c.shape
@@ -194,7 +215,7 @@ def _step(rows, places, products, before, gates, c, shown, h):
         _remember(gate, before[b], c[b], shown[b], h[b])
 
 
-@njit(parallel=True, cache=True, **COMPILED)
+@kept(parallel=True)
 def _step_backward(d_outputs, d_h, d_c, gates, shown, before, d_gates):
     """One step backward of every stream; `d_c` becomes what is passed on to the cell before."""
     batch, size = d_c.shape

@@ -12,6 +12,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
+from charrnn.machine_code import OPTIONS
+
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 LARGEST = np.float32(80)  # the exponent is held between -80 and 80: e^80 is near the largest fp32
 LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(355 / 512)  # of 9 bits, so that n ln 2 is not rounded
@@ -19,7 +21,6 @@ LN_2_REST = np.float32(math.log(2) - float(LN_2))
 SERIES = tuple(np.float32(1 / math.factorial(order)) for order in range(7))
 BITS_CUT, HALF_OF_BF16, LAST, NO_NUMBER = map(np.uint32, (16, 0x7FFF, 1, 0x7FC0))  # fp32 to bf16
 ALONE = threading.Lock()  # one of numba's ways to use many cores ends the process if two threads come at once
-COMPILED = {"error_model": "numpy", "nogil": True, "fastmath": {"nsz", "arcp", "contract", "afn"}}
 
 
 @intrinsic
@@ -34,7 +35,7 @@ def float_to_bits(context, number):
     return types.uint32(types.float32), lambda _, builder, __, values: builder.bitcast(values[0], ir.IntType(32))
 
 
-@njit(inline="always", **COMPILED)
+@njit(inline="always", **OPTIONS)
 def exp(x):
     """e^x, for x held between -80 and 80."""
     x = min(max(x, -LARGEST), LARGEST)
@@ -45,13 +46,13 @@ def exp(x):
     return series * bits_to_float(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))  # times 2^n
 
 
-@njit(inline="always", **COMPILED)
+@njit(inline="always", **OPTIONS)
 def sigmoid(x):
     """1 / (1 + e^-x)."""
     return ONE / (ONE + exp(-x))
 
 
-@njit(inline="always", **COMPILED)
+@njit(inline="always", **OPTIONS)
 def tanh(x):
     """(e^2x - 1) / (e^2x + 1)."""
     return ONE - TWO / (ONE + exp(TWO * x))

@@ -19,7 +19,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from charrnn.config import ModelConfig
-from charrnn.elementwise import COMPILED, LARGEST, ZERO, copy, exp, sigmoid, tanh
+from charrnn.elementwise import LARGEST, ZERO, copy, exp, sigmoid, tanh
+from charrnn.machine_code import OPTIONS, kept
 from charrnn.transforms import ROUNDING, Cut, checked
 
 Floats = NDArray[np.float32]
@@ -113,6 +114,7 @@ class FoldedStepper:
         inputs, product = np.zeros((2, width // size, size), np.float32)
         self._logits = np.zeros(vocab_size, np.float32)
         self._state = h, c, inputs, product, np.zeros(size, np.float32), self._logits, np.zeros(vocab_size)
+        self.step(NO_TOKENS)  # compiles the loop, or loads it: if that fails, it fails here
 
     def read(self, prompts: Sequence[Tokens]) -> Floats:
         """Start with this prompt, `[(T,)]`; logits `(1, V)` after it."""
@@ -156,7 +158,7 @@ class FoldedStepper:
 # ------------------------------------------------------------------------------------------------ what numba compiles
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _add_product(x, weight, out):
     """Add x @ weight to out: four rows of the weight at a time, for each pass reads and writes all of out."""
     size = len(x)
@@ -170,7 +172,7 @@ def _add_product(x, weight, out):
             out[j] += x[k] * weight[k, j]
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _finish(kind, product, gain, bias):
     """What is done to a product before the gates see it."""
     if kind == LAYER_NORM_LSTM:
@@ -187,7 +189,7 @@ def _finish(kind, product, gain, bias):
         product[j] += bias[j]
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _cell(kind, inputs, product, gain_c, bias_c, h, c):
     """One step of one layer of one text, from what was multiplied of x and of h, `(G, H)` each: h and c (H) change.
 
@@ -217,7 +219,7 @@ def _cell(kind, inputs, product, gain_c, bias_c, h, c):
             h[j] = sigmoid(inputs[3, j] + product[3, j]) * tanh(seen[j])
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _advance(model, token, h, c, inputs, product, x):
     """One step of one text: h and c (L, H) change, x (H) becomes what the head reads."""
     all_inputs, all_product = inputs.ravel(), product.ravel()
@@ -237,13 +239,13 @@ def _advance(model, token, h, c, inputs, product, x):
             x[j] = h[layer, j] + x[j] if below else h[layer, j]
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _score(model, x, logits):
     copy(model.head_bias, logits)
     _add_product(x, model.head, logits)
 
 
-@njit(cache=True, **COMPILED)
+@kept()
 def _run(model, given, drawn, uniform, temperatures, k, p, share, possible, h, c, inputs, product, x, logits, weights):
     """Read the tokens that are given, then draw tokens one after another and read each; whether all went well."""
     for token in given:
@@ -262,7 +264,7 @@ def _run(model, given, drawn, uniform, temperatures, k, p, share, possible, h, c
     return True
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _draw(logits, uniform, temperature, k, p, share, weights):
     """The token that `sampling.sample` draws after temperature, top_k, top_p and min_p; -1 if logits are no numbers."""
     likeliest, numbers = 0, True
@@ -291,7 +293,7 @@ def _draw(logits, uniform, temperature, k, p, share, weights):
     return drawn
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _leave_out(k, p, share, weights):
     """Make the weights 0 that top_k, top_p and min_p do not keep; what the others add up to.
 
@@ -316,7 +318,7 @@ def _leave_out(k, p, share, weights):
     return _drop(weights, taken)
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _likeliest(weights, taken):
     best = -1
     for j in range(len(weights)):
@@ -325,7 +327,7 @@ def _likeliest(weights, taken):
     return best
 
 
-@njit(**COMPILED)
+@njit(**OPTIONS)
 def _drop(weights, taken):
     """Make the others 0; what is left."""
     total = 0.0
@@ -340,7 +342,7 @@ def _drop(weights, taken):
 def cells(kind):
     """The step of one layer of B texts, compiled for one kind of model: the branches of the others cost a tenth."""
 
-    @njit(cache=True, **COMPILED)
+    @kept()
     def step(model, layer, tokens, below, own, h, c, x, factor, factor_above):
         """Change h, c and x (B, H), and with them the factors of the next products.
 
@@ -370,7 +372,7 @@ def cells(kind):
     return step
 
 
-@njit(cache=True, **COMPILED)
+@kept()
 def draw(products, bias, possible, uniform, temperature, k, p, share, logits, tokens):
     """A token for each of B texts, as `_draw` draws it; whether all went well.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from charrnn.cells import Cell, gru_cell, layer_norm_lstm_cell, lstm_cell, rnn_cell, unroll
 from charrnn.config import ModelConfig
-from charrnn.installed import has_numba
+from charrnn.installed import giving_up_numba, has_numba
 from charrnn.kernels import FUSED
 
 Kernel = Callable[..., tuple[Tensor, Any]]
@@ -131,7 +131,7 @@ class CharModel(nn.Module):
         else:
             self.layers = nn.ModuleList(self.layer(width, hidden_size, batch_first=True) for width in widths)
         self.head = nn.Linear(hidden_size, vocab_size)
-        self.backend = self.backends[0]
+        self.backend = self.known_backends()[0]
         self._initialise(config.one_hot(vocab_size))
 
     def _initialise(self, one_hot: bool) -> None:
@@ -157,7 +157,14 @@ class CharModel(nn.Module):
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """What may compute the layers here; torch has no layer-normalised LSTM, and numba need not be installed."""
+        """The backends that can compute the layers here; torch has no layer-normalised LSTM.
+
+        The first call tries `compiled`, where numba is installed, which takes a second or more.
+        """
+        return tuple(name for name in self.known_backends() if name != "compiled" or compiled_lstm())
+
+    def known_backends(self) -> tuple[str, ...]:
+        """`backends`, but for an untried `compiled`: numba may still turn out not to work."""
         if self.config.layer_norm:
             return ("fused", "readable")
         on_cpu = self.head.weight.device.type == "cpu" and self.head.weight.dtype == torch.float32
@@ -178,7 +185,7 @@ class CharModel(nn.Module):
         Raises:
             ValueError: `backend` is none of `backends`, or `state` is not one of this model for B streams.
         """
-        if self.backend not in self.backends:
+        if self.backend not in self.known_backends():
             raise ValueError(f"backend: expected {' or '.join(self.backends)} for this model, got {self.backend!r}")
         config = self.config
         if state is None:
@@ -219,9 +226,9 @@ class CharModel(nn.Module):
         if self._hooked():
             return None
         if self.backend == "compiled":
-            from charrnn import compiled  # needs numba, and a second to load
-
-            return compiled.lstm
+            kernel = compiled_lstm()
+            self.backend = "compiled" if kernel else "native"
+            return kernel
         return FUSED[self.cell] if self.backend == "fused" else None
 
     def _run(self, layer: nn.Module, inputs: Tensor, state: State, kernel: Kernel | None) -> tuple[Tensor, State]:
@@ -244,6 +251,17 @@ class CharModel(nn.Module):
         if self.config.variational:
             return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), share)
         return F.dropout(x, share)
+
+
+def compiled_lstm() -> Kernel | None:
+    """The LSTM that numba compiles; None where numba is not installed or does not work, see `installed`."""
+    if has_numba():
+        with giving_up_numba():
+            from charrnn import compiled  # takes a second to load
+
+            compiled.prepare()
+            return compiled.lstm
+    return None
 
 
 FORGET_BIASES = ("bias_ih_l0", "bias_hh_l0", "bias_l0")

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from charrnn import transforms
 from charrnn.beams import Beam, search
-from charrnn.installed import has_numba
+from charrnn.installed import giving_up_numba, has_numba
 from charrnn.tokenizer import UNKNOWN, StreamDecoder, Tokenizer
 from charrnn.transforms import Cut, Transform, checked
 
@@ -147,9 +147,7 @@ class TextGenerator:
         """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None has no end."""
         # wrong settings are reported here and now, not when the first piece is asked for
         text = _Text(length, more.pop("stop", None), self.tokenizer)
-        blocks = self._blocks(
-            self._stepper(1), [prompt], None, temperature, top_k=top_k, top_p=top_p, seed=seed, **more
-        )
+        blocks = self._blocks([prompt], None, temperature, seed, top_k=top_k, top_p=top_p, **more)
         return itertools.chain([prompt] if prompt else [], _pieces(text, blocks))
 
     def generate_batch(
@@ -183,8 +181,7 @@ class TextGenerator:
         if length and len(prompts) > 1 and not any(text.stops for text in texts):
             most = min(max(CHARACTERS_AT_ONCE // len(prompts), 16), 4 * LARGEST_BLOCK)
             size = math.ceil(length / math.ceil(length / most))  # blocks of one size: none is drawn in vain
-        stepper = self._stepper(len(prompts), precision)
-        blocks = self._blocks(stepper, prompts, size, temperature, top_k=top_k, top_p=top_p, seed=seed, **more)
+        blocks = self._blocks(prompts, size, temperature, seed, precision, top_k=top_k, top_p=top_p, **more)
         if length:
             for block in progress(blocks):
                 for text, part, tokens in zip(texts, parts, block.T.tolist(), strict=True):
@@ -227,24 +224,25 @@ class TextGenerator:
 
     def _blocks(
         self,
-        stepper: Stepper,
         prompts: Sequence[str],
         size: int | None,
         temperature: float | Callable[[int], float],
         seed: int | None,
+        precision: str = "fp32",
         **filters: Any,
     ) -> Iterator[Tokens]:
         """The next tokens `(N, B)` of B texts, again and again; without a size N is small first, for them to come."""
         reshape = Reshaping(self.tokenizer, temperature, **filters)
         encoded = [self.encode_prompt(prompt) for prompt in prompts]
         sizes = _growing() if size is None else itertools.repeat(size)
+        stepper = self._stepper(len(prompts), precision)
         return _draw(stepper, encoded, reshape, _Uniform(len(prompts), seed), sizes)
 
     def _stepper(self, batch_size: int, precision: str = "fp32") -> Stepper:
         """What reads `batch_size` texts: the fused path where there is one for this model on this machine."""
         parts = self._parts()
         if parts is not None and has_numba():
-            try:
+            with giving_up_numba():
                 from charrnn.folded import FoldedStepper, fold
 
                 if batch_size == 1 and precision == "fp32":
@@ -252,8 +250,6 @@ class TextGenerator:
                 from charrnn.batching import BatchStepper
 
                 return BatchStepper(fold(*parts), precision)
-            except (ImportError, RuntimeError):  # numba does not fit numpy, or finds no folder to keep its work in
-                pass
         from charrnn.stepping import ModelStepper
 
         return ModelStepper(self.model, precision)

@@ -169,7 +169,7 @@ class Trainer:
         distributed.check_device(self.device)
         self.model = model.to(self.device)
         backend = self._device_config.backend
-        if backend not in ("auto", *model.backends):
+        if backend not in ("auto", *model.known_backends()):
             why = "; that is for an LSTM on a CPU, and needs numba: pip install numba" if backend == "compiled" else ""
             raise ConfigError(
                 f"device.backend (--backend): expected auto, {' or '.join(model.backends)} for this model here, "
@@ -348,12 +348,14 @@ class Trainer:
         keep_freed_memory()
         if progress.device != self.device.type:
             progress.precision = progress.backend = None
-        if progress.backend not in self.model.backends:  # numba is not on every machine
-            progress.backend = None
+        backend = progress.backend or self._device_config.backend
+        if backend not in ("auto", self.model.backend) and backend not in self.model.backends:
+            progress.backend, backend = None, "auto"  # numba does not work on every machine
         if progress.precision is None or progress.backend is None:
-            known = {name: getattr(progress, name) for name in ("precision", "backend") if getattr(progress, name)}
-            asked = self._device_config.model_copy(update=known)
-            fastest = select_fastest(asked, self.device, self.model.backends, self._try)
+            precision = progress.precision or self._device_config.precision
+            asked = self._device_config.model_copy(update={"backend": backend, "precision": precision})
+            choices = self.model.backends if backend == "auto" else (backend,)
+            fastest = select_fastest(asked, self.device, choices, self._try)
             progress.backend, progress.precision = distributed.from_rank_0(fastest)
         progress.device = self.device.type
         self.model.backend = progress.backend

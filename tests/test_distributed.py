@@ -16,9 +16,12 @@ import torch
 
 from charrnn import distributed
 from charrnn.api import Run
+from charrnn.bench.devices import compare
 from charrnn.cli import main
-from charrnn.config import dump_config
+from charrnn.config import ModelConfig, dump_config
+from charrnn.installed import has_numba
 from charrnn.monitors import read_metrics
+from charrnn.training import Trainer
 
 from .conftest import started
 
@@ -26,16 +29,16 @@ together = pytest.mark.skipif(not torch.distributed.is_available(), reason="this
 SETTINGS = {"batch_size": 4, "save_interval": 6, "eval_interval": 6, "log_interval": 3, "schedule": "constant"}
 
 
-def run(folder, *arguments, expected=0):
-    """What two ranks of `charrnn train` say; started as by torchrun, but without loading PyTorch twice."""
-    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    if sys.platform != "win32":
-        context.set_forkserver_preload(["charrnn.cli"])
+def run(folder, *arguments, expected=0, target=main):
+    """What two ranks of `charrnn train` say; started as by torchrun, but without loading PyTorch twice.
+
+    `target` is called in each rank with the arguments of the command line.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     logs = [folder / f"rank{rank}.log" for rank in range(2)]
     arguments = ("train", *map(str, arguments))
-    ranks = [context.Process(target=one_rank, args=(rank, port, logs[rank], arguments)) for rank in range(2)]
+    ranks = [context().Process(target=one_rank, args=(rank, port, logs[rank], target, arguments)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -45,11 +48,20 @@ def run(folder, *arguments, expected=0):
     return said
 
 
-def one_rank(rank, port, log, arguments):
+def context():
+    """Where processes start from: in one that has loaded PyTorch, where the system can."""
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["charrnn.cli"])
+    return forkserver
+
+
+def one_rank(rank, port, log, target, arguments):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        code = main(arguments)
+        code = target(arguments)
     sys.exit(code)
 
 
@@ -128,6 +140,46 @@ def test_streams_that_cannot_be_shared_out_are_refused(tiny, tmp_path):
     said = run(tmp_path, config_file(tiny, tmp_path, batch_size=5), "--out", tmp_path / "run", expected=2)
     assert "expected a multiple of the 2 processes, got 5" in said
     assert not (tmp_path / "run").exists()
+
+
+@together
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
+def test_threads_are_as_asked_for_through_a_whole_run(tiny, tmp_path):
+    config = config_file(tiny, tmp_path, max_steps=6, backend="auto", threads=1)
+    run(tmp_path, config, "--out", tmp_path / "run", target=main_on_one_thread)
+
+
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
+def test_threads_are_as_asked_for_in_a_benchmark():
+    process = context().Process(target=benchmark_on_one_thread)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def main_on_one_thread(arguments):
+    watch_threads(expected=lambda trainer: 1)
+    return main(arguments)
+
+
+def benchmark_on_one_thread():
+    watch_threads(expected=lambda trainer: trainer._device_config.threads)
+    torch.set_num_threads(1)
+    compare(ModelConfig(hidden_size=8, num_layers=1), batch_size=2, seq_length=5, rounds=1, steps=1)
+    assert torch.get_num_threads() == 1
+
+
+def watch_threads(expected):
+    """Fail where an update of a trainer begins or ends with another number of threads."""
+    os.environ["NUMBA_NUM_THREADS"] = "3"  # what its threads, once launched, would leave to PyTorch
+    update = Trainer._update
+
+    def watched(self, window):
+        assert torch.get_num_threads() == expected(self)
+        update(self, window)
+        assert torch.get_num_threads() == expected(self)
+
+    Trainer._update = watched
 
 
 def wait_until(condition, seconds=60):

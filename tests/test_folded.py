@@ -1,7 +1,6 @@
 """The fused path writes what the plain one writes, for every kind of model and every setting."""
 
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -256,14 +255,6 @@ def test_a_model_that_was_changed_takes_the_plain_path():
     assert isinstance(generator._stepper(2), BatchStepper)
     torch.nn.utils.parametrizations.weight_norm(generator.model.head)
     assert len(generator.generate("a", 5, seed=1)) == 6
-
-
-def test_where_the_fused_path_cannot_be_loaded_the_plain_one_writes(monkeypatch):
-    generator = TextGenerator(made({"type": "lstm"}), TOKENIZER)
-    expected = generator.generate("a", 30, seed=1)
-    monkeypatch.setitem(sys.modules, "charrnn.folded", None)
-    assert isinstance(generator._stepper(1), ModelStepper)
-    assert generator.generate("a", 30, seed=1) == expected
 
 
 @pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_k": 40, "min_p": 0.01}, {"temperature": 0.7}])
