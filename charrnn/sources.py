@@ -41,6 +41,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
+from charrnn.atomic import rename
 from charrnn.config import DataConfig
 from charrnn.synthetic import SYNTHETIC
 from charrnn.tokenizer import END_OF_DOCUMENT
@@ -392,7 +393,7 @@ def write_if_possible(path: Path, blocks: Iterable[bytes | memoryview]) -> bool:
             with open(temporary, "xb") as file:
                 for block in blocks:
                     file.write(block)
-            os.replace(temporary, path)
+            rename(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

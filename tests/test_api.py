@@ -512,12 +512,13 @@ def test_a_best_checkpoint_newer_than_the_last_one_is_not_replaced_by_a_worse(ti
         run.fit(lambda event: (_ for _ in ()).throw(KeyboardInterrupt) if isinstance(event, Evaluated) else None)
     assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 0
     best = load_checkpoint(tmp_path / "run" / "best").training_state
+    os.rename(tmp_path / "run" / "best", tmp_path / "run" / ".best.old")  # killed between the two renames of a save
+    assert Run.resume(tmp_path / "run").trainer.progress.best_loss == best["val_loss"]
+    os.rename(tmp_path / "run" / ".best.old", tmp_path / "run" / "best")
     resumed = Run.resume(tmp_path / "run", {"learning_rate": 1e-12})
     resumed.fit()
     assert load_checkpoint(tmp_path / "run" / "best").training_state == best
     assert resumed.trainer.progress.best_loss == best["val_loss"]
-    (tmp_path / "run" / "best").rename(tmp_path / "run" / ".best.old")  # a crash between two renames
-    assert Run.resume(tmp_path / "run").trainer.progress.best_loss == best["val_loss"]
     charrnn.save_model(charrnn.create_model(resumed.generator.tokenizer), tmp_path / "run" / "best")
     assert Run.resume(tmp_path / "run").trainer.progress.best_loss == best["val_loss"]  # another one's is not known
 

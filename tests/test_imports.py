@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "installed": set(),
     "device": {"config"},
     "synthetic": set(),
-    "sources": {"config", "synthetic", "tokenizer"},
+    "sources": {"atomic", "config", "synthetic", "tokenizer"},
     "corpus": {"config", "tokenizer", "sources"},
     "kernels": {"cells"},
     "machine_code": set(),
