@@ -86,6 +86,7 @@ def _one_core_each(threads: int) -> ThreadPoolExecutor:
     before, begun = torch.get_num_threads(), threading.Barrier(threads + 1)
 
     def begin() -> None:
+        torch.get_num_threads()  # the first time a thread needs the number, it takes the process's, whatever it set
         torch.set_num_threads(1)
         begun.wait()
 

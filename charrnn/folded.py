@@ -311,7 +311,7 @@ def _leave_out(k, p, share, weights):
         total += weights[j]
     while p == 1 or held / total < p * (1 - ROUNDING):
         best = _likeliest(weights, taken)
-        if best < 0 or weights[best] < share * (1 - ROUNDING) or weights[best] == 0:
+        if best < 0 or weights[best] < share or weights[best] == 0:
             break
         taken[best] = True
         held += weights[best]

@@ -220,7 +220,7 @@ class TextGenerator:
             return prompt + text.push(tokens), text.ended
 
         read(np.zeros(0, dtype=np.int64))  # what is wrong with `stop` is said at once
-        return search(self._stepper(max(width, 2)), self.encode_prompt(prompt), read, length, width, alpha)
+        return search(self._stepper(width), self.encode_prompt(prompt), read, length, width, alpha)
 
     def _blocks(
         self,

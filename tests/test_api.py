@@ -121,10 +121,12 @@ def test_saving_never_replaces_what_is_no_checkpoint(text_file, tmp_path):
 
 def test_training_leaves_the_process_as_it_was(text_file):
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(3)  # the run takes 1
+    torch.set_num_threads(3)
+    during = set()
     try:
-        charrnn.train(text_file, **TINY)
+        charrnn.train(text_file, monitors=(lambda event: during.add(torch.get_num_threads()),), **TINY)
         assert torch.get_num_threads() == 3
+        assert during == {TINY["threads"]}
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(torch.get_rng_state(), state)

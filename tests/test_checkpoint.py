@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import sys
+import time
 
 import pytest
 import safetensors.torch
@@ -52,7 +53,12 @@ def test_round_trip(tmp_path):
 def test_it_is_a_directory_of_safetensors_and_json_alone(tmp_path):
     save(tmp_path / "m")
     assert {path.name for path in (tmp_path / "m").iterdir()} == FILES
-    save(tmp_path / "m", tensors={"optimizer.x": torch.ones(2)})
+    size = sum(path.stat().st_size for path in (tmp_path / "m").iterdir())
+    tensor = torch.arange(6.0).view(2, 3).t()  # which has not the order of its memory
+    save(tmp_path / "m", tensors={"optimizer.x": tensor})
+    loaded = load_checkpoint(tmp_path / "m", resume=True)
+    assert torch.equal(loaded.tensors["optimizer.x"], tensor)
+    assert loaded.bytes == size
     assert {path.name for path in (tmp_path / "m").iterdir()} == FILES | {"optimizer.safetensors"}
     assert [path.name for path in tmp_path.iterdir()] == ["m"]  # nothing is left beside it
     json.loads((tmp_path / "m" / "config.json").read_text())
@@ -193,6 +199,14 @@ def in_a_fork(function, *arguments):
     os.wait()
     with open(reader, "rb") as pipe:
         return json.loads(pipe.read())
+
+
+def test_what_a_killed_save_left_goes_after_an_hour(tmp_path):
+    for name, age in ((".m.1.new", 7200), (".m.2.new", 600), (".other.3.new", 7200)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    save(tmp_path / "m")
+    assert {path.name for path in tmp_path.iterdir()} == {"m", ".m.2.new", ".other.3.new"}
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

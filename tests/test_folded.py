@@ -10,7 +10,7 @@ import torch
 import charrnn
 from charrnn.config import ModelConfig
 from charrnn.models import MODELS, build_model
-from charrnn.sampling import TextGenerator
+from charrnn.sampling import Reshaping, TextGenerator, sample
 from charrnn.stepping import ModelStepper
 from charrnn.tokenizer import CharTokenizer
 from charrnn.transforms import cyclic
@@ -143,6 +143,44 @@ def test_many_texts_go_on_where_some_end(model, three_threads):
         for _ in range(2):
             np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
     assert len(ours._hands) == 3  # again, after all were one
+    assert ours._pool.submit(torch.get_num_threads).result() == 1  # a core is not shared
+
+
+def test_a_prompt_longer_than_what_is_read_at_once(model, monkeypatch):
+    prompt = np.random.default_rng(0).integers(0, TOKENIZER.vocab_size, 50)
+    monkeypatch.setattr("charrnn.folded.CHUNK", 7)
+    logits = FoldedStepper(folded(model)).read([prompt])
+    np.testing.assert_allclose(logits, ModelStepper(model).read([prompt]), atol=2e-5)
+
+
+EQUAL, TIES, TAIL = np.ones(12), np.array([2, 6, 3, 2, 6, 2, 2, 3, 2, 6, 1, 0]), np.array([1] * 11 + [1e-14])
+
+
+@pytest.mark.parametrize("number", [0.0, 0.4, 0.7, 1 - 2**-53])
+@pytest.mark.parametrize(
+    ("weights", "settings"),
+    [
+        (TIES, {"temperature": 0}),
+        (TIES, {"top_k": 2}),
+        (TIES, {"top_k": 8}),
+        (TIES, {"min_p": 1.0}),
+        (TIES, {"forbid": "\n "}),
+        (EQUAL, {"top_p": 3 / 12}),
+        (EQUAL, {"top_p": np.nextafter(3 / 12, 1)}),
+        (TAIL, {"min_p": 1e-20, "top_p": 1.0}),
+    ],
+)
+def test_ties_and_borders_are_those_of_the_transforms(weights, settings, number):
+    """Tokens as likely as one another, a share that they fill exactly, the first and the last uniform number."""
+    model = made({"type": "rnn"})
+    with torch.no_grad(), np.errstate(divide="ignore"):
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.from_numpy(np.log(weights)))
+    reshape = Reshaping(TOKENIZER, **settings)
+    expected = sample(reshape(model.head.bias.detach().numpy()[None], 0), [number])
+    for stepper in (FoldedStepper(folded(model)), BatchStepper(folded(model))):
+        stepper.read([np.array([1])])
+        assert stepper.write(np.array([[number]]), reshape.temperatures(0, 1), reshape.cut)[0] == expected
 
 
 def test_what_trains_on_is_what_writes_next(model):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn.models import CharGRU, CharLSTM
-from charrnn.sampling import TextGenerator
+from charrnn.sampling import TextGenerator, _growing
 from charrnn.stepping import ModelStepper
 from charrnn.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, UnknownCharacterError, WordTokenizer
 
@@ -63,6 +63,16 @@ def test_unknown_words_in_a_prompt_are_said():
     with pytest.warns(UserWarning, match="prompt: 1 of its 3 tokens are not in the vocabulary; the model reads U.FFFD"):
         text = generator.generate("to zebra", 5, seed=1)
     assert text.startswith("to zebra")
+
+
+def test_blocks_of_a_stream_double_while_they_come_quickly(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    sizes, seen = _growing(), []
+    for seconds in (0, 0.001, 0.1, 0.1, 0, 0, 0, 0, 0, 0):
+        seen.append(next(sizes))
+        clock[0] += seconds
+    assert seen == [1, 2, 4, 4, 4, 8, 16, 32, 64, 64]
 
 
 def test_texts_of_a_batch_differ(generator):

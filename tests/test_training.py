@@ -126,9 +126,10 @@ def test_breaking_out_and_iterating_again_equals_one_loop(tiny):
 
 def test_the_same_seed_trains_the_same_weights_whatever_the_random_state(tiny):
     trained = []
-    for seed in (1, 1, 2):
+    for seed, training in ((1, True), (1, False), (2, True)):
         torch.rand(3)
         trainer = make_trainer(tiny, seed=seed)
+        trainer.model.train(training)  # a model that was loaded is in evaluation mode
         trainer.fit()
         trained.append(weights(trainer))
     assert torch.equal(trained[0], trained[1])
@@ -188,6 +189,18 @@ def test_fp16_scales_its_loss_and_goes_on_with_that_scale(tiny, monkeypatch):
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_an_overflow_in_fp16_skips_a_step_and_the_run_goes_on(tiny, monkeypatch):
+    monkeypatch.setattr("charrnn.training.select_fastest", lambda *_: ("native", "fp16"))
+    trainer, seen = make_trainer(tiny, model_type="gru", max_steps=6), []
+    trainer.model.head.bias.register_hook(lambda d: d * math.inf if trainer.progress.step == 2 else d)
+    for event in trainer:
+        if isinstance(event, Stepped):
+            seen.append(weights(trainer))
+        elif isinstance(event, Logged):
+            assert math.isfinite(event.grad_norm)
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(seen)] == [False, True, False, False, False]
+
+
 # ------------------------------------------------------------------------------------------------- events
 
 
@@ -210,6 +223,16 @@ def test_events_are_plain_numbers(tiny):
     trainer.to_bpc = lambda loss: loss / math.log(2)
     for event in trainer:
         assert all(type(value) in (int, float, bool) for value in vars(event).values()), event
+
+
+def test_what_is_logged_are_means_since_the_last_time(tiny):
+    each, means = (events_of(make_trainer(tiny, log_interval=n), Logged) for n in (1, 3))
+    tokens = [window.inputs.numel() for window in make_trainer(tiny).dataset.windows(0)]
+    for i, event in enumerate(means):
+        part = slice(3 * i, 3 * i + 3)
+        loss = np.average([one.loss for one in each[part]], weights=tokens[part])
+        assert event.loss == pytest.approx(loss, rel=1e-5)
+        assert event.grad_norm == pytest.approx(np.mean([one.grad_norm for one in each[part]]), rel=1e-5)
 
 
 def test_speed_is_that_of_all_ranks(tiny, monkeypatch):
@@ -235,12 +258,25 @@ def test_progress_climbs_to_one(tiny):
 
 @pytest.mark.parametrize(
     ("budget", "steps"),
-    [({"max_steps": 7}, 7), ({"max_epochs": 1}, 68), ({"max_epochs": 0.5}, 35), ({"max_seconds": 1e-9}, 1)],
+    [
+        ({"max_steps": 7}, 7),
+        ({"max_epochs": 1}, 68),
+        ({"max_epochs": 0.5}, 35),
+        ({"max_seconds": 1e-9}, 1),
+        ({"max_steps": 7, "max_epochs": 1}, 7),
+    ],
 )
 def test_budgets(tiny, budget, steps):
     trainer = make_trainer(tiny, **budget)
     trainer.fit()
     assert trainer.progress.step == steps
+
+
+def test_memory_that_is_freed_is_kept_for_the_next_step(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr("charrnn.training.keep_freed_memory", lambda: asked.append(True))
+    next(iter(make_trainer(tiny)))
+    assert asked
 
 
 def test_an_epoch_is_one_pass(tiny):
@@ -258,6 +294,9 @@ def test_a_backend_is_measured_once_and_kept(tiny, monkeypatch):
     assert {trainer.model.backend for event in trainer} == {trainer.progress.backend}
     assert trainer.progress.backend in ("native", "fused")
     assert trainer.model.backend == "native"  # as it was
+    asked = make_trainer(tiny, backend=trainer.progress.backend, precision=trainer.progress.precision)
+    asked.fit()
+    assert torch.equal(weights(asked), weights(trainer))  # measuring leaves nothing behind
     monkeypatch.setattr("charrnn.training.select_fastest", None)
     resumed = make_trainer(tiny, backend="auto", precision="auto", max_steps=20)
     resumed.restore(vars(trainer.progress), trainer.tensors())
@@ -407,6 +446,7 @@ def test_each_token_weighs_the_same(tiny):
     (loss / (tiny.training.batch_size * tiny.training.seq_length)).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())  # the next step starts anew
 
 
 def test_gradients_are_clipped_by_their_whole_norm(tiny):
@@ -545,11 +585,13 @@ def test_label_smoothing_is_that_of_torch_and_never_reported(tiny):
 
 
 def test_early_stopping_stops(tiny):
-    """A rate of next to nothing never brings a better loss by min_delta: the third evaluation after the first ends."""
+    """A tiny rate brings a better loss, but not by min_delta: the third evaluation after the first ends."""
     trainer = make_trainer(
-        tiny, patience=3, min_delta=1e-3, learning_rate=1e-9, eval_interval=5, max_steps=1000, log_interval=1
+        tiny, patience=3, min_delta=1e-2, learning_rate=1e-5, eval_interval=5, max_steps=1000, log_interval=1
     )
     events = list(trainer)
+    losses = [event.loss for event in events if isinstance(event, Evaluated)]
+    assert losses == sorted(losses, reverse=True)
     assert trainer.progress.step == 20
     assert events[-1] == Finished(20, trainer.epoch, trainer.progress.seconds, trainer.progress.best_loss, False, True)
     assert isinstance(events[-2], SaveDue)
