@@ -380,7 +380,7 @@ class Window(NamedTuple):
     Attributes:
         end: tokens of each stream (of documents: of them all) that have been read once this window is.
         full: tokens of each stream in a window here that no border of an epoch cuts short; of documents, in the mean.
-        inputs: ids `(B, T)`, int64.
+        inputs: ids `(B, T)`, int64; of several processes each has windows of its own rows alone, B of them.
         targets: ids `(B, T)`, int64; `targets[b, t]` follows `inputs[b, t]` in the text, -100 nothing.
         lengths: `(B,)`, tokens of each stream that something follows; None if that is all of them.
         begins: `(B,)`, whether a stream begins a document here, from an empty state; None if none does.
@@ -392,6 +392,9 @@ class Window(NamedTuple):
     targets: Tensor
     lengths: NDArray[np.int64] | None = None
     begins: NDArray[np.bool_] | None = None
+
+
+ALL = slice(None)
 
 
 class CharDataset:
@@ -471,20 +474,22 @@ class CharDataset:
         # by doubling, for every new length costs time: products of another size are prepared anew
         return min(self.seq_length, self.start_length << int(doublings * epoch / self.growth))
 
-    def windows(self, epoch: int, start: int = 0, device: torch.device | str = "cpu") -> Iterator[Window]:
+    def windows(
+        self, epoch: int, start: int = 0, device: torch.device | str = "cpu", rows: slice = ALL
+    ) -> Iterator[Window]:
         """The windows of one epoch in order, from the one that begins at token `start` of each stream.
 
-        Their tensors, on `device`, share memory: read them, do not write. A GPU gets many windows in one copy, while it
-        computes.
+        Their tensors, on `device`, share memory: read them, do not write. A GPU gets many windows in one copy, CUDA
+        while it computes. `rows` are the streams to read.
         """
-        ends = self.borders(epoch)
-        at_once = max(1, _AT_ONCE // (self.batch_size * self.seq_length))
+        ends, streams = self.borders(epoch), self._rows[rows]
+        at_once = max(1, _AT_ONCE // (len(streams) * self.seq_length))
         for first in range(bisect.bisect_right(ends, start), len(ends), at_once):
             group = ends[first : first + at_once]
-            block = torch.from_numpy(self._rows[:, start : group[-1] + 1].astype(np.int64))
-            if torch.device(device).type == "cuda":
-                block = block.pin_memory()
-            block = block.to(device, non_blocking=True)
+            block = torch.from_numpy(streams[:, start : group[-1] + 1].astype(np.int64))
+            if torch.device(device).type == "cuda":  # only pinned memory outlives a copy that is still going on
+                block = block.pin_memory().to(device, non_blocking=True)
+            block = block.to(device)
             lengths = [end - begin for begin, end in pairwise([start, *group])]
             # "unsafe" only for tensors with a gradient, which ids never have; half the time of split
             inputs = torch.unsafe_split_with_sizes(block[:, :-1], lengths, dim=1)
@@ -574,16 +579,18 @@ class DocumentDataset:
             place += lengths
             left -= lengths
 
-    def windows(self, epoch: int, start: int = 0, device: torch.device | str = "cpu") -> Iterator[Window]:
+    def windows(
+        self, epoch: int, start: int = 0, device: torch.device | str = "cpu", rows: slice = ALL
+    ) -> Iterator[Window]:
         """The windows of one epoch in order, from the one that begins when `start` tokens of all have been read."""
         done = 0
         for place, lengths, begins in self._schedule(epoch):
             if done >= start:
                 columns = np.arange(lengths.max() + 1)
-                block = self._tokens[np.minimum(place[:, None] + columns, self.stream_length)].astype(np.int64)
-                targets = np.where(columns[:-1] < lengths[:, None], block[:, 1:], -100)
+                block = self._tokens[np.minimum(place[rows, None] + columns, self.stream_length)].astype(np.int64)
+                targets = np.where(columns[:-1] < lengths[rows, None], block[:, 1:], -100)
                 tensors = (torch.from_numpy(part).to(device) for part in (block[:, :-1], targets))
-                yield Window(done + int(lengths.sum()), self._full, *tensors, lengths, begins)
+                yield Window(done + int(lengths.sum()), self._full, *tensors, lengths[rows], begins[rows])
             done += int(lengths.sum())
 
 

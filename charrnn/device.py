@@ -119,6 +119,14 @@ def keep_freed_memory() -> None:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, in bytes
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done what it was given: a GPU works on while Python goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 @contextlib.contextmanager
 def seeded_step(device: torch.device, seed: int, step: int, rank: int = 0) -> Iterator[None]:
     """Make random numbers on `device` in the `with` block (dropout) a function of `seed`, `step` and `rank` alone.

@@ -150,6 +150,13 @@ class CharModel(nn.Module):
                     for bias in others:
                         bias[forget] = 0.0
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy whole: a layer's weights, copied one by one, no longer lie together, as cuDNN wants them."""
+        super().__setstate__(state)
+        for layer in self.layers:
+            if isinstance(layer, nn.RNNBase):
+                layer.flatten_parameters()
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens V."""

@@ -24,25 +24,46 @@ def build_optimizers(model: CharModel, config: TrainingConfig) -> list[Optimizer
     matrices = muon_parameters(model) if config.optimizer == "muon" else []
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     rest, rate = _groups(model, decay, matrices), config.learning_rate
-    fused = model.head.weight.device.type in ("cpu", "cuda")  # one kernel for all weights; MPS has none
-    match config.optimizer:
+    match config.optimizer:  # fused: one kernel for all weights, on every device
         case "adamw":
-            optimizers = [AdamW(rest, rate, betas, fused=fused)]
+            optimizers = [AdamW(rest, rate, betas, fused=True)]
         case "adam":
-            optimizers = [Adam(rest, rate, betas, fused=fused)]
+            optimizers = [Adam(rest, rate, betas, fused=True)]
         case "rmsprop":
             optimizers = [RMSprop(rest, rate, alpha=config.beta2)]
         case "sgd":
-            optimizers = [SGD(rest, rate, momentum=config.beta1, fused=fused)]
+            optimizers = [SGD(rest, rate, momentum=config.beta1, fused=True)]
         case "muon":
             optimizers = [
                 Muon(matrices, config.muon_learning_rate, weight_decay=decay, ns_steps=NEWTON_SCHULZ_STEPS),
-                AdamW(rest, rate, betas, fused=fused),
+                AdamW(rest, rate, betas, fused=True),
             ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
+
+
+class Together:
+    """Several optimizers as one: a loss scaler lets all of them step or, where any gradient overflowed, none."""
+
+    def __init__(self, optimizers: list[Optimizer]):
+        self._optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all."""
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """One step of each."""
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients of all."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
 
 
 def _groups(model: CharModel, weight_decay: float, taken: list[nn.Parameter]) -> list[dict[str, Any]]:

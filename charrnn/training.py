@@ -31,9 +31,10 @@ from charrnn.device import (
     select_device,
     select_fastest,
     set_threads,
+    synchronize,
 )
 from charrnn.models import CharModel, State, detach_state, evaluation_view, flatten_state, map_state, unflatten_state
-from charrnn.optimizers import build_optimizers, clip_gradients
+from charrnn.optimizers import Together, build_optimizers, clip_gradients
 from charrnn.schedules import evaluations_since_best, rate_factor
 from charrnn.stopwatch import Stopwatch
 
@@ -190,6 +191,7 @@ class Trainer:
                 f"got {self.dataset.batch_size}"
             )
         self.optimizers = build_optimizers(self.model, self.config)
+        self._optimizer = Together(self.optimizers) if len(self.optimizers) > 1 else self.optimizers[0]
         self.average = copy.deepcopy(self.model).requires_grad_(False) if self.config.ema_decay else None
         self.val = val
         self.to_bpc = to_bpc
@@ -244,7 +246,8 @@ class Trainer:
             yield from self._log_due()
             yield from self._due()
         while not self._ends():
-            for window in self.dataset.windows(progress.epoch, progress.position, self.device):
+            rows = distributed.own_rows(self.dataset.batch_size)
+            for window in self.dataset.windows(progress.epoch, progress.position, self.device, rows):
                 self._update(window)
                 yield from self._report()
                 if self._ends():
@@ -373,16 +376,15 @@ class Trainer:
         self.model.train()
         with seeded_step(self.device, self._device_config.seed, progress.step, distributed.rank()):
             self._backward(window)
-        for optimizer in self.optimizers:
-            self._scaler.unscale_(optimizer)
+        self._scaler.unscale_(self._optimizer)
         grad_norm = clip_gradients(self.model, config)
         factor = rate_factor(config, self.share_used(), self.epoch, self._losses())
         self._rate = config.learning_rate * factor
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            self._scaler.step(optimizer)
-            optimizer.zero_grad()
+        self._scaler.step(self._optimizer)
+        self._optimizer.zero_grad()
         self._scaler.update()
 
         progress.step += 1
@@ -398,8 +400,7 @@ class Trainer:
 
     def _backward(self, window: Window) -> None:
         """Gradients of the mean loss over this rank's streams, in as many parts as asked for; carries the state on."""
-        rows = distributed.own_rows(self.dataset.batch_size)
-        inputs, targets = window.inputs[rows], window.targets[rows]  # (B, T)
+        inputs, targets = window.inputs, window.targets  # (B, T)
         # every token weighs the same, so a window cut short at an epoch's border pulls less
         full, parts = len(inputs) * window.full, min(self.config.accumulation, len(inputs))
         states: list[State] = []
@@ -475,16 +476,22 @@ class Trainer:
         self._tokens, self._steps, self._busy = 0, 0, 0.0
 
     def _log(self) -> Logged:
-        begin = self._stopwatch.seconds()
+        self._settle()
         self._check_finite()
         loss, norm = distributed.mean(self._loss_sum.item() / self._tokens, self._norm_sum.item() / self._steps)
-        self._busy += self._stopwatch.seconds() - begin  # a GPU's work ends only here
         speed = distributed.world_size() * self._tokens / self._busy
         self._clear_means()
         return Logged(self.progress.step, self.epoch, self.progress.seconds, loss, norm, self._rate, speed)
 
+    def _settle(self) -> None:
+        """Wait for a GPU to finish the updates: their time ends here, not where Python has handed them over."""
+        begin = self._stopwatch.seconds()
+        synchronize(self.device)
+        self._busy += self._stopwatch.seconds() - begin
+
     def _evaluate(self) -> Evaluated:
         progress = self.progress
+        self._settle()
         self._check_finite()
         loss = evaluate(self.evaluated_model, self.val) if distributed.rank() == 0 else 0.0
         loss, seconds = distributed.from_rank_0((loss, self._stopwatch.lap()))
@@ -501,6 +508,7 @@ class Trainer:
         return Evaluated(progress.step, self.epoch, progress.seconds, loss, best, bpc)
 
     def _save_due(self) -> SaveDue:
+        self._settle()
         self._check_finite()
         self._gathered = distributed.gather_rows(self._state)
         self.progress.saved_at = self.progress.step

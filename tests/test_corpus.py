@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import charrnn.corpus
 import charrnn.sources
 from charrnn.config import ConfigError
-from charrnn.corpus import CharDataset, commonest, describe_text, entropy, load_corpus, token_counts
+from charrnn.corpus import CharDataset, DocumentDataset, commonest, describe_text, entropy, load_corpus, token_counts
 from charrnn.sources import CorpusError
 from charrnn.tokenizer import CharTokenizer
 
@@ -287,6 +288,33 @@ def test_an_epoch_goes_on_where_it_was_left(size, batch_size, seq_length, epoch,
     left = data.draw(st.integers(0, len(windows) - 1))
     rest = list(dataset.windows(epoch, windows[left].end))
     assert [w.inputs.tolist() for w in rest] == [w.inputs.tolist() for w in windows[left + 1 :]]
+
+
+@pytest.mark.parametrize("of_documents", [False, True])
+def test_the_rows_of_some_ranks_are_those_of_all(of_documents):
+    """Each window holds, and so each rank copies to its device, its own rows alone."""
+    tokens = np.random.default_rng(0).integers(0, 9, 500)
+    tokens[[0, -1]] = 0
+    dataset = DocumentDataset(tokens, 6, 10, 0) if of_documents else CharDataset(tokens, 6, 10)
+    ranks = [list(dataset.windows(1, rows=slice(first, first + 2))) for first in (0, 2, 4)]
+    for whole, *parts in zip(dataset.windows(1), *ranks, strict=True):
+        assert [(part.end, part.full, len(part.inputs.untyped_storage()) < 6 * 8 * 500) for part in parts] == [
+            (whole.end, whole.full, True)
+        ] * 3
+        for field in ("inputs", "targets", "lengths", "begins"):
+            if getattr(whole, field) is not None:
+                values = [np.asarray(getattr(part, field)) for part in parts]
+                np.testing.assert_array_equal(np.concatenate(values), getattr(whole, field))
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("mps", False)])
+def test_only_pinned_memory_is_copied_while_python_goes_on(monkeypatch, device, pinned):
+    """Pageable memory that is freed before such a copy is done is silently read as something else on MPS."""
+    made, copied = set(), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: made.add(self.data_ptr()) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, non_blocking=False: copied.append(non_blocking) or self)
+    list(CharDataset(np.arange(100), 2, 10).windows(0, device=device))
+    assert any(copied) == bool(made) == pinned
 
 
 def test_borders_fall_elsewhere_in_each_epoch_and_are_seeded():

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -182,6 +183,22 @@ def test_a_model_knows_its_config(kind):
 def test_sizes_out_of_range_are_refused():
     with pytest.raises(ValueError, match="hidden_size"):
         CharLSTM(7, 0)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_copy_lays_its_weights_out_for_cudnn(kind, monkeypatch):
+    model = build_model(ModelConfig(type=kind, num_layers=3), 5)
+    laid_out = []
+    monkeypatch.setattr(torch.nn.RNNBase, "flatten_parameters", lambda layer: laid_out.append(layer))
+    copied = copy.deepcopy(model)
+    assert laid_out == list(copied.layers)
+    copy.deepcopy(build_model(ModelConfig(layer_norm=True), 5))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_a_copy_on_cuda_runs_without_a_warning():
+    copied = copy.deepcopy(build_model(ModelConfig(hidden_size=16), 5).cuda())
+    copied(torch.zeros(2, 3, dtype=torch.int64, device="cuda"))  # cuDNN warns of weights that do not lie together
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

@@ -36,6 +36,20 @@ def test_muon_is_for_the_matrices_of_the_layers(options):
     assert chosen == [f"layers.{i}.weight_{kind}_l0" for i in (0, 1) for kind in ("ih", "hh")]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "muon", "sgd"])
+def test_one_kernel_updates_all_weights(name, device):
+    if device != "cpu" and not getattr(torch, device).is_available():
+        pytest.skip(f"no {device.upper()} device on this machine")
+    model = tiny_model().to(device)
+    *_, optimizer = build_optimizers(model, TrainingConfig(optimizer=name))
+    assert optimizer.defaults["fused"]
+    before = model.head.weight.detach().clone()
+    model(torch.zeros(2, 3, dtype=torch.int64, device=device))[0].sum().backward()
+    optimizer.step()
+    assert (model.head.weight != before).all()
+
+
 def test_rmsprop_is_that_of_2015():
     """m = 0.95 m + 0.05 g², w -= rate g / sqrt(m)."""
     model = tiny_model()

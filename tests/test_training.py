@@ -714,6 +714,44 @@ def test_an_iteration_that_is_still_held_does_not_disturb_the_next(tiny):
     assert trainer.model.backend == "native"
 
 
+def test_a_rank_reads_its_own_streams_alone(tiny, monkeypatch):
+    monkeypatch.setattr(distributed, "own_rows", lambda rows: slice(1, 3))
+    trainer = make_trainer(tiny, max_steps=2)
+    read = []
+    trainer.model.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    whole = [window.inputs[1:3] for window in itertools.islice(trainer.dataset.windows(0), 2)]
+    next(event for event in trainer if event.step == 2)
+    assert all(map(torch.equal, read, whole))
+    assert read[0].untyped_storage().nbytes() == 2 * 8 * (trainer.dataset.stream_length + 1)
+
+
+def test_where_a_gradient_overflows_no_optimizer_steps(tiny):
+    """In fp16 a loss scaler skips the step; here one weight of AdamW's overflows, and none of Muon's."""
+    trainer = make_trainer(tiny, optimizer="muon", max_steps=3)
+    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    trainer.model.head.bias.register_hook(lambda gradient: gradient * (math.inf if trainer.progress.step == 1 else 1))
+    seen = []
+    for event in trainer:
+        if isinstance(event, Stepped):
+            memory = {name: tensor.clone() for name, tensor in trainer.tensors().items() if "optimizer." in name}
+            seen.append(({name: p.detach().clone() for name, p in trainer.model.named_parameters()}, memory))
+    for one, two, three in zip(*seen, strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert not any(torch.equal(two[name], three[name]) for name in one)
+    assert trainer._scaler.get_scale() == 32
+
+
+def test_speed_counts_what_a_gpu_had_still_to_do(tiny, monkeypatch):
+    """Work that was handed over ends when the device is waited for: at a log, and before an evaluation and a save."""
+    waits = []
+    monkeypatch.setattr("charrnn.training.synchronize", lambda device: waits.append(time.sleep(0.03)))
+    trainer = make_trainer(tiny, max_steps=12, log_interval=1000)
+    (logged,) = events_of(trainer, Logged)
+    tokens = trainer.progress.position * trainer.dataset.batch_size
+    assert len(waits) >= 5
+    assert tokens / logged.tokens_per_second >= 0.03 * 5
+
+
 def test_an_error_of_a_monitor_ends_the_iteration(tiny):
     """What a monitor raises keeps the loop's frame alive, as a notebook keeps the last traceback."""
     trainer = make_trainer(tiny, backend="readable")

@@ -18,7 +18,7 @@ import torch
 from charrnn.api import get_model_info
 from charrnn.bench.processes import run_apart
 from charrnn.config import DeviceConfig, ModelConfig, TrainingConfig, config_fields
-from charrnn.device import candidate_precisions
+from charrnn.device import candidate_precisions, synchronize
 from charrnn.models import build_model
 from charrnn.monitors import read_metrics
 from charrnn.training import Event, Stepped, Trainer
@@ -75,20 +75,13 @@ class Contender:
         """Make so many steps; characters per second."""
         if self.setting.threads is not None:
             torch.set_num_threads(self.setting.threads)
-        self._wait()
+        synchronize(self._device)
         begin = time.perf_counter()
         for _ in range(steps):
             while not isinstance(next(self._events), Stepped):
                 pass
-        self._wait()
+        synchronize(self._device)
         return steps * self._tokens / (time.perf_counter() - begin)
-
-    def _wait(self) -> None:
-        """Until a GPU has done what it was given: it works on while Python goes on."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        elif self._device.type == "mps":
-            torch.mps.synchronize()
 
 
 def compare(
