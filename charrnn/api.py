@@ -39,7 +39,7 @@ from charrnn.models import build_model, count_parameters, with_vocabulary
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import Reshaping, TextGenerator
 from charrnn.sources import CorpusError, absolute_name
-from charrnn.tokenizer import TOKENIZERS, CharTokenizer, Tokenizer, UnknownCharacterError
+from charrnn.tokenizer import TOKENIZERS, CharTokenizer, DocumentTokenizer, Tokenizer, UnknownCharacterError
 from charrnn.training import Monitor, Trainer
 from charrnn.training import evaluate as mean_loss
 
@@ -185,7 +185,7 @@ def evaluate(
     extent = corpus.predicted(split, config.train_frac, config.val_frac)
     if not extent.characters:
         raise CorpusError(f"{corpus.name}: expected a character to begin in the {split} split, got none; use more text")
-    return Evaluation(mean_loss(generator.model, tokens, progress=progress), *extent)
+    return Evaluation(mean_loss(generator.model, tokens, progress=progress, end=corpus.end), *extent)
 
 
 def evaluation_config(generator: TextGenerator, data: str | Path | None = None, **settings: Any) -> DataConfig:
@@ -197,7 +197,8 @@ def evaluation_config(generator: TextGenerator, data: str | Path | None = None, 
     config = generator.config.data if generator.config else DataConfig()
     other = data_config(config.name if data is None else data)
     if absolute_name(other.name) != config.name:  # how its files are read is for another text to say
-        config = other.model_copy(update={"train_frac": config.train_frac, "val_frac": config.val_frac})
+        kept = ["train_frac", "val_frac", *(["documents", "separator"] if config.documents else [])]
+        config = other.model_copy(update={name: getattr(config, name) for name in kept})
     return data_config(config, **settings)
 
 
@@ -325,6 +326,7 @@ class Run:
                 config.device,
                 config.logging.log_interval,
                 _bits_per_character(corpus.predicted("val", config.data.train_frac, config.data.val_frac)),
+                corpus.end,
             )
         except CorpusError as error:
             raise CorpusError(f"{corpus.name} ({len(corpus.tokens):,} tokens): {error}") from error
@@ -477,28 +479,37 @@ def _refuse_taken(directory: Path) -> None:
 def _corpus_for(tokenizer: Tokenizer, config: DataConfig) -> Corpus:
     """The text in the tokens of a trained model; characters that it does not know are added to their end.
 
-    Where there is a token for rare characters, those join that this text's own vocabulary would have.
+    Where there is a token for rare characters, those join that this text's own vocabulary would have. The end token
+    joins where the text is of documents.
     """
+    if config.documents and tokenizer.end is None:
+        tokenizer = DocumentTokenizer(tokenizer)
+    base = _without_end(tokenizer)
     try:
         corpus = load_corpus(config, tokenizer)
-        if not isinstance(tokenizer, CharTokenizer) or not corpus.unknown_share:
+        if not isinstance(base, CharTokenizer) or not corpus.unknown_share:
             return corpus
     except CorpusError as error:
-        if not isinstance(error.__cause__, UnknownCharacterError) or not isinstance(tokenizer, CharTokenizer):
+        if not isinstance(error.__cause__, UnknownCharacterError) or not isinstance(base, CharTokenizer):
             raise
         config = config.model_copy(update={"min_frequency": 1, "vocab_size": sys.maxunicode + 1})
-    text = load_corpus(config)
-    new = "".join(character for character in text.tokenizer.characters if character not in tokenizer.characters)
+    own = _without_end(load_corpus(config).tokenizer)
+    new = "".join(character for character in own.characters if character not in base.characters)
     if not new:
         return corpus
-    known = tokenizer.vocab_size
+    known = base.vocab_size
     warnings.warn(
         f"{config.name}: the vocabulary of {known} characters grows to {known + len(new)}, by {new[:40]!r}"
         + (" and more" if len(new) > 40 else ""),
         stacklevel=3,
     )
-    unknown = None if tokenizer.unknown is None else tokenizer.characters[tokenizer.unknown]
-    return load_corpus(config, CharTokenizer(tokenizer.characters + new, unknown))
+    unknown = None if base.unknown is None else base.characters[base.unknown]
+    grown = CharTokenizer(base.characters + new, unknown)
+    return load_corpus(config, grown if tokenizer.end is None else DocumentTokenizer(grown, tokenizer.end))
+
+
+def _without_end(tokenizer: Tokenizer) -> Tokenizer:
+    return tokenizer.base if isinstance(tokenizer, DocumentTokenizer) else tokenizer
 
 
 def _with_absolute_path(config: RunConfig) -> RunConfig:
@@ -512,8 +523,10 @@ def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunCon
     fixed += [
         ("training", "batch_size"),
         ("training", "optimizer"),
-        *(("data", name) for name in ("train_frac", "val_frac", *TOKENS)),
+        *(("data", name) for name in ("train_frac", "val_frac", "documents", *TOKENS)),
     ]
+    if config.data.documents:  # they decide about which document comes when
+        fixed += [("training", "seq_length"), ("device", "seed")]
     for section, name in fixed:
         theirs, mine = (getattr(getattr(c, section), name) for c in (checkpoint.config, config))
         if mine != theirs:

@@ -184,7 +184,7 @@ def _conclude(run: "Run", generator: TextGenerator, quiet: bool) -> int:
 def _about(run: "Run") -> dict[str, Any]:
     from charrnn.models import count_parameters
 
-    corpus, dataset, config = run.corpus, run.trainer.dataset, run.config
+    corpus, config = run.corpus, run.config
     splits = corpus.split(config.data.train_frac, config.data.val_frac)
     budgets = {name: getattr(config.training, name) for name in BUDGETS}
     progress = run.trainer.progress
@@ -196,12 +196,22 @@ def _about(run: "Run") -> dict[str, Any]:
         "splits": ", ".join(f"{name} {len(tokens):,}" for name, tokens in splits._asdict().items()),
         "model": f"{config.model.num_layers}x{config.model.hidden_size} {config.model.type}, "
         f"{count_parameters(run.generator.model):,} parameters",
-        "step": f"{dataset.batch_size} streams of {dataset.seq_length}, {len(dataset.borders(0)):,} steps an epoch",
+        "step": _about_step(run),
         "budget": ", ".join(f"{name} {value:g}" for name, value in budgets.items() if value is not None),
         "recipe": _recipe(config.training),
         "device": f"{run.trainer.device}{_ranks()}, {how}",
         "directory": run.directory or "none",
     }
+
+
+def _about_step(run: "Run") -> str:
+    dataset = run.trainer.dataset
+    if run.corpus.end is None:
+        return f"{dataset.batch_size} streams of {dataset.seq_length}, {len(dataset.borders(0)):,} steps an epoch"
+    return (
+        f"{dataset.batch_size} documents by up to {dataset.seq_length} tokens, {dataset.padding:.1%} of them padding, "
+        f"{dataset.steps:,} steps an epoch"
+    )
 
 
 def _ranks() -> str:
@@ -222,8 +232,12 @@ def _recipe(config: TrainingConfig) -> str:
 
 
 def _about_tokens(corpus: "Corpus") -> dict[str, str]:
+    from charrnn.corpus import find_ends
+
     kind, different = corpus.tokenizer.kind, f"{corpus.tokenizer.vocab_size:,} different"
     rows = {"tokens": f"{len(corpus.tokens):,} of kind {kind}, {different}"}
+    if corpus.end is not None:
+        rows["documents"] = f"{len(find_ends(corpus.tokens, corpus.end)) - 1:,}"
     if corpus.tokenizer.unknown is not None:
         extent = corpus.extent()
         spelled = f"to spell them takes {extent.spelling / extent.characters:.3f} bits per character"
@@ -384,7 +398,7 @@ def score(arguments: argparse.Namespace) -> int:
             "after": repr("".join(found.tokens[max(0, place - 20) : place])),
             "probability": f"{probabilities[place]:.2g}",
             "bits": f"{bits[place]:.1f}",
-            "likeliest was": repr(found.likeliest[place]),
+            "likeliest was": repr(found.likeliest[place]) if found.likeliest[place] else "the end",
         }
         for place in found.worst(10)
     ]
@@ -485,7 +499,8 @@ def _statistics(config: DataConfig, corpus: "Corpus") -> dict[str, Any]:
     """Bytes, lines and words of a text; its entropy in bits per character, each token taken alone; common tokens."""
     from charrnn.corpus import commonest, describe_text, entropy
 
-    shape, extent = describe_text(open_source(config).pieces("measuring")), corpus.extent()
+    text = open_source(config.model_copy(update={"documents": False}))
+    shape, extent = describe_text(text.pieces("measuring")), corpus.extent()
     return {
         **shape._asdict(),
         "entropy": extent.bpc(entropy(corpus.tokens)),

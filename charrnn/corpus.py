@@ -448,6 +448,7 @@ class CharDataset:
         self.start_length, self.growth = min(start_length or seq_length, seq_length), growth
         self.stream_length = pairs // self.batch_size
         self.trimmed = pairs % self.batch_size
+        self.epoch_tokens = self.batch_size * self.stream_length
         self._seed = seed
         width = tokens.strides[0]
         # row b: the tokens of stream b, and the one that follows them
@@ -543,7 +544,7 @@ class DocumentDataset:
         self._starts, self._lengths = ends[:-1], np.diff(ends)  # a document's last target is the end token
         self.documents = len(self._starts)
         self.batch_size, self.seq_length = min(batch_size, self.documents), seq_length
-        self.stream_length = len(tokens) - 1  # the unit of `Window.end`: tokens of all documents
+        self.stream_length = self.epoch_tokens = len(tokens) - 1  # `Window.end` counts the tokens of all documents
         sizes = [lengths.max() for _, lengths, _ in self._schedule(0)]
         self.steps, self.padding = len(sizes), 1 - self.stream_length / (self.batch_size * int(sum(sizes)))
         self._full = self.stream_length / (self.steps * self.batch_size)

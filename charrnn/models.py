@@ -15,8 +15,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from charrnn.cells import Cell, gru_cell, layer_norm_lstm_cell, lstm_cell, rnn_cell, unroll
@@ -381,6 +383,14 @@ def evaluation_view(model: nn.Module) -> nn.Module:
 def detach_state(state: State) -> State:
     """The same state, cut from the graph: gradients stop here (truncated backpropagation through time)."""
     return map_state(Tensor.detach, state)
+
+
+def begin_rows(state: State, begins: NDArray[np.bool_] | None) -> State:
+    """The state with an empty one in the rows, `(B,)`, that begin a text; the state itself if none does."""
+    if state is None or begins is None or not begins.any():
+        return state
+    rows = torch.from_numpy(np.flatnonzero(begins))
+    return map_state(lambda tensor: tensor.index_fill(0, rows.to(tensor.device), 0), state)
 
 
 def flatten_state(state: State) -> dict[str, Tensor]:

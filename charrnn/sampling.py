@@ -2,7 +2,8 @@
 
 The next token is drawn by inverting the cumulative distribution at one uniform number of the Mersenne Twister, the
 generator behind a CPU's `torch.Generator`. A text depends on its prompt, its settings and its seed: not on how it is
-asked for, streamed or whole, alone or in a batch.
+asked for, streamed or whole, alone or in a batch. A model of documents begins a text with its end token, and ends one
+where it draws that token.
 """
 
 import itertools
@@ -116,8 +117,8 @@ class TextGenerator:
         """`prompt` and `length` more characters.
 
         Args:
-            prompt: text to go on from; empty starts after a newline.
-            length: characters to generate, exactly; at most, if there is a `stop`.
+            prompt: text to go on from; empty starts after a newline, a model of documents at the start of one.
+            length: characters to generate, exactly; at most, if there is a `stop` or the model ends its texts.
             temperature: divides the logits; 0 always takes the likeliest token. A function gives one for each step,
                 counted from 0, as `transforms.cyclic` does.
             top_k: draw among the k likeliest tokens only.
@@ -144,7 +145,7 @@ class TextGenerator:
         seed: int | None = None,
         **more: Unpack[TextSettings],
     ) -> Iterator[str]:
-        """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None has no end."""
+        """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None sets no limit."""
         # wrong settings are reported here and now, not when the first piece is asked for
         text = _Text(length, more.pop("stop", None), self.tokenizer)
         blocks = self._blocks([prompt], None, temperature, seed, top_k=top_k, top_p=top_p, **more)
@@ -178,7 +179,7 @@ class TextGenerator:
         more.pop("stop", None)
         parts = [[prompt] for prompt in prompts]
         size = min(length, LARGEST_BLOCK)
-        if length and len(prompts) > 1 and not any(text.stops for text in texts):
+        if length and len(prompts) > 1 and self.tokenizer.end is None and not any(text.stops for text in texts):
             most = min(max(CHARACTERS_AT_ONCE // len(prompts), 16), 4 * LARGEST_BLOCK)
             size = math.ceil(length / math.ceil(length / most))  # blocks of one size: none is drawn in vain
         blocks = self._blocks(prompts, size, temperature, seed, precision, top_k=top_k, top_p=top_p, **more)
@@ -204,10 +205,10 @@ class TextGenerator:
         """The likeliest texts that a beam search finds, the best first; it draws nothing.
 
         Args:
-            prompt: text to go on from; empty starts after a newline.
+            prompt: as for `generate`.
             length: tokens to generate, at most.
             width: texts that are followed side by side.
-            alpha: how much the score makes up for length, see `beams`; only with a `stop` do lengths differ.
+            alpha: how much the score makes up for length, see `beams`; only where texts end early do lengths differ.
             stop: a text is at its end right after this string.
 
         Raises:
@@ -274,9 +275,12 @@ class TextGenerator:
     def encode_prompt(self, prompt: str) -> Tokens:
         """Tokens `(T,)` that a text with this prompt goes on from; an empty one is a newline, or else the first token.
 
+        A model of documents reads its end token first, and nothing else where the prompt is empty.
+
         Raises:
             UnknownCharacterError: it has a character outside the vocabulary.
         """
+        end = self.tokenizer.end
         if prompt:
             tokens = self.tokenizer.encode(prompt)
             if self.tokenizer.unknown is not None and self.tokenizer.unknown in tokens:
@@ -285,12 +289,14 @@ class TextGenerator:
                     "vocabulary; the model reads U+FFFD in their place",
                     stacklevel=4,
                 )
+        elif end is not None:
+            tokens = []
         else:
             try:
                 tokens = self.tokenizer.encode("\n")
             except ValueError:  # no newline in the vocabulary
                 tokens = [0]
-        return np.asarray(tokens, dtype=np.int64)
+        return np.array([*([] if end is None else [end]), *tokens], dtype=np.int64)
 
 
 # ------------------------------------------------------------------------------------------------------ one by one
@@ -417,13 +423,13 @@ def _possible(tokenizer: Tokenizer, allow: str | None, forbid: str | None) -> ND
     if not (forbid or "").isascii():
         forbidden.add(UNKNOWN)  # a token that is half of a character may be half of this one
     possible = np.array([allowed.issuperset(text) and forbidden.isdisjoint(text) for text in texts])
-    if not possible.any():
+    if not any(text for text, left in zip(texts, possible, strict=True) if left):  # an end token alone writes nothing
         raise ValueError("allow, forbid: expected to leave at least one token, got none")
     return possible
 
 
 class _Text:
-    """The characters that are generated, out of tokens of any size: exactly `length`, or up to a string."""
+    """The characters that are generated, out of tokens of any size: exactly `length`, or up to a string or the end."""
 
     def __init__(self, length: int | None, stop: str | Sequence[str] | None, tokenizer: Tokenizer):
         if length is not None and length < 0:
@@ -434,15 +440,20 @@ class _Text:
             raise ValueError("stop: expected a string to end after, got an empty one")
         self._tail = ""  # as much of the end as may be the beginning of a stop
         self._decoder = StreamDecoder(tokenizer)
+        self._end = tokenizer.end
         self.ended = length == 0
 
     def push(self, tokens: Iterable[int]) -> str:
         """Take tokens; the characters they add, of which there may be none."""
         if self.ended:
             return ""
-        piece = self._decoder.push(tokens)[: self._missing]
+        tokens = list(tokens)
+        at_end = self._end is not None and self._end in tokens
+        piece = self._decoder.push(tokens[: tokens.index(self._end)] if at_end else tokens)
+        piece = (piece + self._decoder.flush() if at_end else piece)[: self._missing]
         if self.stops:
             piece = self._up_to_a_stop(piece)
+        self.ended |= at_end
         if self._missing is not None:
             self._missing -= len(piece)
             self.ended |= self._missing == 0

@@ -4,12 +4,13 @@
         match event: ...
 
 Truncated backpropagation through time (Williams & Peng, 1990): the state is carried from window to window and cut from
-the graph in between; it starts from zeros at the beginning of each epoch.
+the graph in between; it starts from zeros at the beginning of each epoch, and of each document where there are such.
 """
 
 import contextlib
 import copy
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from charrnn import distributed
 from charrnn.config import ConfigError, DeviceConfig, TrainingConfig
-from charrnn.corpus import CharDataset, Tokens, Window
+from charrnn.corpus import CharDataset, DocumentDataset, Tokens, Window
 from charrnn.device import (
     autocast,
     check_precision,
@@ -33,7 +34,16 @@ from charrnn.device import (
     set_threads,
     synchronize,
 )
-from charrnn.models import CharModel, State, detach_state, evaluation_view, flatten_state, map_state, unflatten_state
+from charrnn.models import (
+    CharModel,
+    State,
+    begin_rows,
+    detach_state,
+    evaluation_view,
+    flatten_state,
+    map_state,
+    unflatten_state,
+)
 from charrnn.optimizers import Together, build_optimizers, clip_gradients
 from charrnn.schedules import evaluations_since_best, rate_factor
 from charrnn.stopwatch import Stopwatch
@@ -111,7 +121,7 @@ class Progress:
 
     step: int = 0
     epoch: int = 0
-    position: int = 0  # tokens of each stream read in this epoch
+    position: int = 0  # tokens of each stream read in this epoch; of documents, of them all
     seconds: float = 0.0
     evaluated_at: int = 0  # the last step at which the validation split was read
     saved_at: int = -1  # the last step at which a checkpoint was due
@@ -141,6 +151,8 @@ class Trainer:
         device: where, how precisely and from which seed.
         log_interval: steps between `Logged` events.
         to_bpc: turns the loss on `val`, nats per token, into bits per character.
+        end: id of the end token that stands before, between and after the documents of `train` and `val`; None if they
+            are one text each.
 
     Attributes:
         average: with `ema_decay` a model whose weights are the running mean of the trained ones, else None.
@@ -148,7 +160,10 @@ class Trainer:
     Raises:
         CorpusError: `train` is too short.
         ConfigError: `device` is not on this machine, or cannot compute in that precision; no such backend for `model`;
-            the streams cannot be shared out evenly.
+            the streams cannot be shared out evenly; documents with a `start_length`.
+
+    Warns:
+        UserWarning: there are too few streams or documents for `batch_size`, or half of what is computed is padding.
     """
 
     def __init__(
@@ -160,6 +175,7 @@ class Trainer:
         device: DeviceConfig | None = None,
         log_interval: int = 100,
         to_bpc: Callable[[float], float] | None = None,
+        end: int | None = None,
     ):
         self.config = config or TrainingConfig()
         self.log_interval = log_interval
@@ -176,15 +192,7 @@ class Trainer:
                 f"device.backend (--backend): expected auto, {' or '.join(model.backends)} for this model here, "
                 f"got {backend!r}{why}"
             )
-        self.dataset = CharDataset(
-            train,
-            self.config.batch_size,
-            self.config.seq_length,
-            self._device_config.seed,
-            "the training split",
-            self.config.start_length,
-            self.config.growth,
-        )
+        self.dataset = self._dataset(train, end)
         if self.dataset.batch_size % distributed.world_size():
             raise ConfigError(
                 f"training.batch_size (--batch-size): expected a multiple of the {distributed.world_size()} processes, "
@@ -194,12 +202,32 @@ class Trainer:
         self._optimizer = Together(self.optimizers) if len(self.optimizers) > 1 else self.optimizers[0]
         self.average = copy.deepcopy(self.model).requires_grad_(False) if self.config.ema_decay else None
         self.val = val
-        self.to_bpc = to_bpc
+        self.to_bpc, self._end = to_bpc, end
         self._state: State = None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self._stop = self._asked_to_stop = False
         self._iteration: Callable[[], Generator[Event] | None] = lambda: None
         self._clear_means()
+
+    def _dataset(self, train: Tokens, end: int | None) -> CharDataset | DocumentDataset:
+        config, seed, name = self.config, self._device_config.seed, "the training split"
+        sizes = config.batch_size, config.seq_length
+        if end is None:
+            return CharDataset(train, *sizes, seed, name, config.start_length, config.growth)
+        if config.start_length is not None:
+            raise ConfigError(
+                "training.start_length (--start-length): expected null with documents, whose windows end with them"
+            )
+        dataset = DocumentDataset(train, *sizes, end, seed, name)
+        if dataset.batch_size < config.batch_size:
+            warnings.warn(f"{name}: {dataset.documents} documents, so as many are read side by side", stacklevel=3)
+        if dataset.padding > 0.5:
+            warnings.warn(
+                f"{name}: {dataset.padding:.0%} of each step is padding, for {dataset.batch_size} documents side by "
+                "side differ too much in length; lower batch_size",
+                stacklevel=3,
+            )
+        return dataset
 
     @property
     def evaluated_model(self) -> CharModel:
@@ -401,6 +429,7 @@ class Trainer:
     def _backward(self, window: Window) -> None:
         """Gradients of the mean loss over this rank's streams, in as many parts as asked for; carries the state on."""
         inputs, targets = window.inputs, window.targets  # (B, T)
+        self._state = begin_rows(self._state, window.begins)
         # every token weighs the same, so a window cut short at an epoch's border pulls less
         full, parts = len(inputs) * window.full, min(self.config.accumulation, len(inputs))
         states: list[State] = []
@@ -410,21 +439,23 @@ class Trainer:
             last = len(states) == parts - 1
             with contextlib.nullcontext() if last or self._replica is self.model else self._replica.no_sync():
                 objective, loss, state = self._loss(self._replica, inputs[own], targets[own], state)
-                self._scaler.scale(objective * (inputs[own].numel() / full)).backward()
+                self._scaler.scale(objective / full).backward()
             states.append(state)
-            self._loss_sum += loss * inputs[own].numel()
-        self._tokens += inputs.numel()
+            self._loss_sum += loss
+        self._tokens += inputs.numel() if window.lengths is None else int(window.lengths.sum())
         self._state = map_state(lambda *h: torch.cat(h), *states)
 
     def _loss(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, state: State = None, precision: str | None = None
     ) -> tuple[Tensor, Tensor, State]:
-        """What is minimised, the mean nats per token of a window `(B, T)`, and the state to carry on."""
+        """What is minimised and the nats, summed over a window `(B, T)` without its padding; the state to carry on."""
         with autocast(self.device, precision or self.progress.precision):
             logits, state = model(inputs, state)  # (B, T, V)
         log_p = F.log_softmax(logits.float().flatten(0, 1), dim=1)  # (B T, V)
-        loss, smoothing = F.nll_loss(log_p, targets.flatten()), self.config.label_smoothing
-        objective = (1 - smoothing) * loss - smoothing * log_p.mean() if smoothing else loss
+        targets, smoothing = targets.flatten(), self.config.label_smoothing
+        objective = loss = F.nll_loss(log_p, targets, reduction="sum")  # it ignores -100
+        if smoothing:
+            objective = (1 - smoothing) * loss - smoothing * log_p.mean(dim=1)[targets >= 0].sum()
         return objective, loss.detach(), detach_state(state)
 
     @torch.no_grad()
@@ -478,10 +509,11 @@ class Trainer:
     def _log(self) -> Logged:
         self._settle()
         self._check_finite()
-        loss, norm = distributed.mean(self._loss_sum.item() / self._tokens, self._norm_sum.item() / self._steps)
-        speed = distributed.world_size() * self._tokens / self._busy
+        sums = self._loss_sum.item(), self._tokens, self._norm_sum.item() / self._steps
+        loss, tokens, norm = distributed.mean(*sums)  # ranks need not have read as many tokens of documents
+        speed = distributed.world_size() * tokens / self._busy
         self._clear_means()
-        return Logged(self.progress.step, self.epoch, self.progress.seconds, loss, norm, self._rate, speed)
+        return Logged(self.progress.step, self.epoch, self.progress.seconds, loss / tokens, norm, self._rate, speed)
 
     def _settle(self) -> None:
         """Wait for a GPU to finish the updates: their time ends here, not where Python has handed them over."""
@@ -493,7 +525,7 @@ class Trainer:
         progress = self.progress
         self._settle()
         self._check_finite()
-        loss = evaluate(self.evaluated_model, self.val) if distributed.rank() == 0 else 0.0
+        loss = evaluate(self.evaluated_model, self.val, end=self._end) if distributed.rank() == 0 else 0.0
         loss, seconds = distributed.from_rank_0((loss, self._stopwatch.lap()))
         progress.seconds += seconds
         self._refuse_infinite("validation loss", loss)
@@ -540,12 +572,14 @@ def evaluate(
     streams: int | None = None,
     warmup: int = 256,
     progress: Callable[[range], Iterable[int]] = iter,
+    end: int | None = None,
 ) -> float:
     """Mean loss in nats per token over all of `tokens`, dropout off, in fp32, state carried.
 
     The split is read as contiguous streams side by side. Each but the first starts with the state left by the `warmup`
     tokens before it, so that the result is, to about 1e-3, that of one pass from beginning to end. How many streams
-    there are depends on the split alone: training settings do not change the number.
+    there are depends on the split alone: training settings do not change the number. Of documents each is read from an
+    empty state.
 
     Args:
         model: on any device; its mode is not touched.
@@ -553,12 +587,15 @@ def evaluate(
         streams: read that many side by side; None is one for each 2048 tokens, at most 64.
         warmup: tokens read before a stream to prime its state.
         progress: wraps the loop, as `tqdm` does, to show how far it is.
+        end: id of the end token that stands before, between and after the documents; None if `tokens` are one text.
 
     Raises:
         ValueError: fewer than two tokens.
     """
     if len(tokens) < 2:
         raise ValueError(f"expected at least 2 tokens to evaluate on, got {len(tokens)}; use a longer text or split")
+    if end is not None:
+        return _evaluate_documents(model, tokens, end, progress)
     streams = streams or min(64, max(1, len(tokens) // 2048))
     length = math.ceil((len(tokens) - 1) / streams)
     device = next(model.parameters()).device
@@ -577,6 +614,18 @@ def evaluate(
         targets = _rows(tokens[1:], streams, length, start, end, padding=-100).to(device)  # it ignores -100
         logits, state = model(inputs, state)  # (S, chunk, V)
         total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum").item()
+    return total / (len(tokens) - 1)
+
+
+def _evaluate_documents(
+    model: CharModel, tokens: Tokens, end: int, progress: Callable[[range], Iterable[int]]
+) -> float:
+    device = next(model.parameters()).device
+    dataset = DocumentDataset(tokens, 64, max(1, min(256, 2**18 // model.vocab_size)), end)  # logits of at most 64 MiB
+    model, state, total = evaluation_view(model), None, 0.0
+    for _, window in zip(progress(range(dataset.steps)), dataset.windows(0, device=device), strict=True):
+        logits, state = model(window.inputs, begin_rows(state, window.begins))  # (B, T, V)
+        total += F.cross_entropy(logits.float().flatten(0, 1), window.targets.flatten(), reduction="sum").item()
     return total / (len(tokens) - 1)
 
 

@@ -68,7 +68,7 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
         dataset = run.trainer.dataset
         if dataset.batch_size < run_config.training.batch_size:
             return {"skipped": f"the training split is too short: room for {dataset.batch_size} streams"}
-        recorder = Recorder(dataset.batch_size * dataset.stream_length)
+        recorder = Recorder(dataset.epoch_tokens)
         run.fit(recorder)
     except (CorpusError, DivergedError) as error:
         return {"skipped": str(error)}

@@ -134,7 +134,7 @@ def run(kind: str, hidden_size: int, seed: int, seconds: float, **settings: Any)
     """
     trained = Run.start(_config(kind, hidden_size, seed=seed, max_seconds=seconds, **settings))
     dataset = trained.trainer.dataset
-    recorder = Recorder(dataset.batch_size * dataset.stream_length)
+    recorder = Recorder(dataset.epoch_tokens)
     trained.fit(recorder)
     return {
         "kind": kind,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from charrnn.api import Run
 from charrnn.corpus import CharDataset, Window
 from charrnn.device import autocast, seeded_step
-from charrnn.models import CharModel, detach_state
+from charrnn.models import CharModel, begin_rows, detach_state
 from charrnn.optimizers import build_optimizers, clip_gradients
 
 LARGEST = 4.0  # times its lowest, and a loss has climbed away
@@ -77,8 +77,9 @@ def _losses(
     state = None
     for step in progress(range(len(rates))):
         begins, window = next(windows)
+        state = None if begins else begin_rows(state, window.begins)
         with seeded_step(device, seed, step), autocast(device, precision):
-            logits, state = model(window.inputs.to(device), None if begins else state)  # (B, T, V)
+            logits, state = model(window.inputs.to(device), state)  # (B, T, V)
         loss = F.cross_entropy(logits.float().flatten(0, 1), window.targets.to(device).flatten())
         value, state = loss.item(), detach_state(state)
         if not math.isfinite(value) or value > LARGEST * lowest:

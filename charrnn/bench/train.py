@@ -126,7 +126,7 @@ def _config(data: str, shape: Shape) -> RunConfig:
 def ours(run: Run) -> Iterator[tuple[int, int]]:
     """Train with the library; of each step, the characters through the network and those new in the text."""
     trainer = run.trainer
-    epoch_length = trainer.dataset.batch_size * trainer.dataset.stream_length
+    epoch_length = trainer.dataset.epoch_tokens
     before = 0.0
     for event in trainer:
         if isinstance(event, Stepped):
