@@ -335,10 +335,10 @@ class Run:
             raise ConfigError(
                 f"{asked[0]}: expected a validation split to go by, got {len(splits.val)} tokens; raise --val-frac"
             )
-        if config.data.val_frac > 0 and len(splits.val) < 2:
+        if (config.data.val_data or config.data.val_frac > 0) and len(splits.val) < 2:
             warnings.warn(
-                f"{corpus.name}: its validation split has {len(splits.val)} tokens, so nothing is evaluated and no "
-                "best checkpoint chosen; use a longer text or a larger val_frac",
+                f"{config.data.val_data or corpus.name}: its validation split has {len(splits.val)} tokens, so nothing "
+                "is evaluated and no best checkpoint chosen; use a longer text or a larger val_frac",
                 stacklevel=3,
             )
         return cls(config, corpus, generator, trainer, directory if distributed.rank() == 0 else None)
@@ -424,6 +424,7 @@ class Run:
         return {
             "corpus": self.config.data.name,
             "corpus_sha256": self.corpus.sha256,
+            "val_sha256": _val_hash(self.corpus),
             "step": progress["step"],
             "epoch": self.trainer.epoch,
             "val_loss": val_loss,
@@ -514,7 +515,8 @@ def _without_end(tokenizer: Tokenizer) -> Tokenizer:
 
 def _with_absolute_path(config: RunConfig) -> RunConfig:
     """So that a run can be resumed from another folder."""
-    return config.override({"data": absolute_name(config.data.name)})
+    val_data = config.data.val_data and absolute_name(config.data.val_data)
+    return config.override({"data": absolute_name(config.data.name), "val_data": val_data})
 
 
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:
@@ -538,18 +540,26 @@ def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunCon
 
 
 def _same_corpus(config: DataConfig, checkpoint: Checkpoint) -> Corpus:
-    """The text of `config`, if it is the one that the checkpoint was trained on."""
+    """The text of `config`, and that to choose by, if they are those that the checkpoint was trained with."""
+    other, flag = config.name, "--data"
     try:
         corpus = load_corpus(config, checkpoint.tokenizer)
         if corpus.sha256 == checkpoint.training_state.get("corpus_sha256"):
-            return corpus
+            if _val_hash(corpus) == checkpoint.training_state.get("val_sha256"):
+                return corpus
+            other, flag = config.val_data or "the text itself", "--val-data"
     except CorpusError as error:
         if not isinstance(error.__cause__, UnknownCharacterError):
             raise
+    what = "trained on" if flag == "--data" else "validated on"
     raise CheckpointError(
-        f"{checkpoint.path}: expected the text it was trained on, got another one from {config.name}; put the old text "
-        f"back or name its place with --data, or start a new run with --init-from {quote(str(checkpoint.path))}"
+        f"{checkpoint.path}: expected the text it was {what}, got another one from {other}; put the old text "
+        f"back or name its place with {flag}, or start a new run with --init-from {quote(str(checkpoint.path))}"
     )
+
+
+def _val_hash(corpus: Corpus) -> str | None:
+    return corpus.val.sha256 if corpus.val else None
 
 
 def _best_loss(directory: Path) -> float | None:

@@ -224,6 +224,9 @@ class DataConfig(_Section):
     )
     train_frac: float = Field(0.9, gt=0, le=1, description="share of the text to train on, from its beginning")
     val_frac: float = Field(0.05, ge=0, lt=1, description="share to choose by, right after it")
+    val_data: str | None = Field(
+        None, min_length=1, description="a text of its own to choose by, named as data is; val_frac is not used then"
+    )
 
     @field_validator("name")
     @classmethod
@@ -250,7 +253,9 @@ class DataConfig(_Section):
             raise ValueError(f"expected --vocab-size of at least the 256 bytes for bpe, got {self.vocab_size}")
         if self.documents and not self.separator:
             raise ValueError("expected a --separator with documents, got an empty one")
-        if self.train_frac + self.val_frac > 1 + 1e-9:
+        if self.val_data == self.name:
+            raise ValueError("expected another text for --val-data than for --data, got the same")
+        if self.val_data is None and self.train_frac + self.val_frac > 1 + 1e-9:
             raise ValueError(
                 f"expected --train-frac + --val-frac of at most 1, got {self.train_frac + self.val_frac:g}"
             )
@@ -338,10 +343,12 @@ class RunConfig(_Section):
         A budget given here replaces the budgets that were there.
 
         Raises:
-            ConfigError: an unknown name, or a value out of range.
+            ConfigError: an unknown name, a value out of range, or `val_frac` beside the `val_data` that replaces it.
         """
         fields = {name: (section, key) for section, key, name, _ in config_fields()}
         tree = self.model_dump()
+        if values.get("val_data") and values.get("val_frac"):
+            raise ConfigError("data.val_frac (--val-frac): expected to be left out with val_data (--val-data)")
         if any(values.get(budget) is not None for budget in BUDGETS):
             tree["training"].update(dict.fromkeys(BUDGETS))
         for name, value in values.items():

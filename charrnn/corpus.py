@@ -13,8 +13,8 @@ import math
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -53,6 +53,7 @@ class Corpus:
         tokenizer: turns them back into text.
         sha256: of the text in UTF-8, with the byte FF at the ends of documents; the same hash means the same text.
         spelling: what each unknown token stands for, `(n,)` as `Tokenizer.spelling` has it.
+        val: the text to choose by, if it is one of its own.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Corpus:
     tokenizer: Tokenizer
     sha256: str
     spelling: NDArray[np.void] | None = field(default=None, compare=False)
+    val: "Corpus | None" = None
 
     @property
     def end(self) -> int | None:
@@ -70,12 +72,15 @@ class Corpus:
         """The tokens in three contiguous, disjoint pieces; `test` is what the other two leave.
 
         Documents stay whole. The end token between two splits is the last of the one and the first of the other.
+        Where the text to choose by is one of its own, it is all of `val`, and `val_frac` is not used.
         """
-        return Splits(*(self.tokens[start:stop] for start, stop in self._borders(train_frac, val_frac)))
+        train, val, test = (self.tokens[start:stop] for start, stop in self._borders(train_frac, val_frac))
+        return Splits(train, val if self.val is None else self.val.tokens, test)
 
     def _borders(self, train_frac: float, val_frac: float) -> list[tuple[int, int]]:
         """Where each split starts and stops."""
         size = len(self.tokens)
+        val_frac = val_frac if self.val is None else 0.0
         train_end = int(size * train_frac)
         val_end = size if train_frac + val_frac > 1 - 1e-9 else int(size * (train_frac + val_frac))
         if self.end is None:
@@ -107,6 +112,8 @@ class Corpus:
 
     def predicted(self, split: str = "all", train_frac: float = 0.9, val_frac: float = 0.05) -> "Extent":
         """How much text a model predicts of a split, or of all: everything but its first token."""
+        if split == "val" and self.val is not None:
+            return self.val.predicted()
         borders = [*self._borders(train_frac, val_frac), (0, len(self.tokens))]
         start, stop = dict(zip([*Splits._fields, "all"], borders, strict=True))[split]
         return self.extent(min(start + 1, stop), stop)
@@ -164,7 +171,7 @@ def load_corpus(
         tokenizer: that of a trained model, or the kind to make from this text: `char`, `byte`, `word` or `bpe`.
         data_dir: where corpora and the token cache land; None is `default_data_dir()`.
         **settings: any other field of `DataConfig`: vocab_size, min_frequency, documents, separator, encoding,
-            decode_errors.
+            decode_errors, val_data. The vocabulary is made from the text to choose by, too.
 
     Raises:
         ConfigError: a setting is unknown or out of range, or `tokenizer` has no end token for documents.
@@ -178,10 +185,10 @@ def load_corpus(
     config = data_config(data, **settings, **kind)
     given = None if isinstance(tokenizer, str) else tokenizer
     data_dir = data_dir or default_data_dir()
-    try:
-        corpus = _tokenized(open_source(config, data_dir), config, given, data_dir / ".cache")
-    except UnknownCharacterError as error:
-        raise CorpusError(f"{config.name}: {error}") from error
+    names = [config.name] if config.val_data is None else [config.name, config.val_data]
+    sources = [open_source(config.model_copy(update={"name": name}), data_dir) for name in names]
+    corpus, *val = _tokenized(sources, config, given, data_dir / ".cache")
+    corpus = replace(corpus, val=val[0] if val else None)
     if given is None and config.min_frequency == 1 and config.tokenizer == "char" and corpus.unknown_share:
         warnings.warn(
             f"{config.name}: more than {config.vocab_size:,} different characters; the rarest became U+FFFD, "
@@ -211,15 +218,24 @@ def data_config(data: str | Path | DataConfig, **settings: Any) -> DataConfig:
 # with the name of the text and the checksums of both. Each is checked before it is used, and made again if damaged.
 
 
-def _tokenized(source: Source, config: DataConfig, tokenizer: Tokenizer | None, cache: Path) -> Corpus:
-    """The corpus out of the cache if it is there and whole, else made and cached."""
-    if source.documents and tokenizer is not None and tokenizer.end is None:
+def _tokenized(sources: Sequence[Source], config: DataConfig, tokenizer: Tokenizer | None, cache: Path) -> list[Corpus]:
+    """The texts in the tokens of `tokenizer`, or of the one that is made from them all."""
+    if sources[0].documents and tokenizer is not None and tokenizer.end is None:
         raise ConfigError(
             "data.documents (--documents): expected a model that was trained on documents, got one without end token"
         )
-    sha256 = _hash(source)
+    hashes = [_hash(source) for source in sources]
     _remove_leftovers(cache)
-    tokenizer = tokenizer or _vocabulary(source, config, cache, sha256)
+    tokenizer = tokenizer or _vocabulary(sources, config, cache, " ".join(hashes))
+    return [_encoded(source, tokenizer, cache, sha256) for source, sha256 in zip(sources, hashes, strict=True)]
+
+
+def _encoded(source: Source, tokenizer: Tokenizer, cache: Path, sha256: str) -> Corpus:
+    """The corpus out of the cache if it is there and whole, else made and cached.
+
+    Raises:
+        CorpusError: a character that the tokenizer does not know, or the text changes while it is read.
+    """
     stem = cache / _key(sha256, tokenizer.to_json())
     about = stem.with_suffix(".json")
     end = [tokenizer.end] if source.documents else []
@@ -263,8 +279,8 @@ def _hash(source: Source) -> str:
     return sha256.hexdigest()
 
 
-def _vocabulary(source: Source, config: DataConfig, cache: Path, sha256: str) -> Tokenizer:
-    """The tokenizer that the settings make from a text."""
+def _vocabulary(sources: Sequence[Source], config: DataConfig, cache: Path, sha256: str) -> Tokenizer:
+    """The tokenizer that the settings make from some texts."""
     settings = f"{config.tokenizer} {config.vocab_size} {config.min_frequency}"
     path = cache / f"{_key(sha256, settings)}.vocabulary"
     kept = _read(path)
@@ -274,11 +290,15 @@ def _vocabulary(source: Source, config: DataConfig, cache: Path, sha256: str) ->
     except ValueError:
         pass  # damaged: it is made again
     kind = TOKENIZERS[config.tokenizer]
-    pieces = _pieces(source, "learning the tokens of", kind.whole_words)
-    if source.documents:
-        pieces = (text for piece in pieces for text in _cut_at_ends(source, piece) if text)
+    pieces = (
+        text
+        for source in sources
+        for piece in _pieces(source, "learning the tokens of", kind.whole_words)
+        for text in _cut_at_ends(source, piece)
+        if text
+    )
     tokenizer = kind.from_text(pieces, config.vocab_size, config.min_frequency)
-    if source.documents:
+    if sources[0].documents:
         tokenizer = DocumentTokenizer(tokenizer)
     data = tokenizer.to_json().encode()
     write_if_possible(path, [b"%08x" % zlib.crc32(data), data])
@@ -322,7 +342,8 @@ class _Encoding:
                 try:
                     blocks += [self._between, self._encode(text)] if number else [self._encode(text)]
                 except UnknownCharacterError as error:
-                    raise UnknownCharacterError(error.character, done + error.position, error.vocabulary) from error
+                    where = UnknownCharacterError(error.character, done + error.position, error.vocabulary)
+                    raise CorpusError(f"{self._source.name}: {where}") from error
                 done += len(text)
             block = (np.concatenate(blocks) if len(blocks) > 1 else blocks[0]).data
             self.checksum = zlib.crc32(block, self.checksum)

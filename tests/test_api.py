@@ -230,6 +230,43 @@ def test_bits_per_character_of_words_are_those_of_the_whole_text(text_file, text
     assert (result.spelling == 0) == (vocab_size == 4096)
 
 
+def test_a_validation_text_of_ones_own(tiny, tmp_path, text, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "val.txt"
+    path.write_text("xyz" + text[:500], encoding="utf-8")  # it adds to the vocabulary
+    config = tiny.override({"val_data": "val.txt", "train_frac": 0.95})
+    run = Run.start(config, tmp_path / "run")
+    assert [len(tokens) for tokens in run.corpus.split(0.95)] == [2850, 503, 150]
+    assert run.config.data.val_data == str(path)
+    best = run.fit()
+    result = charrnn.evaluate(best)
+    assert result.tokens == result.characters == 502
+    assert result.loss == pytest.approx(best.training_state["val_loss"], rel=1e-6)
+    assert result.bpc == pytest.approx(best.training_state["val_bpc"], rel=1e-6)
+    assert charrnn.evaluate(best, split="all").tokens == 2999
+    other = tmp_path / "other.txt"
+    other.write_text(text, encoding="utf-8")
+    assert charrnn.evaluate(best, other, "train").tokens == 2849
+    assert charrnn.evaluate(best, other).tokens == 149  # another text is cut as usual
+    Run.resume(tmp_path / "run", {"max_steps": 13}).fit()
+    with pytest.raises(CheckpointError, match="the text it was validated on, got another one from the text itself"):
+        Run.resume(tmp_path / "run", {"val_data": None})
+    path.write_text("xyz" + text[:499], encoding="utf-8")
+    with pytest.raises(CheckpointError, match="validated on, got another one from .*val.txt; .* with --val-data"):
+        Run.resume(tmp_path / "run")
+    path.write_text("ä", encoding="utf-8")
+    with pytest.raises(charrnn.CorpusError, match=r"val.txt: expected only characters of the vocabulary, got 'ä'"):
+        charrnn.evaluate(best)
+
+
+def test_a_validation_text_replaces_the_share(tiny):
+    with pytest.raises(ConfigError, match=r"data.val_frac \(--val-frac\): expected to be left out with val_data"):
+        tiny.override({"val_data": "x", "val_frac": 0.1})
+    assert tiny.override({"val_data": "x", "train_frac": 1}).data.val_frac == 0.05  # not used
+    with pytest.raises(ConfigError, match="expected another text for --val-data than for --data, got the same"):
+        tiny.override({"val_data": tiny.data.name})
+
+
 def test_a_run_tells_bits_per_character_of_the_whole_text(tiny, tmp_path):
     config = tiny.override({"tokenizer": "word", "vocab_size": 5})
     Run.start(config, tmp_path / "run").fit()
