@@ -17,6 +17,7 @@ from charrnn.config import ConfigError, GenerationConfig, RunConfig
 from charrnn.corpus import CorpusError, DocumentDataset, find_ends, load_corpus
 from charrnn.loading import load_model
 from charrnn.models import begin_rows, build_model
+from charrnn.optimizers import Together
 from charrnn.repl import Session
 from charrnn.sampling import TextGenerator
 from charrnn.tokenizer import ByteTokenizer, CharTokenizer, DocumentTokenizer, StreamDecoder, tokenizer_from_json
@@ -206,7 +207,7 @@ def test_an_epoch_is_the_documents_alone(few, kind, backend):
     for batch_size, seq_length, accumulation in ((1, 50, 1), (7, 13, 3), (60, 13, 1), (7, 4, 1), (7, 1, 2)):
         settings = {"batch_size": batch_size, "seq_length": seq_length, "accumulation": accumulation}
         trainer = make_trainer(few, model_type=kind, backend=backend, grad_clip=None, **settings)
-        trainer.optimizers = []  # gradients add up over the epoch, and no weight moves
+        trainer._optimizer = Together([])  # gradients add up over the epoch, and no weight moves
         *_, logged = [event for event in trainer if isinstance(event, Logged)]
         assert logged.loss == pytest.approx(expected.item(), rel=1e-6)
         if seq_length >= 13:
@@ -230,7 +231,7 @@ def test_ranks_together_make_the_step_of_one_process(few, monkeypatch):
     for rank, trainer in enumerate([whole, *ranks], -1):
         rows = slice(0, 6) if rank < 0 else slice(rank * 3, rank * 3 + 3)
         monkeypatch.setattr("charrnn.distributed.own_rows", lambda _, rows=rows: rows)
-        trainer.optimizers = []
+        trainer._optimizer = Together([])
         trainer.fit()
     for one, *parts in zip(*(trainer.model.parameters() for trainer in (whole, *ranks)), strict=True):
         assert torch.allclose(one.grad, sum(part.grad for part in parts) / 2, rtol=1e-4, atol=1e-6)
