@@ -256,6 +256,7 @@ def sample(arguments: argparse.Namespace) -> int:
     settings["seed"] = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
     if not arguments.quiet:
         console.say(f"{arguments.checkpoint}: " + ", ".join(f"{k} {v!r}" for k, v in settings.items() if v is not None))
+    raw = not arguments.interactive and _keep_bytes(generator, to_file=bool(arguments.output))
     try:
         if arguments.interactive:
             return _interact(generator, settings)
@@ -264,7 +265,7 @@ def sample(arguments: argparse.Namespace) -> int:
                 raise ConfigError(
                     "--precision: expected bf16 only with --num or --output, got it for a text that streams"
                 )
-            _stream(generator, settings, arguments.quiet)
+            _stream(generator, settings, arguments.quiet, end="" if raw else "\n")
             return 0
         if settings["length"] is None:
             raise ConfigError("--length: expected at least 1 with --num or --output, which wait for the end; got 0")
@@ -275,17 +276,27 @@ def sample(arguments: argparse.Namespace) -> int:
         )
     except UnknownCharacterError as error:
         raise ConfigError(f"--prompt: {error}") from error
-    pieces = [f"{text}\n" for text in texts]
+    pieces = texts if raw and arguments.num == 1 else [f"{text}\n" for text in texts]
     if arguments.num > 1 and not arguments.quiet:
         pieces = [f"----- seed {settings['seed'] + i} -----\n{piece}" for i, piece in enumerate(pieces)]
     if arguments.output:
-        write_atomically(arguments.output, "\n".join(pieces).encode())
+        write_atomically(arguments.output, "\n".join(pieces).encode("utf-8", "surrogateescape"))
     else:
         sys.stdout.write("\n".join(pieces))
     return 0
 
 
-def _stream(generator: TextGenerator, settings: dict[str, Any], quiet: bool = False) -> None:
+def _keep_bytes(generator: TextGenerator, to_file: bool) -> bool:
+    """Write what a byte model writes byte by byte, UTF-8 or not, to a file or a pipe; a terminal gets U+FFFD."""
+    if generator.tokenizer.kind != "byte" or not (to_file or not sys.stdout.isatty()):
+        return False
+    generator.tokenizer.errors = "surrogateescape"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
+    return True
+
+
+def _stream(generator: TextGenerator, settings: dict[str, Any], quiet: bool = False, end: str = "\n") -> None:
     """Write text as it comes, raw: nothing in it is markup."""
     pieces = generator.stream(**settings)
     patience = "still getting ready; the first text on a machine waits some seconds for what is compiled once"
@@ -300,7 +311,7 @@ def _stream(generator: TextGenerator, settings: dict[str, Any], quiet: bool = Fa
             sys.stdout.flush()
     finally:
         waiting.cancel()
-        sys.stdout.write("\n")
+        sys.stdout.write(end)
 
 
 def _interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
@@ -372,8 +383,8 @@ def score(arguments: argparse.Namespace) -> int:
     """Show how surprising each character of a text is to a model."""
     from charrnn.scoring import score
 
-    text = _text_to_score(arguments.text)
     generator = load_model(arguments.checkpoint, arguments.device)
+    text = _text_to_score(arguments.text, "byte" if generator.tokenizer.kind == "byte" else "char")
     found = score(generator, text, progress=console.bar("reading"))
     probabilities, bits = found.probability.tolist(), found.surprisal.tolist()
     values = {
@@ -408,13 +419,13 @@ def score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _text_to_score(given: str) -> str:
-    """The text itself, or what a file or standard input holds."""
+def _text_to_score(given: str, kind: str) -> str:
+    """The text itself, or what a file or standard input holds; `kind` of token says how it is read."""
     if given == "-" or Path(given).is_file():
         if given == "-" and sys.stdin and sys.stdin.isatty():
             console.say("type a text; an end of file (Ctrl-D, on Windows Ctrl-Z and Enter) ends it")
         name = given if given == "-" else absolute_name(Path(given))
-        return "".join(open_source(DataConfig(name=name)).pieces("reading"))
+        return "".join(open_source(DataConfig(name=name, tokenizer=kind)).pieces("reading"))
     if re.fullmatch(r"\S+\.[a-z]{1,4}", given):
         raise ConfigError(f"TEXT: expected a text, an existing file or -, got {given!r}; no such file")
     return given

@@ -218,7 +218,7 @@ class DataConfig(_Section):
         "\n",
         description=f"text between the files of a folder or glob, or between the documents in one file; {ESCAPES}",
     )
-    encoding: str = Field("utf-8", description="encoding of the files")
+    encoding: str = Field("utf-8", description="encoding of the files; byte tokens take them as they are")
     decode_errors: Literal["strict", "replace"] = Field(
         "strict", description="bytes that are no text: strict refuses, replace makes them U+FFFD"
     )
@@ -234,6 +234,11 @@ class DataConfig(_Section):
         if not name:
             raise ValueError("expected the name of a corpus or a path, got ''")
         return name
+
+    @property
+    def raw(self) -> bool:
+        """Whether files are read as bytes: a byte tokenizer needs no encoding, unless one is named."""
+        return (self.tokenizer, self.encoding, self.decode_errors) == ("byte", "utf-8", "strict")
 
     @field_validator("encoding")
     @classmethod

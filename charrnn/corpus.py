@@ -51,7 +51,8 @@ class Corpus:
         tokens: ids `(N,)`, memory-mapped where the cache could be written. Of documents, the end token stands once
             before, between and after them.
         tokenizer: turns them back into text.
-        sha256: of the text in UTF-8, with the byte FF at the ends of documents; the same hash means the same text.
+        sha256: of the text in UTF-8, for byte tokens of the bytes, with the byte FF at the ends of documents; the same
+            hash means the same text.
         spelling: what each unknown token stands for, `(n,)` as `Tokenizer.spelling` has it.
         val: the text to choose by, if it is one of its own.
     """
@@ -184,6 +185,8 @@ def load_corpus(
     kind = {"tokenizer": tokenizer} if isinstance(tokenizer, str) else {}
     config = data_config(data, **settings, **kind)
     given = None if isinstance(tokenizer, str) else tokenizer
+    if given is not None:
+        config = config.model_copy(update={"tokenizer": given.kind})
     data_dir = data_dir or default_data_dir()
     names = [config.name] if config.val_data is None else [config.name, config.val_data]
     sources = [open_source(config.model_copy(update={"name": name}), data_dir) for name in names]
@@ -266,7 +269,7 @@ def _hash(source: Source) -> str:
     for piece in source.pieces("reading"):
         for number, text in enumerate(_cut_at_ends(source, piece)):
             try:
-                sha256.update(b"\xff" * (number > 0) + text.encode())
+                sha256.update(b"\xff" * (number > 0) + source.encode(text))
             except UnicodeEncodeError as error:
                 raise CorpusError(
                     f"{name}: expected text, got half a character, U+{ord(text[error.start]):04X}, at position "
@@ -338,7 +341,7 @@ class _Encoding:
         for piece in _pieces(self._source, "encoding", self._whole_words):
             blocks = []
             for number, text in enumerate(_cut_at_ends(self._source, piece)):
-                sha256.update(b"\xff" * (number > 0) + text.encode())
+                sha256.update(b"\xff" * (number > 0) + self._source.encode(text))
                 try:
                     blocks += [self._between, self._encode(text)] if number else [self._encode(text)]
                 except UnknownCharacterError as error:
@@ -672,7 +675,10 @@ def describe_text(pieces: Iterable[str]) -> TextShape:
     in_word = False
     for piece in pieces:
         characters += len(piece)
-        size += len(piece.encode("utf-8", "surrogatepass"))
+        try:
+            size += len(piece.encode("utf-8", "surrogateescape"))  # as a byte tokenizer reads files
+        except UnicodeEncodeError:
+            size += len(piece.encode("utf-8", "surrogatepass"))
         words += len(piece.split()) - (in_word and not piece[0].isspace())  # a word goes on across the border
         in_word = not piece[-1].isspace()
         first, *others = piece.split("\n")

@@ -63,6 +63,7 @@ class Source:
         size: bytes to read, for a progress bar.
         read: yields the text in pieces of any size, telling a callback how many bytes it read.
         separator: what stands between its files, if it has several.
+        raw: whether it is bytes as they are; those that are no UTF-8 come as surrogates, U+DC80 to U+DCFF (PEP 383).
         documents: whether `END_OF_DOCUMENT` stands once before, between and after its documents, none of them empty.
     """
 
@@ -71,6 +72,15 @@ class Source:
     read: Callable[[Advance], Iterator[str]]
     separator: str | None = None
     documents: bool = False
+    raw: bool = False
+
+    def encode(self, text: str) -> bytes:
+        """A piece of it in UTF-8, or as the bytes that it was.
+
+        Raises:
+            UnicodeEncodeError: half a character.
+        """
+        return text.encode("utf-8", "surrogateescape" if self.raw else "strict")
 
     def pieces(self, doing: str = "reading") -> Iterator[str]:
         """The text in pieces, none much shorter than `BLOCK`; a progress bar if it takes more than a second.
@@ -267,9 +277,9 @@ def _files(config: DataConfig, paths: Sequence[str], expected: str | None = None
             if i:
                 yield separator
             with open(path, "rb", buffering=0) as file:
-                yield from decode_file(file, path, config.encoding, config.decode_errors, advance)
+                yield from _decode_as(config, file, path, advance)
 
-    return Source(config.name, sum(map(os.path.getsize, paths)), read, separator)
+    return Source(config.name, sum(map(os.path.getsize, paths)), read, separator, raw=config.raw)
 
 
 def _piped(config: DataConfig, pipe: TextIO | str) -> Source:
@@ -277,9 +287,9 @@ def _piped(config: DataConfig, pipe: TextIO | str) -> Source:
 
     def read(advance: Advance) -> Iterator[str]:
         spool.seek(0)
-        return decode_file(spool, "standard input", config.encoding, config.decode_errors, advance)
+        return _decode_as(config, spool, "standard input", advance)
 
-    return Source(config.name, os.fstat(spool.fileno()).st_size, read)
+    return Source(config.name, os.fstat(spool.fileno()).st_size, read, raw=config.raw)
 
 
 @cache
@@ -293,21 +303,35 @@ def _spooled(pipe: TextIO | str) -> BinaryIO:
     return spool
 
 
+def _decode_as(config: DataConfig, file: BinaryIO, name: str, advance: Advance) -> Iterator[str]:
+    encoding = None if config.raw else config.encoding
+    return decode_file(file, name, encoding, config.decode_errors, advance)
+
+
 def decode_file(
-    file: BinaryIO, name: str, encoding: str = "utf-8", errors: str = "strict", advance: Advance = lambda size: None
+    file: BinaryIO,
+    name: str,
+    encoding: str | None = "utf-8",
+    errors: str = "strict",
+    advance: Advance = lambda size: None,
 ) -> Iterator[str]:
     """The text of an open file, unpacked if it is packed, without byte-order mark, lines ending in newline.
+
+    An encoding of None takes its bytes as they are; those that are no UTF-8 become surrogates.
 
     Raises:
         CorpusError: bytes that are no text in that encoding, or a damaged archive; names the file and the place.
     """
     packing, stream = _unpacked(file)
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
-    done, at_start, before = 0, True, file.tell()
+    if encoding is None:
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    else:
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
+    done, at_start, before = 0, encoding is not None, file.tell()
     try:
         while True:
             block = stream.read(BLOCK)
-            if not done and (other := _what_else(block, encoding)):
+            if encoding and not done and (other := _what_else(block, encoding)):
                 raise CorpusError(f"{name}: expected text in {encoding.upper()}, got {other}")
             done += len(block)
             text = decoder.decode(block, final=not block)

@@ -90,8 +90,14 @@ class LoneSurrogateError(UnknownCharacterError):
 
 
 class _ByteDecoding:
-    """What byte, bpe and word have in common: text is the bytes of the tokens, one after the other."""
+    """What byte, bpe and word have in common: text is the bytes of the tokens, one after the other.
 
+    Attributes:
+        errors: what becomes of bytes that are no UTF-8. `replace` makes them U+FFFD, for people to read;
+            `surrogateescape` makes them surrogates (PEP 383), which a byte tokenizer encodes as the same bytes.
+    """
+
+    errors = "replace"
     kind: ClassVar[str]
     whole_words: ClassVar[bool] = True
     end: int | None = None
@@ -103,13 +109,13 @@ class _ByteDecoding:
         return len(self.token_bytes)
 
     def decode(self, tokens: ArrayLike) -> str:
-        """The text of `tokens`, any array or sequence of ids; bytes that are no UTF-8 become U+FFFD.
+        """The text of `tokens`, any array or sequence of ids.
 
         Raises:
             IndexError: an id outside 0 … vocab_size - 1.
         """
         ids = _checked_ids(tokens, self.vocab_size)
-        return b"".join(map(self.token_bytes.__getitem__, ids.tolist())).decode("utf-8", "replace")
+        return b"".join(map(self.token_bytes.__getitem__, ids.tolist())).decode("utf-8", self.errors)
 
     def spelling(self, text: str) -> NDArray[np.void]:
         """Nothing is unknown to bytes and byte pairs."""
@@ -283,7 +289,7 @@ def _checked_ids(tokens: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
 
 
 class ByteTokenizer(_ByteDecoding):
-    """One token per byte of UTF-8; nothing is ever out of vocabulary."""
+    """One token per byte of UTF-8, or of any file; nothing is ever out of vocabulary."""
 
     kind = "byte"
     whole_words = False
@@ -296,21 +302,21 @@ class ByteTokenizer(_ByteDecoding):
         return cls()
 
     def encode(self, text: str) -> NDArray[np.uint8]:
-        """The bytes of `text`.
+        """The bytes of `text`; U+DC80 to U+DCFF are the bytes 80 to FF, as where a file is no UTF-8.
 
         Raises:
-            LoneSurrogateError: half a character, which has no UTF-8.
+            LoneSurrogateError: half a character otherwise, which has no UTF-8.
         """
-        return np.frombuffer(bytearray(_utf_8(text)), dtype=np.uint8)
+        return np.frombuffer(bytearray(_utf_8(text, "surrogateescape")), dtype=np.uint8)
 
     def to_json(self) -> str:
         """`{"type": "byte"}`."""
         return json.dumps({"type": self.kind})
 
 
-def _utf_8(text: str) -> bytes:
+def _utf_8(text: str, errors: str = "strict") -> bytes:
     try:
-        return text.encode()
+        return text.encode("utf-8", errors)
     except UnicodeEncodeError as error:
         raise LoneSurrogateError(text[error.start], error.start) from error
 
@@ -555,25 +561,33 @@ def tokenizer_from_json(text: str) -> Tokenizer:
 class StreamDecoder:
     """The text of tokens that come one by one; together it is `tokenizer.decode` of them all.
 
-    A byte or bpe token may end in the middle of a character, which comes out with the token that completes it. Half a
-    character that no token completes, as a lone surrogate, comes out as U+FFFD.
+    A byte or bpe token may end in the middle of a character, which comes out with the token that completes it. Bytes
+    that are no UTF-8 come out as the tokenizer's `errors` has it, U+FFFD by default.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._token_bytes = tokenizer.token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(getattr(tokenizer, "errors", "replace"))
 
     def push(self, tokens: Iterable[int]) -> str:
         """The characters that are complete with these tokens; may be empty."""
         return self._decoder.decode(b"".join(map(self._token_bytes.__getitem__, tokens)))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed."""
+        """What is left at the end of a character that was never completed."""
         return self._decoder.decode(b"", final=True)
 
 
 def count_characters(tokenizer: Tokenizer, tokens: NDArray[np.unsignedinteger], block: int = 1 << 20) -> int:
-    """Characters in `tokens`; one that is spread over several tokens belongs to the first, an unknown token is one."""
+    """Characters in `tokens`; one that is spread over several tokens belongs to the first, an unknown token is one.
+
+    To a byte tokenizer each byte that is no UTF-8 is one as well.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        rest = next((i for i, byte in enumerate(tokens[:3]) if byte & 0xC0 != 0x80), 3)  # of what began before
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        blocks = (tokens[start : start + block] for start in range(rest, len(tokens), block))
+        return sum(len(decoder.decode(part.tobytes())) for part in blocks) + bool(decoder.getstate()[0])
     # in UTF-8 each byte but 10xxxxxx starts a character
     lengths = np.array([sum(byte & 0xC0 != 0x80 for byte in token) for token in tokenizer.token_bytes])
     if (lengths == 1).all():

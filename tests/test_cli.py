@@ -288,6 +288,29 @@ def test_sample_many_to_a_file(run, tmp_path, capfd):
     assert f"----- seed 5 -----\n{capfd.readouterr().out}" in text
 
 
+def test_a_byte_model_reads_and_writes_any_bytes(tmp_path, capfdbinary, monkeypatch):
+    (tmp_path / "any.bin").write_bytes(random.Random(1).randbytes(3000))
+    settings = TINY | {"data": tmp_path / "any.bin", "tokenizer": "byte", "max_steps": 1}
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["train", "--quiet", "--out", str(tmp_path / "run"), *flags]) == 0
+    capfdbinary.readouterr()
+    asked = ["sample", str(tmp_path / "run"), "--quiet", "--length", "99", "--seed", "1", "--prompt", "\udcff"]
+    assert main([*asked, "--output", str(tmp_path / "out")]) == 0
+    written = (tmp_path / "out").read_bytes()
+    assert written.startswith(b"\xff")
+    assert len(written.decode("utf-8", "surrogateescape")) == 100
+    assert "\ufffd" not in written.decode("utf-8", "ignore")
+    assert main(asked) == 0
+    assert capfdbinary.readouterr().out == written
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main([*asked[:-2]]) == 0
+    shown = capfdbinary.readouterr().out.decode()  # a terminal gets text
+    assert shown.count("\ufffd") > 10
+    assert main(["score", str(tmp_path / "run"), str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capfdbinary.readouterr().out)["characters"] == 100
+    assert main(["data", str(tmp_path / "out"), "--tokenizer", "byte", "--stats"]) == 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
 def test_a_full_disk_keeps_the_text_that_was_there(run, tmp_path, capfd):
     import resource

@@ -1,4 +1,6 @@
 import contextlib
+import gzip
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,7 +20,7 @@ import charrnn.sources
 from charrnn.config import ConfigError
 from charrnn.corpus import CharDataset, DocumentDataset, commonest, describe_text, entropy, load_corpus, token_counts
 from charrnn.sources import CorpusError
-from charrnn.tokenizer import CharTokenizer
+from charrnn.tokenizer import ByteTokenizer, CharTokenizer
 
 from .conftest import killed_at_each_touch
 
@@ -189,6 +191,29 @@ def test_too_many_characters_are_said_and_capped(tmp_path):
     asked = load_corpus(tmp_path / "a.txt", min_frequency=2)  # who asks for it is not warned
     assert asked.tokenizer.decode(asked.tokens) == "aaabbbcc\ufffd"
     assert asked.unknown_share == pytest.approx(1 / 9)
+
+
+@given(st.binary(min_size=1), st.integers(1, 9))
+@pytest.mark.filterwarnings("error")
+def test_byte_tokens_are_the_bytes_of_any_file(data, block):
+    data = b"\xef\xbb\xbf\r\n" + data
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charrnn.sources, "BLOCK", block)
+        path = Path(folder) / "any.bin"
+        path.write_bytes(data)
+        for tokenizer in ("byte", ByteTokenizer()):
+            corpus = load_corpus(path, tokenizer, data_dir=Path(folder))
+            assert corpus.tokens.tobytes() == data
+            assert corpus.sha256 == hashlib.sha256(data).hexdigest()
+        (Path(folder) / "packed").write_bytes(gzip.compress(data))
+        assert load_corpus(Path(folder) / "packed", "byte", Path(folder)).tokens.tobytes() == data
+        assert charrnn.corpus.describe_text([corpus.tokenizer.decode(corpus.tokens)]).characters > 0
+
+
+def test_byte_tokens_of_a_file_in_another_encoding(tmp_path):
+    (tmp_path / "a.txt").write_bytes("é\r\n".encode("latin-1"))
+    corpus = load_corpus(tmp_path / "a.txt", "byte", encoding="latin-1")
+    assert corpus.tokens.tobytes() == "é\n".encode()
 
 
 @pytest.mark.parametrize("settings", [{"min_frequency": 2}, {"tokenizer": "word", "vocab_size": 5}])

@@ -270,6 +270,26 @@ def test_the_trainer_never_sees_a_long_word(monkeypatch):
     assert max(sizes) <= 1 << 12
 
 
+# ------------------------------------------------------------------------------------------------------------ bytes
+
+
+@given(st.binary() | st.text().map(str.encode), st.integers(1, 5))
+def test_any_bytes_round_trip(data, block):
+    tokenizer = ByteTokenizer()
+    tokens = np.frombuffer(data, np.uint8)
+    assert tokenizer.decode(tokens) == data.decode("utf-8", "replace")  # what a person can read
+    tokenizer.errors = "surrogateescape"
+    text = tokenizer.decode(tokens)
+    assert tokenizer.encode(text).tobytes() == data
+    decoder = StreamDecoder(tokenizer)
+    assert "".join(decoder.push([token]) for token in data) + decoder.flush() == text
+    begun = data[next((i for i, byte in enumerate(data[:3]) if byte & 0xC0 != 0x80), min(3, len(data))) :]
+    counted = count_characters(tokenizer, tokens, block)
+    assert 0 <= len(begun.decode("utf-8", "surrogateescape")) - counted <= 2  # the last character may lack bytes
+    whole = bytes([97]) + data + bytes([97])
+    assert count_characters(tokenizer, np.frombuffer(whole, np.uint8), block) == len(text) + 2
+
+
 # ------------------------------------------------------------------------------------------------- spelling
 
 
