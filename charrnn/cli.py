@@ -35,7 +35,7 @@ from charrnn.config import (
 )
 from charrnn.loading import load_model
 from charrnn.sampling import TextGenerator
-from charrnn.sources import absolute_name, catalogue, open_source
+from charrnn.sources import absolute_name, catalogue, default_data_dir, open_source
 from charrnn.tokenizer import UnknownCharacterError
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load: it is left to the commands that need it
@@ -155,7 +155,7 @@ def _refuse_together(arguments: argparse.Namespace, name: str, *others: str) -> 
         given = vars(arguments)
         both = next((other for other in others if given.get(other) or f"setting:{other}" in given), None)
         if both:
-            flag = "CONFIG" if both == "config" else f"--{both.replace('_', '-')}"
+            flag = both.upper() if both in ("config", "name") else f"--{both.replace('_', '-')}"
             raise ConfigError(f"{flag}: expected to be left out with --{name.replace('_', '-')}, which settles it")
 
 
@@ -470,7 +470,9 @@ def _number(value: float | None, unit: str) -> str:
 
 
 def data(arguments: argparse.Namespace) -> int:
-    """List the corpora, or describe a text."""
+    """List the corpora, describe a text, or show and clear the token cache."""
+    if arguments.cache:
+        return _cache(arguments)
     if arguments.name is None:
         corpora = [{"name": name, **entry} for name, entry in catalogue().items()]
         if arguments.json:
@@ -503,6 +505,33 @@ def data(arguments: argparse.Namespace) -> int:
     console.show(corpus.name, rows | (_about_statistics(corpus, statistics) if statistics else {}))
     if ladder:
         _show_ladder(ladder)
+    return 0
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    """Show the token cache, or clear it."""
+    from charrnn.corpus import cached_texts, clear_cache
+
+    _refuse_together(arguments, "cache", "name")
+    if arguments.cache == "clear":
+        console.say(f"{default_data_dir() / '.cache'}: removed {clear_cache():,} bytes")
+        return 0
+    texts = cached_texts()
+    if arguments.json:
+        console.print_json([text._asdict() for text in texts])
+        return 0
+    rows = [
+        {
+            "text": text.text or "(a vocabulary)",
+            "tokens": f"{text.tokenizer}, {text.vocab_size:,} different" if text.text else "",
+            "bytes": f"{text.bytes:,}",
+            "files": Path(text.files).name,
+        }
+        for text in texts
+    ]
+    console.say(f"{default_data_dir() / '.cache'}: {sum(text.bytes for text in texts):,} bytes")
+    if rows:
+        console.show_rows("token cache", rows)
     return 0
 
 
@@ -638,6 +667,9 @@ def _parser() -> argparse.ArgumentParser:
     command = console.add_command(commands, "data", data)
     command.add_argument(
         "name", nargs="?", metavar="NAME|PATH", help="a corpus, a file, a folder, a glob, or - (default: a list)"
+    )
+    command.add_argument(
+        "--cache", nargs="?", const="show", choices=("show", "clear"), help="show the token cache, or clear it"
     )
     command.add_argument("--stats", action="store_true", help="bytes, lines, words, entropy and the commonest, too")
     _add_baselines(command)

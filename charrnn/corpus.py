@@ -359,6 +359,47 @@ def _key(sha256: str, made_by: str) -> str:
     return hashlib.sha256(f"{sha256} {made_by}".encode()).hexdigest()[:32]
 
 
+class CachedText(NamedTuple):
+    """The tokens that one tokenizer made of one text, as the cache keeps them."""
+
+    text: str  # a corpus name or a path
+    tokenizer: str  # its kind
+    vocab_size: int
+    bytes: int  # on disk
+    files: str  # which, as a glob
+
+
+def cached_texts(data_dir: Path | None = None) -> list[CachedText]:
+    """What is in the token cache, the largest first; vocabularies and what a crash left have no text."""
+    folder = (data_dir or default_data_dir()) / ".cache"
+    groups: dict[str, list[Path]] = {}
+    for path in folder.glob("*"):
+        groups.setdefault(path.stem, []).append(path)
+    found = []
+    for stem, paths in groups.items():
+        about = _read_json(folder / f"{stem}.json")
+        size = sum(path.stat().st_size for path in paths)
+        values = [about.get(name, none) for name, none in (("text", ""), ("tokenizer", ""), ("vocab_size", 0))]
+        found.append(CachedText(*values, size, str(folder / f"{stem}.*")))
+    return sorted(found, key=lambda text: -text.bytes)
+
+
+def clear_cache(data_dir: Path | None = None) -> int:
+    """Remove the token cache; texts are turned into tokens again when they are next used.
+
+    Returns:
+        The bytes that it took.
+
+    Raises:
+        OSError: a file cannot be removed, as on Windows where a run uses it.
+    """
+    size = 0
+    for path in ((data_dir or default_data_dir()) / ".cache").glob("*"):
+        size += path.stat().st_size
+        path.unlink()
+    return size
+
+
 def _read(path: Path) -> bytes:
     """What a file of the cache holds; nothing if it is not there."""
     try:

@@ -380,6 +380,34 @@ def test_data_as_json(text_file, text, capfd):
     assert "shakespeare" in [entry["name"] for entry in json.loads(capfd.readouterr().out)]
 
 
+def test_the_token_cache_is_shown_and_cleared(text_file, data_dir, capfd, monkeypatch):
+    monkeypatch.setattr(charrnn.cli, "default_data_dir", lambda: data_dir)
+    assert main(["data", "--cache"]) == 0  # empty
+    assert main(["data", str(text_file), "--tokenizer", "word", "--vocab-size", "9"]) == 0
+    capfd.readouterr()
+    assert main(["data", "--cache", "--json"]) == 0
+    tokens, vocabulary = sorted(json.loads(capfd.readouterr().out), key=lambda entry: -entry["vocab_size"])
+    files = [path for path in (data_dir / ".cache").iterdir() if path.suffix != ".vocabulary"]
+    assert tokens == {
+        "text": str(text_file),
+        "tokenizer": "word",
+        "vocab_size": 9,
+        "bytes": sum(path.stat().st_size for path in files),
+        "files": str(files[0].with_suffix(".*")),
+    }
+    assert sorted(path.suffix for path in files) == [".json", ".spelling", ".tokens"]
+    assert vocabulary["text"] == ""
+    assert main(["data", "--cache"]) == 0
+    out, err = capfd.readouterr()
+    assert "word, 9 different" in out
+    assert "(a vocabulary)" in out
+    assert f"{tokens['bytes'] + vocabulary['bytes']:,} bytes" in err
+    assert main(["data", "--cache", "clear"]) == 0
+    assert f"removed {tokens['bytes'] + vocabulary['bytes']:,} bytes" in capfd.readouterr().err
+    assert list((data_dir / ".cache").iterdir()) == []
+    assert "NAME: expected to be left out with --cache" in fail(capfd, "data", str(text_file), "--cache", "clear")[1]
+
+
 def test_data(text_file, capfd):
     assert main(["data"]) == 0
     assert "tinyshakespeare" in capfd.readouterr().out
