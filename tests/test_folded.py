@@ -144,6 +144,8 @@ def test_many_texts_go_on_where_some_end(model, three_threads):
             np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
     assert len(ours._hands) == 3  # again, after all were one
     assert ours._pool.submit(torch.get_num_threads).result() == 1  # a core is not shared
+    ours.read(prompts[:31])
+    assert len(ours._hands) == 1  # too few to be dealt out
 
 
 def test_a_prompt_longer_than_what_is_read_at_once(model, monkeypatch):

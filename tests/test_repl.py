@@ -223,6 +223,7 @@ def test_a_random_seed_is_another_each_time(session):
         ("forbid", "\n :abcde", "allow, forbid: expected to leave at least one token, got none"),
         ("seed", "-1", ":seed: expected a whole number of at least 0 or random, got '-1'"),
         ("seed", "x", ":seed: expected a whole number"),
+        ("seed", "²", ":seed: expected a whole number"),
     ],
 )
 def test_a_wrong_value_changes_nothing(session, setting, value, message):
@@ -303,6 +304,15 @@ def test_what_is_wrong_is_one_line(session, capsys):
         out, err = capsys.readouterr()
         assert out == ""
         assert err.count("\n") == 1
+
+
+def test_nothing_is_said_to_nobody(session, monkeypatch):
+    def closed(text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout.write", closed)
+    with pytest.raises(BrokenPipeError):
+        answer(session, "ab")
 
 
 def test_help_and_settings(session, capsys):
