@@ -481,7 +481,7 @@ def data(arguments: argparse.Namespace) -> int:
             rows = [{key: entry[key] for key in ("name", "description", "license")} for entry in corpora]
             console.show_rows("corpora", rows)
         return 0
-    from charrnn.corpus import load_corpus
+    from charrnn.corpus import find_ends, load_corpus
 
     config = RunConfig().override(_settings(arguments) | {"data": arguments.name}).data
     corpus = load_corpus(config)
@@ -494,7 +494,10 @@ def data(arguments: argparse.Namespace) -> int:
         values = {"name": corpus.name, "characters": corpus.characters, "tokens": len(corpus.tokens)}
         values |= {"tokenizer": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "unknown": corpus.unknown_share}
         values |= {"splits": sizes, "sha256": corpus.sha256}
-        console.print_json(values | statistics | ({"baselines": ladder} if ladder else {}))
+        if corpus.end is not None:
+            values["documents"] = len(find_ends(corpus.tokens, corpus.end)) - 1
+        statistics |= values  # of documents they count the separators as characters, too
+        console.print_json(statistics | ({"baselines": ladder} if ladder else {}))
         return 0
     rows = {
         "characters": f"{corpus.characters:,}",

@@ -455,7 +455,7 @@ class Trainer:
         targets, smoothing = targets.flatten(), self.config.label_smoothing
         objective = loss = F.nll_loss(log_p, targets, reduction="sum")  # it ignores -100
         if smoothing:
-            objective = (1 - smoothing) * loss - smoothing * log_p.mean(dim=1)[targets >= 0].sum()
+            objective = (1 - smoothing) * loss - smoothing * (log_p.mean(dim=1) * (targets >= 0)).sum()
         return objective, loss.detach(), detach_state(state)
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """Texts of many documents: each is read from an empty state, and where it ends is learned."""
 
+import json
 import random
 from dataclasses import asdict
 from itertools import pairwise
@@ -19,7 +20,7 @@ from charrnn.loading import load_model
 from charrnn.models import begin_rows, build_model
 from charrnn.optimizers import Together
 from charrnn.repl import Session
-from charrnn.sampling import TextGenerator
+from charrnn.sampling import TextGenerator, _Text
 from charrnn.tokenizer import ByteTokenizer, CharTokenizer, DocumentTokenizer, StreamDecoder, tokenizer_from_json
 from charrnn.training import Logged, Stepped, Trainer, evaluate
 
@@ -109,6 +110,12 @@ def test_splits_keep_documents_whole(names, names_file):
         assert abs(len(parts.train) - fractions[0] * len(corpus.tokens)) < 13  # the longest name, its end and one
 
 
+def test_data_tells_how_many_documents_there_are(names, names_file, capsys):
+    assert main(["data", str(names_file), "--documents", "--stats", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["documents"], told["characters"]) == (500, sum(map(len, names)))
+
+
 def test_what_cannot_be_documents_is_said(names_file):
     with pytest.raises(ConfigError, match="expected a --separator with documents"):
         RunConfig().override({"documents": True, "separator": ""})
@@ -180,13 +187,12 @@ def make_trainer(split, **overrides) -> Trainer:
     return Trainer(model, tokens, tokens[:0], config.training, config.device, config.logging.log_interval, end=end)
 
 
-def alone(model, split) -> torch.Tensor:
+def alone(model, split, smoothing=0.0) -> torch.Tensor:
     """Nats of each document, `(D,)`, each read by itself."""
     tokens, end = torch.from_numpy(split[0].astype(np.int64)), split[1]
     documents = [tokens[a : b + 1] for a, b in pairwise(find_ends(split[0], end))]
-    return torch.stack(
-        [F.cross_entropy(model(document[None, :-1])[0][0], document[1:], reduction="sum") for document in documents]
-    )
+    options = {"reduction": "sum", "label_smoothing": smoothing}
+    return torch.stack([F.cross_entropy(model(each[None, :-1])[0][0], each[1:], **options) for each in documents])
 
 
 @pytest.fixture
@@ -235,6 +241,16 @@ def test_ranks_together_make_the_step_of_one_process(few, monkeypatch):
         trainer.fit()
     for one, *parts in zip(*(trainer.model.parameters() for trainer in (whole, *ranks)), strict=True):
         assert torch.allclose(one.grad, sum(part.grad for part in parts) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_takes_no_part_in_label_smoothing(few):
+    trainer = make_trainer(few, batch_size=7, seq_length=13, grad_clip=None, label_smoothing=0.3)
+    trainer._optimizer = Together([])
+    trainer.fit()
+    model = make_trainer(few).model
+    (alone(model, few, smoothing=0.3).sum() / (len(few[0]) - 1)).backward()
+    for mine, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(mine.grad / trainer.dataset.steps, theirs.grad, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("left_at", [1, 5, 23, 40])
@@ -312,17 +328,13 @@ def test_a_text_is_what_the_tokens_up_to_the_end_say(ending):
             tokens.append(drawn)
     assert ending.tokenizer.decode(tokens) == text
     assert ending.encode_prompt("").tolist() == [8]
+    assert ending.encode_prompt("emma").tolist() == [8, *ending.tokenizer.encode("emma")]
 
 
 def test_a_byte_that_no_end_completes_comes_out_as_unknown():
-    tokenizer = DocumentTokenizer(ByteTokenizer())
-    model = build_model(RunConfig().override({"hidden_size": 4}).model, 257)
-    with torch.no_grad():
-        model.head.weight.zero_()
-        model.head.bias[:] = -100
-        model.head.bias[[0xC3, 256]] = 0.0  # half of é, and the end
-    texts = TextGenerator(model, tokenizer).generate_batch([""] * 20, 50, seed=1)
-    assert {text[-1] for text in texts if text} == {"\ufffd"}
+    text = _Text(None, None, DocumentTokenizer(ByteTokenizer()))
+    assert text.push([0xC3, 256, 65]) == "\ufffd"  # half of é, the end, and what was drawn in vain
+    assert text.ended
 
 
 def test_beams_end_at_the_end_token(ending):
@@ -359,6 +371,7 @@ def test_a_model_of_names_ends_its_names_itself(names, names_file, tmp_path, cap
     assert main(["sample", str(out), "--num=3", "--quiet", "--seed=1", "--top-p=none"]) == 0
     assert capsys.readouterr().out == "\n".join(f"{text}\n" for text in texts[:3])
     result = charrnn.evaluate(generator)
+    assert result.loss == pytest.approx(generator.training_state["val_loss"], rel=1e-6)
     assert result.characters < result.tokens  # names and their ends
     assert result.loss < 2.19  # chance alone is ln 9, 2.197; their length is uniform, which a model can know
     with pytest.raises(CheckpointError, match="its own seq_length"):
