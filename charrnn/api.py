@@ -38,7 +38,7 @@ from charrnn.loading import load_model
 from charrnn.models import build_model, count_parameters, with_vocabulary
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import Reshaping, TextGenerator
-from charrnn.sources import CorpusError, absolute_name
+from charrnn.sources import CorpusError, absolute_name, share_pipe
 from charrnn.tokenizer import TOKENIZERS, CharTokenizer, DocumentTokenizer, Tokenizer, UnknownCharacterError
 from charrnn.training import Monitor, Trainer
 from charrnn.training import evaluate as mean_loss
@@ -92,7 +92,7 @@ def train(
     monitors: tuple[Monitor, ...] = (),
     **overrides: Any,
 ) -> TextGenerator:
-    """Train a model.
+    """Train a model; in a script that torchrun has started, with all of its processes together.
 
     Args:
         data: a corpus name, or the path of a text file, a folder of them or a glob; None is the text that `config`
@@ -110,12 +110,14 @@ def train(
         ConfigError: a setting is unknown or out of range.
         CorpusError: the text cannot be had or is too short.
         CheckpointError: `out` holds a run already.
+        ConnectionError: another of the processes that torchrun started did not come, or ended in the middle.
         DivergedError: the loss became NaN or infinite; the last good checkpoint is kept.
     """
     config = config if isinstance(config, RunConfig) else load_config(config) if config else RunConfig()
     if data is not None:
         overrides["data"] = absolute_name(data)
-    return Run.start(config.override(overrides), out).fit(*monitors)
+    with distributed.process_group():
+        return Run.start(config.override(overrides), out).fit(*monitors)
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,7 @@ class Run:
             kept = {name: getattr(source.config.data, name) for name in TOKENS} | {"tokenizer": source.tokenizer.kind}
             data = config.data.model_copy(update=kept)
             config = config.model_copy(update={"model": source.config.model, "data": data})
+        share_pipe(config.data.name, distributed.each_from_rank_0)
         corpus = _corpus_for(source.tokenizer, config.data) if source else load_corpus(config.data)
         _check_prompt(config, corpus.tokenizer)
         vocab_size = corpus.tokenizer.vocab_size
@@ -292,6 +295,7 @@ class Run:
         directory = _run_directory(checkpoint.path)
         config = _resumed_config(checkpoint, overrides or {})
         state = checkpoint.training_state
+        share_pipe(config.data.name, distributed.each_from_rank_0)
         corpus = _same_corpus(config.data, checkpoint)
         _check_prompt(config, checkpoint.tokenizer)
         generator = TextGenerator(checkpoint.model, checkpoint.tokenizer, config, state)
@@ -316,6 +320,11 @@ class Run:
 
     @classmethod
     def _assemble(cls, config: RunConfig, corpus: Corpus, generator: TextGenerator, directory: Path | None) -> Self:
+        if len(set(distributed.from_all((corpus.sha256, corpus.tokenizer.to_json())))) > 1:
+            raise CorpusError(
+                f"{corpus.name}: expected the same text and vocabulary in all {distributed.world_size()} processes, "
+                "got different ones; copy the file to every machine"
+            )
         splits = corpus.split(config.data.train_frac, config.data.val_frac)
         try:
             trainer = Trainer(
@@ -354,6 +363,13 @@ class Run:
         """
         with self._locked(), _stop_on_signals(self), _threads_restored():
             self.trainer.fit(*self._own_monitors(), *monitors)
+        generator = self._result()
+        if distributed.world_size() > 1:  # the best model is in the directory of rank 0
+            weights = {name: weight.cpu() for name, weight in generator.model.state_dict().items()}
+            generator.model.load_state_dict(distributed.from_rank_0(weights))
+        return generator
+
+    def _result(self) -> TextGenerator:
         if self.directory is not None and (self.directory / "best").exists():
             return load_model(self.directory / "best", str(self.trainer.device))
         progress = self.trainer.progress

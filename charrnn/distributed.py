@@ -24,15 +24,16 @@ from charrnn.models import State, map_state
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, for the length of the `with` block; alone without torchrun.
 
+    Inside another such block, or where a script has joined them itself, nothing is done.
+
     Raises:
-        ConnectionError: another of the processes ended in the middle.
+        ConfigError: the environment is not what torchrun makes it.
+        ConnectionError: another of the processes did not come, or ended in the middle.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not dist.is_available():
+    if _together() or not dist.is_available() or _environment("WORLD_SIZE", 1) == 1:
         yield
         return
-    if local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo")
+    _join()
     try:
         yield
     except RuntimeError as error:
@@ -46,6 +47,37 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _join() -> None:
+    size = _environment("WORLD_SIZE", 1)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE: expected the other variables that torchrun sets beside it, got WORLD_SIZE={size} without "
+            f"{', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
+        )
+    if local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        dist.init_process_group(backend)
+    except (ValueError, dist.DistError) as error:
+        raise ConnectionError(
+            f"WORLD_SIZE: expected {size} processes, but they did not come together ({error}); start them with "
+            "torchrun, or unset WORLD_SIZE"
+        ) from error
+
+
+def _environment(name: str, default: int) -> int:
+    """A number that torchrun sets."""
+    value = os.environ.get(name, str(default))
+    if not (value.isascii() and value.isdigit()):
+        raise ConfigError(
+            f"{name}: expected a whole number in this environment variable, as torchrun sets it, got {value!r}; "
+            "start with torchrun, or unset it"
+        )
+    return int(value)
+
+
 def rank() -> int:
     """Number of this process, from 0; that one speaks and writes."""
     return dist.get_rank() if _together() else 0
@@ -53,7 +85,7 @@ def rank() -> int:
 
 def local_rank() -> int:
     """Number of this process on its machine: that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return _environment("LOCAL_RANK", 0)
 
 
 def check_device(device: torch.device) -> None:
@@ -61,6 +93,11 @@ def check_device(device: torch.device) -> None:
     if world_size() > 1 and device.type == "mps":
         raise ConfigError(
             "device.device (--device): expected cpu or cuda with several processes, got mps; use --device cpu"
+        )
+    if world_size() > 1 and device.index is not None:
+        raise ConfigError(
+            f"device.device (--device): expected cuda with several processes, which gives each a GPU of its own, got "
+            f"{device}, which is one for all; use --device cuda"
         )
     if world_size() > 1 and device.type == "cuda" and local_rank() >= torch.cuda.device_count():
         raise ConfigError(
@@ -88,6 +125,20 @@ def from_rank_0(value: Any) -> Any:
         dist.broadcast_object_list(box)
         return box[0]
     return value
+
+
+def each_from_rank_0(values: Iterator[Any]) -> Iterator[Any]:
+    """The values that rank 0 has, none of them None, one after another; other ranks' `values` are not touched."""
+    while (value := from_rank_0(next(values, None) if rank() == 0 else None)) is not None:
+        yield value
+
+
+def from_all(value: Any) -> list[Any]:
+    """The values of all ranks, in their order."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def largest(*values: float) -> tuple[float, ...]:

@@ -21,7 +21,6 @@ import lzma
 import os
 import re
 import secrets
-import shutil
 import sys
 import sysconfig
 import tempfile
@@ -283,7 +282,7 @@ def _files(config: DataConfig, paths: Sequence[str], expected: str | None = None
 
 
 def _piped(config: DataConfig, pipe: TextIO | str) -> Source:
-    spool = _spooled(pipe)
+    spool = _SPOOLS.get(pipe) or _spool(pipe, _blocks(pipe))
 
     def read(advance: Advance) -> Iterator[str]:
         spool.seek(0)
@@ -292,15 +291,35 @@ def _piped(config: DataConfig, pipe: TextIO | str) -> Source:
     return Source(config.name, os.fstat(spool.fileno()).st_size, read, raw=config.raw)
 
 
-@cache
-def _spooled(pipe: TextIO | str) -> BinaryIO:
+def share_pipe(name: str, share: Callable[[Iterator[bytes]], Iterable[bytes]]) -> None:
+    """If `name` is standard input or a named pipe, read it now, through `share`.
+
+    Processes that read the same pipe would each get a part of it: `share` takes the blocks that one of them reads, and
+    gives them to all.
+    """
+    path = os.path.expanduser(name)
+    pipe = sys.stdin if name == "-" else path if Path(path).is_fifo() else None
+    if pipe is not None and pipe not in _SPOOLS:
+        _spool(pipe, share(_blocks(pipe)))
+
+
+_SPOOLS: dict[TextIO | str, BinaryIO] = {}  # what has come out of each pipe
+
+
+def _spool(pipe: TextIO | str, blocks: Iterable[bytes]) -> BinaryIO:
     """What comes out of standard input or a named pipe, in a temporary file: it comes once, and is read often."""
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (open until the program ends)
     atexit.register(spool.close)
-    with contextlib.nullcontext(pipe.buffer) if not isinstance(pipe, str) else open(pipe, "rb") as stream:
-        shutil.copyfileobj(stream, spool, BLOCK)
+    spool.writelines(blocks)
     spool.flush()
+    _SPOOLS[pipe] = spool
     return spool
+
+
+def _blocks(pipe: TextIO | str) -> Iterator[bytes]:
+    with contextlib.nullcontext(pipe.buffer) if not isinstance(pipe, str) else open(pipe, "rb") as stream:
+        while block := stream.read(BLOCK):
+            yield block
 
 
 def _decode_as(config: DataConfig, file: BinaryIO, name: str, advance: Advance) -> Iterator[str]:

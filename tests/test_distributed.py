@@ -1,6 +1,7 @@
 """Two processes on one machine that train one model."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import re
@@ -14,16 +15,17 @@ import pytest
 import safetensors.torch
 import torch
 
+import charrnn
 from charrnn import distributed
 from charrnn.api import Run
 from charrnn.bench.devices import compare
 from charrnn.cli import main
-from charrnn.config import ModelConfig, dump_config
+from charrnn.config import ConfigError, ModelConfig, dump_config
 from charrnn.installed import has_numba
 from charrnn.monitors import read_metrics
 from charrnn.training import Trainer
 
-from .conftest import started
+from .conftest import TINY, started
 
 together = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 SETTINGS = {"batch_size": 4, "save_interval": 6, "eval_interval": 6, "log_interval": 3, "schedule": "constant"}
@@ -140,6 +142,72 @@ def test_streams_that_cannot_be_shared_out_are_refused(tiny, tmp_path):
     said = run(tmp_path, config_file(tiny, tmp_path, batch_size=5), "--out", tmp_path / "run", expected=2)
     assert "expected a multiple of the 2 processes, got 5" in said
     assert not (tmp_path / "run").exists()
+
+
+@together
+def test_a_script_joins_its_processes_and_leaves_them_and_one_reads_standard_input(tmp_path):
+    """Two runs in one script, on a text that is piped in: all ranks get the same model, the best of each run."""
+    run(tmp_path, str(tmp_path), target=script)
+
+
+def script(arguments):
+    (_, folder), rank = arguments, os.environ["RANK"]
+    text = "the quick brown fox jumps over the lazy dog\n" * 40
+    sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode() if rank == "0" else b"what is left"))
+    weights = []
+    for name in ("one", "two"):
+        settings = TINY | {"eval_interval": 2, "learning_rate": 1.0, "out": f"{folder}/{name}"}
+        generator = charrnn.train("-", **settings)
+        assert not torch.distributed.is_initialized()
+        weights.append(generator.model.state_dict())
+    best = safetensors.torch.load_file(f"{folder}/two/best/model.safetensors")
+    assert all(torch.equal(weight, best[name]) for each in weights for name, weight in each.items())
+    return 0
+
+
+@together
+def test_ranks_that_read_different_texts_are_refused(tiny, tmp_path):
+    for rank in (0, 1):
+        (tmp_path / f"text{rank}").write_text("abc " * 100 + str(rank), encoding="utf-8")
+    config = config_file(tiny, tmp_path)
+    said = run(tmp_path, config, "--data", tmp_path / "text", target=main_on_a_text_of_its_own, expected=1)
+    assert said.count("expected the same text and vocabulary in all 2 processes, got different ones") == 2
+
+
+def main_on_a_text_of_its_own(arguments):
+    return main([*arguments[:-1], arguments[-1] + os.environ["RANK"]])
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE: expected a whole number .*, got ''"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a whole number .*, got 'two'"),
+        ({"WORLD_SIZE": "2"}, "got WORLD_SIZE=2 without RANK, MASTER_ADDR, MASTER_PORT; .* or unset WORLD_SIZE"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "::1", "MASTER_PORT": "x"},
+            "WORLD_SIZE: expected 2 processes",
+        ),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_make_is_named(monkeypatch, text_file, variables, message):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises((ConfigError, ConnectionError), match=message):
+        charrnn.train(text_file)
+
+
+def test_ranks_do_not_share_a_gpu(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    distributed.check_device(torch.device("cuda"))
+    with pytest.raises(ConfigError, match="expected cuda with several processes, .*, got cuda:0, which is one for all"):
+        distributed.check_device(torch.device("cuda:0"))
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="expected a GPU for each process, got 2 here"):
+        distributed.check_device(torch.device("cuda"))
 
 
 @together
