@@ -7,6 +7,8 @@ forever. Without torchrun there is one rank and nothing to agree on.
 """
 
 import contextlib
+import functools
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -59,12 +61,23 @@ def _join() -> None:
         torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        dist.init_process_group(backend)
+        store, rank, size = _rendezvous()
+        store = dist.PrefixStore(f"joined {next(_joined)} times", store)  # nothing of an earlier group is read
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (ValueError, dist.DistError) as error:
         raise ConnectionError(
             f"WORLD_SIZE: expected {size} processes, but they did not come together ({error}); start them with "
             "torchrun, or unset WORLD_SIZE"
         ) from error
+
+
+_joined = itertools.count()
+
+
+@functools.cache
+def _rendezvous() -> "tuple[dist.Store, int, int]":
+    """Where the processes find each other, kept for the next time: a script may join them again and again."""
+    return next(dist.rendezvous("env://"))
 
 
 def _environment(name: str, default: int) -> int:

@@ -45,6 +45,8 @@ def run(folder, *arguments, expected=0, target=main):
         process.start()
     for process in ranks:
         process.join(60)
+        process.kill()  # one that waits for another forever
+        process.join()
     said = "".join(log.read_text(encoding="utf-8") for log in logs)
     assert [process.exitcode for process in ranks] == [expected, expected], said
     return said
