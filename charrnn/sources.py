@@ -298,7 +298,7 @@ def share_pipe(name: str, share: Callable[[Iterator[bytes]], Iterable[bytes]]) -
     gives them to all.
     """
     path = os.path.expanduser(name)
-    pipe = sys.stdin if name == "-" else path if Path(path).is_fifo() else None
+    pipe = sys.stdin if name == "-" else path if os.path.exists(path) and Path(path).is_fifo() else None
     if pipe is not None and pipe not in _SPOOLS:
         _spool(pipe, share(_blocks(pipe)))
 
