@@ -62,35 +62,36 @@ def _add_train(measurements: Any) -> argparse.ArgumentParser:
     command = console.add_command(measurements, "train", train)
     _add_text(command)
     _add_rounds(command, 3)
-    _add_seconds(command, 10, "measured in each turn")
+    _add_seconds(command, 20, "of training in each turn")
     return command
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Time whole training, beside PyTorch's LSTM in a plain loop and shuffled windows of a DataLoader."""
-    from charrnn.bench.train import CONTENDERS, compare
+    """Time whole training and what it learns, beside PyTorch's LSTM in plain loops and in shuffled windows."""
+    from charrnn.bench.train import compare
 
     rows = compare(arguments.data, rounds=arguments.rounds, seconds=arguments.seconds, progress=console.bar("training"))
     if arguments.json:
         console.print_json(rows)
         return 0
-    shown = [_trained(row, name) for row in rows for name in CONTENDERS]
-    console.show_rows("characters per second of whole training, and how many times faster ours is", shown)
-    console.say(
-        "through the network: every character that it reads; new in the text: those not yet read in this pass over the "
-        "text, of which a shuffled window has one"
+    names = [name for name in rows[0] if name not in ("shape", "times_faster")]
+    console.show_rows(
+        f"{arguments.seconds:g} s of training each; how many times faster ours is, and the validation loss then",
+        [_trained(row, name) for row in rows for name in names],
     )
     return 0
 
 
 def _trained(row: Row, name: str) -> dict[str, str]:
-    result, times = row[name], row["times_faster"].get(name, {})
+    result, times = row[name], row["times_faster"].get(name)
     chosen = f", {result['precision']}, {result['backend']}" if "backend" in result else ""
-    shown = {"size, B x T": _shape(row["shape"]), "program": name + chosen}
-    for unit, label in (("through", "through the network"), ("text", "new in the text")):
-        shown[label] = f"{result[unit]:,.0f}"
-        shown[f"x {unit}"] = f"{times[unit]:.2f}" if times else "-"
-    return shown
+    return {
+        "size, B x T": _shape(row["shape"]),
+        "program": name + chosen,
+        "characters/s": f"{result['speed']:,.0f}",
+        "x faster": f"{times:.2f}" if times else "-",
+        "validation loss": f"{result['val_loss']:.3f}",
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- sample
@@ -122,7 +123,7 @@ SHIPPED = Path("checkpoints/shakespeare-lstm")
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    """Time how fast text is written, beside a plain loop, and how soon the first character comes."""
+    """Time how fast text is written, beside plain loops of one and of many, and how soon the first character comes."""
     from charrnn.bench.sample import compare, start
     from charrnn.checkpoint import find_checkpoint
 
@@ -136,9 +137,17 @@ def sample(arguments: argparse.Namespace) -> int:
     console.show_rows(
         f"characters per second, LSTM {arguments.layers}x{arguments.hidden_size}, a batch of {arguments.batch_size}",
         [
-            {"": row["what"], "characters/s": f"{row['speed']:,.0f}", "x plain loop": f"{row['times_faster']:.1f}"}
+            {
+                "": row["what"],
+                "characters/s": f"{row['speed']:,.0f}",
+                "x loop of one": f"{row['times_loop_of_one']:.1f}",
+                "x equal loop": f"{row['times_equal_loop']:.1f}",
+            }
             for row in speeds
         ],
+    )
+    console.say(
+        "equal loop: PyTorch's LSTM in a plain loop that writes as many texts side by side, in the same precision"
     )
     console.show_rows(
         "from the start of Python to the first character",
@@ -261,7 +270,7 @@ def learning_rate(arguments: argparse.Namespace) -> int:
 def _add_ladder(measurements: Any) -> argparse.ArgumentParser:
     command = console.add_command(measurements, "ladder", ladder)
     _add_text(command)
-    _add_seconds(command, 25, "of each run")
+    _add_seconds(command, 25, "of training in each run, evaluations not counted")
     command.add_argument(
         "--seeds", type=console.whole(1), default=5, metavar="N", help="runs of each kind (default: 5)"
     )
@@ -278,7 +287,7 @@ def _add_ladder(measurements: Any) -> argparse.ArgumentParser:
 
 
 def ladder(arguments: argparse.Namespace) -> int:
-    """Train RNN, GRU, LSTM and LayerNorm-LSTM at equal parameters and equal time, and test who learned more."""
+    """Train RNN, GRU, LSTM and LayerNorm-LSTM at equal parameters and time, each at its best rate, and test who won."""
     with console.libraries_of_the_notebooks("bench ladder"):
         from charrnn.bench import ladder as bench
 
@@ -303,6 +312,8 @@ def ladder(arguments: argparse.Namespace) -> int:
     for at_equal, rows in pairs.items():
         for sentence in bench.conclusions(rows, at_equal):
             print(sentence)
+    trials = sum(len(tuned["trials"]) for tuned in result["tuning"].values())
+    console.say(f"learning rates: tuned by {trials} shorter runs, whose time and validation text are their own")
     console.say("p: paired t-test over the seeds, after Holm's correction for the number of pairs")
     return 0
 
@@ -322,6 +333,7 @@ def _ladder(result: Row) -> list[dict[str, str]]:
             "kind": kind,
             "units": f"{record['hidden_size']:,}",
             "parameters": f"{record['parameters']:,}",
+            "learning rate": f"{record['learning_rate']:g}",
             **{titles[at_equal]: _loss(**losses[kind]) for at_equal, (_, losses) in ends.items()},
         }
         for kind, record in records.items()

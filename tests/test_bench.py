@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from charrnn.bench import kernels
-from charrnn.bench.data import UsualWindows, compare, scale, usual_ids
+from charrnn.bench import data, kernels, sample, train, usual
+from charrnn.bench.data import compare, deliver, scale
 from charrnn.cli import main
 from charrnn.config import ModelConfig
 from charrnn.corpus import load_corpus
@@ -13,20 +13,41 @@ from charrnn.sources import CorpusError
 
 
 def test_the_usual_way_gives_the_same_ids(text_file):
-    assert usual_ids(text_file) == load_corpus(text_file).tokens.tolist()
+    assert usual.read_ids(text_file).tolist() == load_corpus(text_file).tokens.tolist()
+
+
+def test_every_measurement_means_the_same_usual_way():
+    assert data.Windows is train.Windows is usual.Windows
+    assert sample.PlainLSTM is train.PlainLSTM is usual.PlainLSTM
+
+
+def test_the_plain_network_is_ours():
+    mine, plain = build_model(ModelConfig(hidden_size=8, num_layers=2, dropout=0.0), 7), usual.PlainLSTM(7, 8, 2)
+    theirs = plain.state_dict()
+    assert torch.equal(mine.embedding.weight, plain.embedding.weight)  # one-hot, both
+    for name, parameter in mine.state_dict().items():
+        _, layer, weight = name.split(".") if name.startswith("layers") else ("", "", "")
+        parameter.copy_(theirs[f"lstm.{weight.replace('l0', f'l{layer}')}" if layer else name])
+    assert sum(p.numel() for p in mine.parameters()) == sum(p.numel() for p in plain.parameters())
+    tokens = torch.arange(12).view(2, 6) % 7
+    assert torch.allclose(mine(tokens)[0], plain(tokens)[0], atol=1e-6)
 
 
 def test_the_usual_windows_are_shifted_by_one():
-    windows = UsualWindows(list(range(20)), 5)
+    windows = usual.Windows(torch.arange(20), 5)
     assert len(windows) == 15
     inputs, targets = windows[14]
     assert inputs.tolist() == [14, 15, 16, 17, 18]
     assert targets.tolist() == [15, 16, 17, 18, 19]
 
 
-def test_data_is_compared_and_grown(capfd):
+def test_data_is_compared_and_grown(monkeypatch):
+    taken = []
+    monkeypatch.setattr(data, "deliver", lambda *arguments: taken.append(deliver(*arguments)))
     rows = compare("counting:length=50000", rounds=1, batches=3)
-    assert len(rows) == 4
+    assert taken == [7500, 7500]  # by the usual way and by ours
+    assert len(rows) == 3
+    assert rows[-1]["what"] == "deliver 7,500 tokens in batches of 50 x 50"
     assert all(row["times_faster"] == row["usual_seconds"] / row["seconds"] > 0 for row in rows)
     (growth,) = scale([1_000_000], batches=5)
     assert growth["batches"] == 5

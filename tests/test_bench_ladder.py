@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from charrnn import training
 from charrnn.bench import ladder
 from charrnn.cli import main
 from charrnn.config import ModelConfig
+from charrnn.corpus import Corpus
 from charrnn.models import build_model, count_parameters
-from charrnn.training import Evaluated, Stepped
+from charrnn.tokenizer import ByteTokenizer
+from charrnn.training import DivergedError
 
 KINDS = list(ladder.KINDS)
 TINY = {"data": "brackets:length=20000", "batch_size": 4, "seq_length": 16, "threads": 1, "val_frac": 0.05}
@@ -42,7 +46,8 @@ def test_sizes_that_cannot_be_equal_are_refused():
 
 
 def test_a_run_is_a_curve_over_characters_and_seconds():
-    record = ladder.run("GRU", 8, seed=1, seconds=60, max_steps=9, **{**TINY, "eval_interval": 4})
+    settings = {**TINY, "learning_rate": 2e-3}
+    record = ladder.run("GRU", 8, seed=1, seconds=60, max_steps=9, **{**settings, "eval_interval": 4})
     curve = record["curve"]
     assert record["parameters"] == count_parameters(
         build_model(ModelConfig(type="gru", num_layers=1, hidden_size=8), 7)
@@ -52,18 +57,93 @@ def test_a_run_is_a_curve_over_characters_and_seconds():
     assert curve["characters"][0] <= 4 * 4 * 16 < curve["characters"][1] <= 8 * 4 * 16
     assert curve["seconds"] == sorted(curve["seconds"])
     assert all(0 < loss < 3 for loss in curve["val_loss"])
-    assert (
-        ladder.run("GRU", 8, seed=1, seconds=60, max_steps=9, **TINY)["curve"]["val_loss"][-1] == curve["val_loss"][-1]
+    again = ladder.run("GRU", 8, seed=1, seconds=60, max_steps=9, **settings)
+    assert again["curve"]["val_loss"][-1] == curve["val_loss"][-1]
+    assert again["learning_rate"] == 2e-3
+
+
+def test_evaluations_are_no_part_of_the_budget(monkeypatch):
+    evaluated, evaluate = [], training.evaluate
+
+    def slow(*arguments, **settings):
+        time.sleep(0.2)
+        evaluated.append(evaluate(*arguments, **settings))
+        return evaluated[-1]
+
+    monkeypatch.setattr(training, "evaluate", slow)
+    settings = {**TINY, "backend": "native", "eval_interval": 5}
+    curve = ladder.run("GRU", 8, seed=1, seconds=0.4, **settings)["curve"]
+    assert curve["val_loss"] == evaluated
+    assert len(evaluated) >= 3
+    assert 0.4 <= curve["seconds"][-1] < 0.4 + 0.2
+    assert curve["seconds"] == sorted(curve["seconds"])
+
+
+# ------------------------------------------------------------------------------------------------------ learning rates
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """Stands in for `run`: the loss is least at the best rate; one above the limit diverges. What it was asked for."""
+    best, limit, asked = {"RNN": 5e-4, "GRU": 9e-3}, 0.1, []
+
+    def run(kind, hidden_size, seed, seconds, **settings):
+        rate = settings["learning_rate"]
+        asked.append((kind, seed, seconds, settings))
+        if rate > limit:
+            raise DivergedError("diverged")
+        curve = {"characters": [1], "seconds": [seconds], "val_loss": [9.0, abs(math.log(rate / best[kind]))]}
+        return {"kind": kind, "seed": seed, "learning_rate": rate, "curve": curve}
+
+    monkeypatch.setattr(ladder, "run", run)
+    return asked
+
+
+@pytest.mark.parametrize(("kind", "power"), [("RNN", -2), ("GRU", 2)])
+def test_the_rate_is_the_best_of_all_tried_and_lies_between_two_of_them(kind, power, trials):
+    tuned = ladder.tune(kind, 8, seconds=3, **TINY)
+    assert tuned["learning_rate"] == ladder.FIRST_RATE * 2.0**power
+    rates = [trial["learning_rate"] for trial in tuned["trials"]]
+    assert len(rates) == len(set(rates)) == len(trials)
+    assert {tuned["learning_rate"] * factor for factor in (0.5, 1, 2)} <= set(rates)
+    assert tuned["learning_rate"] == min(tuned["trials"], key=lambda trial: trial["val_loss"])["learning_rate"]
+
+
+def test_trials_are_runs():
+    tuned = ladder.tune("GRU", 8, seconds=0.02, **{**TINY, "backend": "native"})
+    assert all(0 < trial["val_loss"] < 3 for trial in tuned["trials"])
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_the_search_ends(monkeypatch, trials):
+    monkeypatch.setattr(ladder, "FIRST_RATE", 0.09)
+    tuned = ladder.tune("GRU", 8, seconds=3, **TINY)
+    assert tuned["trials"][2] == {"learning_rate": 0.18, "val_loss": None}
+    assert tuned["learning_rate"] < 0.09
+    monkeypatch.setattr(ladder, "FIRST_RATE", 1e6)  # all diverge
+    assert len(ladder.tune("GRU", 8, seconds=3, **TINY)["trials"]) <= 2 * ladder.WIDEST + 1
+
+
+def test_what_chooses_a_rate_is_not_what_the_kinds_are_compared_by(trials):
+    result = ladder.ladder(4.0, [1, 2], 30_000, ["RNN", "GRU"], **TINY)
+    corpus = Corpus("", np.arange(20_000), ByteTokenizer(), "")
+    final, tuning = (
+        corpus.split(settings.get("train_frac", 0.9), settings["val_frac"])
+        for settings in (trials[-1][3], trials[0][3])
     )
+    assert set(tuning.val) <= set(final.train)
+    assert not set(tuning.val) & (set(final.val) | set(tuning.train))
+    assert len(tuning.val) == len(final.val) == 1000
+    assert {(seed, seconds) for _, seed, seconds, _ in trials} == {(ladder.TRIAL_SEED, 2.0), (1, 4.0), (2, 4.0)}
+    assert {kind: tuned["seconds"] for kind, tuned in result["tuning"].items()} == {"RNN": 2.0, "GRU": 2.0}
+    assert len(trials) == 4 + sum(len(tuned["trials"]) for tuned in result["tuning"].values())
+    for record in result["records"]:
+        assert record["learning_rate"] == result["tuning"][record["kind"]]["learning_rate"]
 
 
-def test_evaluations_are_not_training():
-    recorder = ladder.Recorder(epoch_length=100)
-    events = [Stepped(1, 0.5, 2.0, 0.1), Evaluated(1, 0.5, 5.0, 2.5, True)]
-    events += [Stepped(2, 1.0, 7.0, 0.2), Evaluated(2, 1.0, 11.0, 2.25, True)]
-    for event in events:
-        recorder(event)
-    assert recorder.curve == {"characters": [50, 100], "seconds": [2.0, 4.0], "val_loss": [2.5, 2.25]}
+def test_a_rate_that_is_given_is_not_tuned(trials):
+    result = ladder.ladder(4.0, [1], 30_000, ["RNN", "GRU"], **TINY, learning_rate=5e-3)
+    assert result["tuning"] == {}
+    assert [record["learning_rate"] for record in result["records"]] == [5e-3] * 2
 
 
 def test_the_summary_reads_all_seeds_at_the_same_places():
@@ -200,6 +280,8 @@ def test_differences_without_any_scatter(distance, p):
 
 def test_the_command_writes_all_there_is_to_know(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(ladder, "SETTINGS", {**ladder.SETTINGS, **TINY, "eval_interval": 2, "backend": "fused"})
+    tuned = {"learning_rate": 0.004, "trials": [{"learning_rate": rate, "val_loss": 2.0} for rate in (0.004, 0.008)]}
+    monkeypatch.setattr(ladder, "tune", lambda *arguments, **settings: tuned)
     out = tmp_path / "ladder.json"
     flags = {"seconds": 0.05, "seeds": 2, "parameters": 30000, "threads": 1, "data": TINY["data"], "out": out}
     arguments = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
@@ -211,8 +293,11 @@ def test_the_command_writes_all_there_is_to_know(tmp_path, capfd, monkeypatch):
     assert result["versions"]["torch"] == torch.__version__
     assert result["settings"]["seconds"] == 0.05
     assert len(result["pairs"]["time"]) == len(result["pairs"]["data"]) == 6
-    printed, _ = capfd.readouterr()
+    printed, said = capfd.readouterr()
     assert all(kind in printed for kind in KINDS)
+    assert "0.004" in printed
+    assert {record["learning_rate"] for record in result["records"]} == {0.004}
+    assert "tuned by 8 shorter runs" in said
     assert printed.count("At equal time") == printed.count("At equal data") == 6
     for curve in ladder.summarise(result["records"], "seconds").values():
         assert all(math.isfinite(value) for value in curve["mean"])

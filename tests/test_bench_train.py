@@ -7,25 +7,38 @@ import torch
 
 from charrnn.api import Run
 from charrnn.bench import processes, train
+from charrnn.bench.usual import PlainLSTM
 from charrnn.cli import main
 from charrnn.sources import CorpusError
 
 SHAPE = (1, 8, 4, 10)
-SPEEDS = {
-    "ours": [(300.0, 300.0), (100.0, 100.0), (200.0, 200.0)],
-    "plain loop": [(100.0, 100.0)] * 3,
-    "usual windows": [(80.0, 1.6)] * 3,
+MADE_UP = {  # speed and loss in each round
+    "ours": [(300.0, 1.5), (100.0, 1.75), (200.0, 1.6)],
+    "plain loop": [(100.0, 2.0)] * 3,
+    "plain loop in bf16": [(160.0, 1.9)] * 3,
+    "usual windows": [(80.0, 2.25)] * 3,
 }
 
 
-def test_a_plain_loop_reads_every_character_once_an_epoch():
+@pytest.fixture
+def plain():
     torch.manual_seed(0)
-    steps = list(itertools.islice(train.plain_loop(torch.arange(401) % 7, 7, SHAPE), 11))
-    assert steps == [(40, 40)] * 11  # an epoch has ten
+    return PlainLSTM(7, 8, 1)
 
 
-def test_a_plain_loop_learns(monkeypatch):
-    losses, measured = [], train.F.cross_entropy
+def test_a_plain_loop_reads_every_character_once_an_epoch(plain):
+    windows = []
+    plain.register_forward_pre_hook(lambda module, inputs: windows.append(inputs))
+    steps = list(itertools.islice(train.plain_loop(plain, torch.arange(401) % 7, SHAPE), 11))
+    assert steps == [40] * 11  # an epoch has ten
+    assert [state is None for _, state in windows] == [True, *[False] * 9, True]
+    streams = torch.cat([tokens for tokens, _ in windows[:10]], dim=1)
+    assert torch.equal(streams.flatten(), torch.arange(400) % 7)
+
+
+@pytest.mark.parametrize("program", train.PLAIN)
+def test_a_plain_program_learns(program, plain, monkeypatch):
+    losses, dtypes, measured = [], set(), train.F.cross_entropy
 
     def cross_entropy(logits, targets):
         loss = measured(logits, targets)
@@ -33,55 +46,69 @@ def test_a_plain_loop_learns(monkeypatch):
         return loss
 
     monkeypatch.setattr(train.F, "cross_entropy", cross_entropy)
-    torch.manual_seed(0)
-    for program in (train.plain_loop, train.usual_windows):
-        losses.clear()
-        next(itertools.islice(program(torch.arange(401) % 7, 7, SHAPE), 150, None))
-        assert losses[-1] < losses[0] / 2
+    plain.lstm.register_forward_hook(lambda module, inputs, outputs: dtypes.add(outputs[0].dtype))
+    steps = train.PLAIN[program](plain, torch.arange(401) % 7, SHAPE)
+    next(itertools.islice(steps, 200, None))
+    assert losses[-1] < losses[0] / 2
+    assert dtypes == {torch.bfloat16 if "bf16" in program else torch.float32}
 
 
-def test_a_usual_window_has_one_character_that_is_new():
-    tokens = torch.arange(31) % 7
-    steps = list(itertools.islice(train.usual_windows(tokens, 7, (1, 8, 2, 10)), 11))
-    assert steps == [(20, 2)] * 10 + [(10, 1)]  # 21 windows, one of them left for the last batch
-    windows = train.Windows(torch.arange(31), 10)
-    inputs, targets = windows[len(windows) - 1]
-    assert inputs.tolist() == list(range(20, 30))
-    assert targets.tolist() == list(range(21, 31))
+def test_the_program_in_bf16_has_the_fused_optimizer(plain, monkeypatch):
+    fused, adamw = [], torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **options: fused.append(options) or adamw(*args, **options))
+    for program in train.PLAIN.values():
+        next(program(plain, torch.arange(401) % 7, SHAPE))
+    assert [options["fused"] for options in fused] == [False, True, False]
+
+
+def test_usual_windows_start_at_every_character(plain):
+    steps = list(itertools.islice(train.usual_windows(plain, torch.arange(31) % 7, (1, 8, 2, 10)), 11))
+    assert steps == [20] * 10 + [10]  # 21 windows, one of them left for the last batch
 
 
 def test_our_steps_are_those_of_the_trainer(text_file):
     config = train._config(str(text_file), SHAPE).override({"precision": "fp32", "backend": "native"})
-    run = Run.start(config)
-    steps = train.ours(run)
-    whole = run.trainer.dataset.batch_size * run.trainer.dataset.stream_length
-    epoch = len(run.trainer.dataset.borders(0))
-    assert sum(through for through, _ in itertools.islice(steps, epoch)) == whole
-    assert run.trainer.progress.step == epoch
+    trainer = Run.start(config).trainer
+    steps = train.ours(trainer)
+    whole = trainer.dataset.epoch_tokens
+    epoch = len(trainer.dataset.borders(0))
+    assert sum(itertools.islice(steps, epoch)) == whole
+    assert trainer.progress.step == epoch
 
 
-@pytest.mark.parametrize("contender", train.CONTENDERS)
-def test_the_same_network_is_measured(contender, text_file):
-    result = train.measure(contender, str(text_file), SHAPE, seconds=0.01)
-    assert result["through"] > 0
-    assert result["text"] == pytest.approx(result["through"] / (10 if contender == "usual windows" else 1))
+def test_the_rate_is_the_same_for_all(text_file, plain, monkeypatch):
+    config = train._config(str(text_file), SHAPE).override({"precision": "fp32", "backend": "native"})
+    trainer = Run.start(config).trainer
+    for _ in itertools.islice(train.ours(trainer), 3):
+        assert {group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups} == {train.RATE}
+    assert {group["lr"] for group in train._adamw(plain).param_groups} == {train.RATE}
+
+
+@pytest.mark.parametrize("contender", MADE_UP)
+def test_a_loss_is_that_of_the_trained_network_on_the_validation_split(contender, text_file, monkeypatch):
+    if contender not in train.contenders():
+        pytest.skip("this processor has no bf16")
+    read, evaluate = [], train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda model, tokens: read.append(len(tokens)) or evaluate(model, tokens))
+    monkeypatch.setattr(train, "_speed", lambda steps, seconds: sum(itertools.islice(steps, int(seconds))))
+    result = train.measure(contender, str(text_file), SHAPE, seconds=100)
+    assert result["speed"] == pytest.approx(100 * 40, rel=0.05)
+    assert 0.5 < result["val_loss"] < 1.9  # less than the ln 7 of a network that has learned nothing
+    assert read == [150]
     if contender == "ours":
         assert result["precision"] in ("fp32", "bf16")
         assert result["backend"] in ("native", "compiled", "fused")
 
 
-def test_our_network_has_as_many_parameters(text_file):
-    run = Run.start(train._config(str(text_file), SHAPE))
-    plain = train.PlainLSTM(7, 8, 1)
-    mine, theirs = (sum(p.numel() for p in model.parameters()) for model in (run.generator.model, plain))
-    assert mine == theirs
-
-
-def test_a_speed_leaves_the_start_out(monkeypatch):
+def test_the_time_is_equal_and_a_speed_leaves_the_start_out(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
-    steps = iter([(1000, 1000)] * 4 + [(10, 1)] * 100)
-    assert train._speed(steps, seconds=20) == {"through": 9.5, "text": 0.95}
+    taken = []
+    steps = (taken.append(size) or size for size in [1000] * 4 + [10] * 100)
+    assert train._speed(steps, seconds=20) == pytest.approx(10, rel=0.1)
+    assert next(clock) == 21  # the time for which it goes on, whatever the speed leaves out
+    slow = itertools.chain([1000] * 3, [10] * 9)
+    assert train._speed(slow, seconds=0) > 0
 
 
 def test_too_short_a_text_is_refused(text_file):
@@ -91,30 +118,28 @@ def test_too_short_a_text_is_refused(text_file):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Made-up speeds, and the turns in which they were asked for."""
+    """Made-up results, and the turns in which they were asked for."""
     turns = []
 
     def measure_apart(module, contender, data, shape, seconds):
         turns.append(contender)
-        through, text = SPEEDS[contender][turns.count(contender) - 1]
+        speed, loss = MADE_UP[contender][turns.count(contender) - 1]
         chosen = {"precision": "bf16", "backend": "fused"} if contender == "ours" else {}
-        return {"through": through, "text": text, **chosen}
+        return {"speed": speed, "val_loss": loss, **chosen}
 
+    monkeypatch.setattr(train, "candidate_precisions", lambda device: ["fp32", "bf16"])
     monkeypatch.setattr(train, "measure_apart", measure_apart)
     return turns
 
 
 def test_the_ratios_are_those_of_the_medians_taken_by_turns(measured, text_file):
     (row,) = train.compare(str(text_file), [SHAPE], rounds=3, seconds=1)
-    assert measured == list(train.CONTENDERS) * 3
-    assert row["ours"] == {"through": 200, "text": 200, "precision": "bf16", "backend": "fused"}
-    assert row["times_faster"] == {
-        "plain loop": {"through": 2.0, "text": 2.0},
-        "usual windows": {"through": 2.5, "text": 125.0},
-    }
+    assert measured == list(MADE_UP) * 3
+    assert row["ours"] == {"speed": 200, "val_loss": 1.6, "precision": "bf16", "backend": "fused"}
+    assert row["times_faster"] == {"plain loop": 2.0, "plain loop in bf16": 1.25, "usual windows": 2.5}
 
 
-def test_the_command_says_which_number_is_which(measured, text_file, capfd, monkeypatch):
+def test_the_command_shows_speed_and_loss(measured, text_file, capfd, monkeypatch):
     monkeypatch.setattr(train.compare, "__defaults__", ("", [SHAPE], 3, 1, iter))
     command = ["bench", "train", "--data", str(text_file), "--rounds", "1", "--seconds", "0.5"]
     assert main([*command, "--json"]) == 0
@@ -122,10 +147,9 @@ def test_the_command_says_which_number_is_which(measured, text_file, capfd, monk
     assert row["shape"] == list(SHAPE)
     measured.clear()
     assert main(command) == 0
-    out, err = capfd.readouterr()
-    for expected in ("1x8, 4x10", "bf16", "3.75", "187.50", "new in"):
+    out, _ = capfd.readouterr()
+    for expected in ("1x8, 4x10", "bf16", "3.75", "1.500", "1.900", "2.250", "0.5 s of training each"):
         assert expected in out
-    assert "a shuffled window has one" in err
 
 
 # ---------------------------------------------------------------------------------------------- a process of its own

@@ -2,14 +2,16 @@
 
     charrnn bench ladder --seconds 25 --seeds 5 --out ladder.json
 
-Every run is given the same number of parameters, the same text, batches and learning rate, and the same seconds. The
-learning rate is constant after its warm-up, so that a curve means the same wherever it is read: over the characters
-seen it compares the cells step by step, over the seconds it compares what they are worth on this machine.
+Every run is given the same number of parameters, the same text and batches, and the same seconds of training. The
+learning rate is tuned for each kind, by short runs that count for nothing else. It is constant after its warm-up, so
+that a curve means the same wherever it is read: over the characters seen it compares the cells step by step, over the
+seconds it compares what they are worth on this machine.
 """
 
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +28,7 @@ from charrnn.config import RunConfig
 from charrnn.corpus import load_corpus
 from charrnn.device import cpu_name
 from charrnn.models import build_model, count_parameters
-from charrnn.training import Evaluated, Event, Stepped
+from charrnn.training import DivergedError, Evaluated, Event, Stepped, Trainer
 
 KINDS: dict[str, dict[str, Any]] = {  # settings of each kind, named as on the command line
     "RNN": {"model_type": "rnn"},
@@ -42,7 +44,6 @@ SETTINGS: dict[str, Any] = {
     "forget_bias": 0.0,  # with the state carried, a bias of 1 holds an LSTM back
     "batch_size": 32,
     "seq_length": 64,
-    "learning_rate": 2e-3,
     "grad_clip": 1.0,  # a plain RNN needs it, the others do not mind
     "warmup_frac": 0.02,
     "hold_frac": 0.98,
@@ -51,6 +52,11 @@ SETTINGS: dict[str, Any] = {
     "precision": "fp32",
     "backend": "auto",
 }
+FIRST_RATE = 2e-3  # of the tuning, which goes from there by factors of two
+WIDEST = 6  # factors, to either side
+TRIAL = 0.5  # seconds of a trial, in those of a run
+TRIAL_SEED = 0
+NEVER = 2**40  # steps
 PARAMETERS = 150_000
 TOLERANCE = 0.01  # by which the parameters may differ
 Curve = dict[str, list[float]]
@@ -97,25 +103,28 @@ def _config(kind: str, hidden_size: int, **settings: Any) -> RunConfig:
 
 
 class Recorder:
-    """A monitor: the validation loss over characters seen and over seconds of training, evaluations not counted.
+    """A monitor: the validation loss over characters seen and over seconds of training.
+
+    It takes the time of evaluations off the trainer's clock, so that they are no part of its budget.
 
     Attributes:
         curve: `characters`, `seconds` and `val_loss` (nats per token), an entry for each evaluation.
     """
 
-    def __init__(self, epoch_length: int):
+    def __init__(self, trainer: Trainer):
         self.curve: Curve = {"characters": [], "seconds": [], "val_loss": []}
-        self._epoch_length = epoch_length
-        self._stepped = self._evaluating = 0.0
+        self._epoch_length = trainer.dataset.epoch_tokens
+        self._progress = trainer.progress
+        self._trained = 0.0
 
     def __call__(self, event: Event) -> None:
-        """Take note of an evaluation, and of how long it took."""
+        """Take note of an evaluation."""
         if isinstance(event, Stepped):
-            self._stepped = event.seconds
+            self._trained = event.seconds
         elif isinstance(event, Evaluated):
-            self._evaluating += event.seconds - self._stepped
+            self._progress.seconds = self._trained
             self.curve["characters"].append(round(event.epoch * self._epoch_length))
-            self.curve["seconds"].append(event.seconds - self._evaluating)
+            self.curve["seconds"].append(self._trained)
             self.curve["val_loss"].append(event.loss)
 
 
@@ -126,24 +135,63 @@ def run(kind: str, hidden_size: int, seed: int, seconds: float, **settings: Any)
         kind: one of `KINDS`.
         hidden_size: units H.
         seed: of weights and batches.
-        seconds: of training, evaluations included.
+        seconds: of training, evaluations not counted.
         **settings: to use instead of those in `SETTINGS`; max_steps, too, ends it.
 
     Returns:
-        `kind`, `seed`, `hidden_size`, `parameters`, `backend` (the fastest here) and `curve`, as in `Recorder`.
+        `kind`, `seed`, `hidden_size`, `parameters`, `learning_rate`, `backend` (the fastest here) and `curve`, as in
+        `Recorder`.
+
+    Raises:
+        DivergedError: the loss is no longer finite.
     """
     trained = Run.start(_config(kind, hidden_size, seed=seed, max_seconds=seconds, **settings))
-    dataset = trained.trainer.dataset
-    recorder = Recorder(dataset.epoch_tokens)
+    recorder = Recorder(trained.trainer)
     trained.fit(recorder)
     return {
         "kind": kind,
         "seed": seed,
         "hidden_size": hidden_size,
         "parameters": count_parameters(trained.generator.model),
+        "learning_rate": trained.config.training.learning_rate,
         "backend": trained.trainer.progress.backend,
         "curve": recorder.curve,
     }
+
+
+def tune(kind: str, hidden_size: int, seconds: float, **settings: Any) -> dict[str, Any]:
+    """Find the learning rate of one kind, to a factor of two: the best, both of whose neighbours have been tried.
+
+    The loss that chooses is that of the last part of the training text, as long as the validation split, which these
+    trials do not train on; so the validation split has no part in the choice.
+
+    Args:
+        kind: one of `KINDS`.
+        hidden_size: units H.
+        seconds: of each trial.
+        **settings: as in `run`.
+
+    Returns:
+        `learning_rate`, and `trials` in their order: `learning_rate` and `val_loss`, None where the trial diverged.
+    """
+    data = _config(kind, hidden_size, **settings).data
+    settings |= {"train_frac": data.train_frac - data.val_frac, "eval_interval": NEVER}
+    losses: dict[int, float] = {}  # by the power of two
+    best = 0
+    while untried := {best - 1, best, best + 1} - losses.keys() - {-WIDEST - 1, WIDEST + 1}:
+        for power in sorted(untried):
+            rate = FIRST_RATE * 2.0**power
+            try:
+                trial = run(kind, hidden_size, TRIAL_SEED, seconds, **settings, learning_rate=rate)
+                losses[power] = trial["curve"]["val_loss"][-1]
+            except DivergedError:
+                losses[power] = math.inf
+        best = min(losses, key=lambda power: losses[power])
+    trials = [
+        {"learning_rate": FIRST_RATE * 2.0**power, "val_loss": loss if math.isfinite(loss) else None}
+        for power, loss in losses.items()
+    ]
+    return {"learning_rate": FIRST_RATE * 2.0**best, "trials": trials}
 
 
 def ladder(
@@ -154,24 +202,34 @@ def ladder(
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train every kind from every seed, and say on what and with what.
+    """Tune the learning rate of every kind, train it from every seed, and say on what and with what.
 
     Args:
-        seconds: for each run.
+        seconds: of training in each run, evaluations not counted; of a trial of the tuning half as many.
         seeds: one run of each kind for each.
         parameters: of every network, within 1%.
         kinds: of `KINDS`.
-        progress: wraps the loop over the runs, as `tqdm` does.
-        **settings: to use instead of those in `SETTINGS`.
+        progress: wraps the loops over the kinds and over the runs, as `tqdm` does.
+        **settings: to use instead of those in `SETTINGS`; with a `learning_rate` for all kinds nothing is tuned.
 
     Returns:
-        `machine`, `versions`, `settings`, and `records`, as `run` gives them.
+        `machine`, `versions`, `settings`, `records`, as `run` gives them, and `tuning`: for each kind what `tune`
+        gives, and the `seconds` of each trial.
     """
     settings = {**SETTINGS, **settings}
     vocab_size = load_corpus(_config(kinds[0], 1, **settings, max_seconds=seconds).data).tokenizer.vocab_size
     sizes = equal_sizes(parameters, vocab_size, kinds)
+    tuning = {}
+    if "learning_rate" not in settings:
+        budget = TRIAL * seconds
+        for kind in progress(kinds):
+            tuning[kind] = {**tune(kind, sizes[kind]["hidden_size"], budget, **settings), "seconds": budget}
+    rates = {kind: {"learning_rate": tuned["learning_rate"]} for kind, tuned in tuning.items()}
     runs = [(kind, seed) for seed in seeds for kind in kinds]  # by turns, so that a slow minute hits all kinds alike
-    records = [run(kind, sizes[kind]["hidden_size"], seed, seconds, **settings) for kind, seed in progress(runs)]
+    records = [
+        run(kind, sizes[kind]["hidden_size"], seed, seconds, **settings, **rates.get(kind, {}))
+        for kind, seed in progress(runs)
+    ]
     return {
         "machine": {
             "system": platform.platform(),
@@ -185,6 +243,7 @@ def ladder(
             "charrnn": importlib.metadata.version("charrnn"),
         },
         "settings": {**settings, "parameters": parameters, "seconds": seconds, "seeds": list(seeds)},
+        "tuning": tuning,
         "records": records,
     }
 

@@ -1,10 +1,12 @@
 """How fast text is written, beside the loop that a user would write instead, and how soon the first character comes.
 
-    plain loop     token by token: `logits, state = model(token, state)`, softmax, `torch.multinomial`
-    one text       the library's `stream`
-    a batch        the library's `generate_batch`, in fp32 and, where the processor has it, in bf16
+    loop of one        `bench.usual.PlainLSTM` token by token, softmax, `torch.multinomial`, under `torch.no_grad`
+    one text           the library's `stream`
+    loop of a batch    the same loop, for as many rows as the library's batch
+    a batch            the library's `generate_batch`
+    … in bf16          both again in half precision, where the processor has it; the loop by `torch.autocast`
 
-The model is an LSTM with random weights: what a character costs does not depend on which it is.
+The weights are random: what a character costs does not depend on which it is.
 """
 
 import statistics
@@ -17,45 +19,58 @@ import torch
 
 from charrnn.api import create_model
 from charrnn.bench.processes import answer, measure_apart, seconds_to_output
+from charrnn.bench.usual import PlainLSTM
 from charrnn.device import candidate_precisions
 from charrnn.sampling import TextGenerator
 from charrnn.tokenizer import CharTokenizer
 
 VOCABULARY = "".join(map(chr, range(33, 103)))  # 70 characters, as many as Shakespeare's plays have
 TEMPERATURE = 0.8
+LOOP = "loop of one"
+EQUAL_LOOP = {  # of each contender: as many rows, in the same precision
+    LOOP: LOOP,
+    "one text": LOOP,
+    "loop of a batch": "loop of a batch",
+    "a batch": "loop of a batch",
+    "loop of a batch in bf16": "loop of a batch in bf16",
+    "a batch in bf16": "loop of a batch in bf16",
+}
 
 
-def plain_loop(generator: TextGenerator, length: int) -> int:
-    """Write `length` characters as it is written everywhere; how many that were."""
-    model = generator.model.eval()
-    token, state = torch.zeros(1, 1, dtype=torch.long), None
-    text = []
-    with torch.no_grad():
+def plain_loop(model: PlainLSTM, length: int, batch_size: int = 1, precision: str = "fp32") -> int:
+    """Write texts of `length` characters as it is written everywhere; return the number of characters."""
+    tokens, state, columns = torch.zeros(batch_size, 1, dtype=torch.long), None, []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         for _ in range(length):
-            logits, state = model(token, state)
-            token = torch.multinomial((logits[:, -1] / TEMPERATURE).softmax(-1), 1)
-            text.append(VOCABULARY[token.item()])
-    return len("".join(text))
+            logits, state = model(tokens, state)  # (B, 1, V)
+            tokens = torch.multinomial((logits[:, -1].float() / TEMPERATURE).softmax(-1), 1)
+            columns.append(tokens)
+    texts = ["".join(VOCABULARY[token] for token in row) for row in torch.cat(columns, dim=1).tolist()]
+    return sum(map(len, texts))
 
 
 def one_text(generator: TextGenerator, length: int) -> int:
-    """Write `length` characters with the library, as they come."""
+    """Write `length` characters with the library, as they come; return their number."""
     return sum(map(len, generator.stream("!", length, TEMPERATURE, seed=1))) - 1
 
 
 def a_batch(generator: TextGenerator, length: int, batch_size: int, precision: str = "fp32") -> int:
-    """Write `batch_size` texts of `length` characters with the library, side by side."""
+    """Write `batch_size` texts of `length` characters with the library; return the number of characters."""
     texts = generator.generate_batch(["!"] * batch_size, length, TEMPERATURE, seed=1, precision=precision)
     return sum(map(len, texts)) - batch_size
 
 
 def measure(contender: str, num_layers: int, hidden_size: int, batch_size: int, seconds: float) -> float:
     """Characters per second of one contender, over at least so many seconds."""
+    torch.manual_seed(1)
+    model = PlainLSTM(len(VOCABULARY), hidden_size, num_layers).eval()
     generator = create_model(CharTokenizer(VOCABULARY), num_layers=num_layers, hidden_size=hidden_size, seed=1)
     write: Callable[[int], int] = {
-        "plain loop": lambda length: plain_loop(generator, length),
+        LOOP: lambda length: plain_loop(model, length),
         "one text": lambda length: one_text(generator, length),
+        "loop of a batch": lambda length: plain_loop(model, length, batch_size),
         "a batch": lambda length: a_batch(generator, length, batch_size),
+        "loop of a batch in bf16": lambda length: plain_loop(model, length, batch_size, "bf16"),
         "a batch in bf16": lambda length: a_batch(generator, length, batch_size, "bf16"),
     }[contender]
     write(64)  # kernels are compiled or loaded, memory is asked for
@@ -71,7 +86,7 @@ def measure(contender: str, num_layers: int, hidden_size: int, batch_size: int, 
 def contenders() -> list[str]:
     """What can be compared on this CPU."""
     has_bf16 = "bf16" in candidate_precisions(torch.device("cpu"))
-    return ["plain loop", "one text", "a batch", *(["a batch in bf16"] if has_bf16 else [])]
+    return [name for name in EQUAL_LOOP if has_bf16 or "bf16" not in name]
 
 
 def compare(
@@ -93,7 +108,8 @@ def compare(
         progress: wraps the loop over the turns, as `tqdm` does.
 
     Returns:
-        A row for each contender: `what`, `speed` and `times_faster`, which is against the plain loop.
+        A row for each contender: `what`, `speed`, and how many times faster that is: `times_loop_of_one`, and
+        `times_equal_loop`, the gain over the loop of as many rows in the same precision.
 
     Raises:
         MeasurementError: a process failed.
@@ -103,8 +119,15 @@ def compare(
         arguments = {"num_layers": num_layers, "hidden_size": hidden_size, "batch_size": batch_size}
         speeds[name].append(measure_apart(__name__, contender=name, **arguments, seconds=seconds))
     medians = {name: statistics.median(each) for name, each in speeds.items()}
-    slowest = medians["plain loop"]
-    return [{"what": name, "speed": speed, "times_faster": speed / slowest} for name, speed in medians.items()]
+    return [
+        {
+            "what": name,
+            "speed": speed,
+            "times_loop_of_one": speed / medians[LOOP],
+            "times_equal_loop": speed / medians[EQUAL_LOOP[name]],
+        }
+        for name, speed in medians.items()
+    ]
 
 
 FIRST = {

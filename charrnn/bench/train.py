@@ -1,16 +1,16 @@
-"""How fast training is as a whole, beside the two programs that a user would write instead.
+"""How fast training is as a whole, and what it has learned in equal time, beside what a user would write instead.
 
-All three train the same network, an embedding of size V, stacked LSTM layers and a linear read-out, on the same text
-with AdamW and clipped gradients, without dropout:
+All train the same network, an embedding of size V, stacked LSTM layers and a linear read-out, on the same text with
+AdamW at the same constant rate and clipped gradients, without dropout:
 
 - ours: the library's `Trainer`, which chooses precision and backend by itself;
 - the plain loop: PyTorch's `nn.LSTM` on contiguous streams, the state carried and detached, the loss read at each step;
-- the usual windows: the same model on windows of T characters, one starting at each character of the text, shuffled by
-  a `DataLoader`, the state empty at the start of each.
+- the plain loop in bf16: the same under `torch.autocast`, with the fused AdamW;
+- the usual windows (`bench.usual`), shuffled, the state empty at the start of each.
 
-A window of the last kind shares all of its characters but one with its neighbour. So two speeds are measured:
-characters through the network, and characters of the text, those not yet read in the same pass over it. For the first
-two programs they are the same; the usual windows bring one new character each.
+A character through the network is not worth the same to all of them: so beside the speed stands the loss on the whole
+validation split after equal time, measured in the same way for all: in fp32, the state carried. The time begins with
+the first step, which for ours includes the choice of precision and backend; the evaluation comes after it.
 """
 
 import statistics
@@ -21,14 +21,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from charrnn.api import Run
 from charrnn.bench.processes import answer, measure_apart
+from charrnn.bench.usual import PlainLSTM, Windows
 from charrnn.config import RunConfig
 from charrnn.corpus import load_corpus
+from charrnn.device import candidate_precisions
 from charrnn.sources import CorpusError
-from charrnn.training import Stepped
+from charrnn.training import Stepped, Trainer, evaluate
 
 Shape = tuple[int, int, int, int]  # num_layers, hidden_size, batch_size, seq_length
 SHAPES: tuple[Shape, ...] = ((2, 128, 50, 50), (1, 384, 32, 64))
@@ -38,38 +40,10 @@ RATE, WEIGHT_DECAY, LARGEST_NORM = 2e-3, 1e-5, 5.0
 # ------------------------------------------------------------------------------------ what a user would write instead
 
 
-class PlainLSTM(nn.Module):
-    """An embedding as wide as the vocabulary, `nn.LSTM`, a linear read-out."""
-
-    def __init__(self, vocab_size: int, hidden_size: int, num_layers: int):
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, vocab_size)
-        self.lstm = nn.LSTM(vocab_size, hidden_size, num_layers, batch_first=True)
-        self.head = nn.Linear(hidden_size, vocab_size)
-
-    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Logits `(B, T, V)` for `tokens` `(B, T)`, and the state."""
-        outputs, state = self.lstm(self.embedding(tokens), state)
-        return self.head(outputs), state
-
-
-class Windows(Dataset):
-    """A window of T tokens and the ones that follow them, starting at each place of the text."""
-
-    def __init__(self, tokens: Tensor, seq_length: int):
-        self.tokens, self.seq_length = tokens, seq_length
-
-    def __len__(self) -> int:
-        return len(self.tokens) - self.seq_length
-
-    def __getitem__(self, start: int) -> tuple[Tensor, Tensor]:
-        end = start + self.seq_length
-        return self.tokens[start:end], self.tokens[start + 1 : end + 1]
-
-
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, state: Any = None) -> Any:
-    logits, state = model(x, state)
-    loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
+def _update(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, state: Any, bf16: bool) -> Any:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits, state = model(x, state)
+    loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), LARGEST_NORM)
@@ -78,17 +52,13 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Te
     return state
 
 
-def _plain(tokens: Tensor, vocab_size: int, shape: Shape) -> tuple[nn.Module, torch.optim.Optimizer]:
-    num_layers, hidden_size, batch_size, seq_length = shape
-    if len(tokens) <= batch_size * seq_length:
-        raise CorpusError(f"expected more than {batch_size * seq_length:,} tokens to train on, got {len(tokens):,}")
-    model = PlainLSTM(vocab_size, hidden_size, num_layers)
-    return model, torch.optim.AdamW(model.parameters(), RATE, weight_decay=WEIGHT_DECAY)
+def _adamw(model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), RATE, weight_decay=WEIGHT_DECAY, fused=fused)
 
 
-def plain_loop(tokens: Tensor, vocab_size: int, shape: Shape) -> Iterator[tuple[int, int]]:
-    """Train with the plain loop; of each step, the characters through the network and those new in the text."""
-    model, optimizer = _plain(tokens, vocab_size, shape)
+def plain_loop(model: nn.Module, tokens: Tensor, shape: Shape, bf16: bool = False) -> Iterator[int]:
+    """Train on contiguous streams; of each step, the characters read."""
+    optimizer = _adamw(model, fused=bf16)
     batch_size, seq_length = shape[2:]
     length = (len(tokens) - 1) // batch_size
     inputs = tokens[: batch_size * length].view(batch_size, length)
@@ -97,19 +67,19 @@ def plain_loop(tokens: Tensor, vocab_size: int, shape: Shape) -> Iterator[tuple[
         state = None
         for start in range(0, length - seq_length + 1, seq_length):
             window = slice(start, start + seq_length)
-            state = _update(model, optimizer, inputs[:, window], targets[:, window], state)
+            state = _update(model, optimizer, inputs[:, window], targets[:, window], state, bf16)
             state = tuple(each.detach() for each in state)
-            yield batch_size * seq_length, batch_size * seq_length
+            yield batch_size * seq_length
 
 
-def usual_windows(tokens: Tensor, vocab_size: int, shape: Shape) -> Iterator[tuple[int, int]]:
-    """Train on shuffled windows; of each step, the characters through the network and those new in the text."""
-    model, optimizer = _plain(tokens, vocab_size, shape)
+def usual_windows(model: nn.Module, tokens: Tensor, shape: Shape) -> Iterator[int]:
+    """Train on shuffled windows; of each step, the characters read."""
+    optimizer = _adamw(model)
     batch_size, seq_length = shape[2:]
     while True:
         for x, y in DataLoader(Windows(tokens, seq_length), batch_size, shuffle=True):
-            _update(model, optimizer, x, y)
-            yield x.numel(), len(x)
+            _update(model, optimizer, x, y, None, bf16=False)
+            yield x.numel()
 
 
 # --------------------------------------------------------------------------------------------------------------- ours
@@ -119,108 +89,124 @@ def _config(data: str, shape: Shape) -> RunConfig:
     num_layers, hidden_size, batch_size, seq_length = shape
     settings = {"data": data, "num_layers": num_layers, "hidden_size": hidden_size, "dropout": 0.0}
     settings |= {"batch_size": batch_size, "seq_length": seq_length, "max_steps": NEVER, "eval_interval": NEVER}
-    settings |= {"learning_rate": RATE, "weight_decay": WEIGHT_DECAY, "grad_clip": LARGEST_NORM, "device": "cpu"}
+    settings |= {"learning_rate": RATE, "schedule": "constant", "warmup_frac": 0.0}
+    settings |= {"weight_decay": WEIGHT_DECAY, "grad_clip": LARGEST_NORM, "device": "cpu"}
     return RunConfig().override(settings)
 
 
-def ours(run: Run) -> Iterator[tuple[int, int]]:
-    """Train with the library; of each step, the characters through the network and those new in the text."""
-    trainer = run.trainer
+def ours(trainer: Trainer) -> Iterator[int]:
+    """Train with the library; of each step, the characters read."""
     epoch_length = trainer.dataset.epoch_tokens
     before = 0.0
     for event in trainer:
         if isinstance(event, Stepped):
-            characters = round((event.epoch - before) * epoch_length)
+            yield round((event.epoch - before) * epoch_length)
             before = event.epoch
-            yield characters, characters
 
 
 # -------------------------------------------------------------------------------------------------------- to measure
 
+OURS = "ours"
+PLAIN: dict[str, Callable[[nn.Module, Tensor, Shape], Iterator[int]]] = {
+    "plain loop": plain_loop,
+    "plain loop in bf16": lambda model, tokens, shape: plain_loop(model, tokens, shape, bf16=True),
+    "usual windows": usual_windows,
+}
+
+
+def contenders() -> list[str]:
+    """What can be compared on this CPU."""
+    has_bf16 = "bf16" in candidate_precisions(torch.device("cpu"))
+    return [OURS, *(name for name in PLAIN if has_bf16 or "bf16" not in name)]
+
 
 def measure(contender: str, data: str, shape: Shape, seconds: float) -> dict[str, Any]:
-    """Train for `seconds` after a short start that does not count.
+    """Train for `seconds`, then evaluate.
 
     Args:
-        contender: `ours`, `plain loop` or `usual windows`.
+        contender: one of `contenders()`.
         data: a corpus.
         shape: (num_layers, hidden_size, batch_size, seq_length).
-        seconds: to measure.
+        seconds: of training.
 
     Returns:
-        `through` the network and `text`, characters per second; of ours also the `precision` and `backend` chosen.
+        `speed` in characters per second, the start left out, and `val_loss` in nats per token; of ours also the
+        `precision` and `backend` chosen.
+
+    Raises:
+        CorpusError: the text cannot be had or is too short.
     """
     config = _config(data, shape)
-    if contender == "ours":
-        run = Run.start(config)
-        speed = _speed(ours(run), seconds)
-        progress = run.trainer.progress
-        return {**speed, "precision": progress.precision, "backend": progress.backend}
+    if contender == OURS:
+        trainer = Run.start(config).trainer
+        speed = _speed(ours(trainer), seconds)
+        chosen = {"precision": trainer.progress.precision, "backend": trainer.progress.backend}
+        return {"speed": speed, "val_loss": evaluate(trainer.model, trainer.val), **chosen}
     corpus = load_corpus(config.data)
-    tokens = torch.from_numpy(corpus.split(config.data.train_frac, config.data.val_frac).train.astype("int64"))
-    train = {"plain loop": plain_loop, "usual windows": usual_windows}[contender]
+    splits = corpus.split(config.data.train_frac, config.data.val_frac)
+    tokens = torch.from_numpy(splits.train.astype("int64"))
+    num_layers, hidden_size, batch_size, seq_length = shape
+    if len(tokens) <= batch_size * seq_length:
+        raise CorpusError(f"expected more than {batch_size * seq_length:,} tokens to train on, got {len(tokens):,}")
     torch.manual_seed(config.device.seed)
-    return _speed(train(tokens, corpus.tokenizer.vocab_size, shape), seconds)
+    model = PlainLSTM(corpus.tokenizer.vocab_size, hidden_size, num_layers)
+    speed = _speed(PLAIN[contender](model, tokens, shape), seconds)
+    return {"speed": speed, "val_loss": evaluate(model, splits.val)}
 
 
-def _speed(steps: Iterator[tuple[int, int]], seconds: float) -> dict[str, float]:
-    """Characters per second of `steps`, those of the first tenth of the time and at least three left out."""
+def _speed(steps: Iterator[int], seconds: float) -> float:
+    """Take steps for `seconds`; their characters per second, the first tenth of the time and three steps left out."""
     begin = time.perf_counter()
     for _ in range(3):
         next(steps)
-    while time.perf_counter() - begin < seconds / 10:
+    while (start := time.perf_counter()) - begin < seconds / 10:
         next(steps)
-    through = text = 0
-    begin = time.perf_counter()
-    while (spent := time.perf_counter() - begin) < seconds or not through:
-        step = next(steps)
-        through, text = through + step[0], text + step[1]
-    return {"through": through / spent, "text": text / spent}
-
-
-CONTENDERS = ("ours", "plain loop", "usual windows")
+    characters = 0
+    while (now := time.perf_counter()) - begin < seconds or not characters:
+        characters += next(steps)
+    return characters / (now - start)
 
 
 def compare(
     data: str = "shakespeare",
     shapes: Sequence[Shape] = SHAPES,
     rounds: int = 3,
-    seconds: float = 10.0,
+    seconds: float = 20.0,
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> list[dict[str, Any]]:
-    """Characters per second of the three on the CPU, by turns, each time in a process of its own; medians.
+    """Speed and loss of each contender on the CPU, by turns, each time in a process of its own; medians.
 
     Args:
         data: a corpus name or path.
         shapes: (num_layers, hidden_size, batch_size, seq_length) each.
         rounds: turns that each contender has.
-        seconds: measured in each turn.
+        seconds: of training in each turn.
         progress: wraps the loop over the turns, as `tqdm` does.
 
     Returns:
-        For each shape a row: `shape`; under each contender's name `through` and `text`, in characters per second, and
-        of ours `precision` and `backend`; and `times_faster`, ours by each other, again `through` and `text`.
+        For each shape a row: `shape`; under each contender's name what `measure` gives; and `times_faster`, the speed
+        of ours by that of each other.
 
     Raises:
         CorpusError: the text cannot be had or is too short.
         MeasurementError: a process failed.
     """
     load_corpus(_config(data, SHAPES[0]).data)  # prepared once, for all of them
-    turns = [(shape, contender) for shape in shapes for _ in range(rounds) for contender in CONTENDERS]
+    names = contenders()
+    turns = [(shape, contender) for shape in shapes for _ in range(rounds) for contender in names]
     results: dict[Any, list[dict[str, Any]]] = {turn: [] for turn in turns}
     for shape, contender in progress(turns):
         arguments = {"contender": contender, "data": data, "shape": shape, "seconds": seconds}
         results[shape, contender].append(measure_apart(__name__, **arguments))
-    return [_row(shape, {name: results[shape, name] for name in CONTENDERS}) for shape in shapes]
+    return [_row(shape, {name: results[shape, name] for name in names}) for shape in shapes]
 
 
 def _row(shape: Shape, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    medians: dict[str, Any] = {
-        name: {**each[-1], **{unit: statistics.median(turn[unit] for turn in each) for unit in ("through", "text")}}
+    medians = {
+        name: {**each[-1], **{unit: statistics.median(turn[unit] for turn in each) for unit in ("speed", "val_loss")}}
         for name, each in results.items()
     }
-    mine, *others = CONTENDERS
-    times = {name: {unit: medians[mine][unit] / medians[name][unit] for unit in ("through", "text")} for name in others}
+    times = {name: medians[OURS]["speed"] / each["speed"] for name, each in medians.items() if name != OURS}
     return {"shape": list(shape), **medians, "times_faster": times}
 
 
