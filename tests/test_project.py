@@ -73,6 +73,11 @@ def test_the_readme_names_only_what_exists():
         assert (ROOT / link).exists(), link
 
 
+def test_the_readme_counts_the_trials_of_the_speedrun():
+    trials = json.loads((ROOT / "config" / "speedrun.json").read_text(encoding="utf-8"))["trials"]
+    assert f"\n{len(trials)} trials chose these settings" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_a_shipped_checkpoint_is_small_and_does_what_it_says(path):
     assert sum(file.stat().st_size for file in path.iterdir()) < 2_000_000

@@ -53,6 +53,17 @@ def test_shakespeare_holds_tinyshakespeare(shakespeare):
     assert sum(line in known for line in lines) / len(lines) >= 0.995
 
 
+@pytest.mark.skipif(not CANONICAL.exists(), reason="the canonical tinyshakespeare file is not beside the project")
+def test_the_comedies_are_new_to_a_model_of_tinyshakespeare(shakespeare, tmp_path):
+    comedies, tiny = read_text("comedies", tmp_path), CANONICAL.read_text(encoding="utf-8")
+    assert shakespeare.startswith(comedies)
+    assert set(comedies) <= set(tiny)  # no character is unknown
+    seen = set(tiny.split("\n"))
+    lines = [line for line in comedies.split("\n") if len(line) > 30]
+    assert len(lines) > 15_000
+    assert sum(line in seen for line in lines) <= 1
+
+
 @pytest.mark.parametrize(
     ("markdown", "text"),
     [
