@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.folded import Floats, Folded, FoldedStepper, Tokens, cells, draw
+from charrnn.folded import Floats, Folded, FoldedStepper, Tokens, cells, draw, out_of_range
 from charrnn.transforms import Cut, checked
 
 FEWEST = 16  # texts that are worth a thread
@@ -122,6 +122,9 @@ class _Hand:
 
     def step(self, tokens: Tokens) -> Floats:
         """Read one more token of each text, `(B,)`; logits `(B, V)`."""
+        vocab_size = len(self._folded.rows)
+        if len(tokens) and not (tokens.min() >= 0 and tokens.max() < vocab_size):
+            raise out_of_range(tokens, vocab_size)
         self._advance(tokens)
         return self._products[-1][:, -len(self._folded.head_bias) :].float().numpy() + self._folded.head_bias
 

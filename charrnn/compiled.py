@@ -46,6 +46,8 @@ def lstm(
         rows = F.linear(inputs.transpose(0, 1), weight_ih, bias).flatten(0, 1)
         places = torch.arange(len(rows)).view(inputs.shape[1], inputs.shape[0])
     else:  # a row for each token there is
+        if not (tokens.min() >= 0 and tokens.max() < len(inputs)):
+            raise IndexError(f"expected tokens from 0 to {len(inputs) - 1}, got {tokens.min()} to {tokens.max()}")
         with torch.autocast("cpu", enabled=False):
             rows = F.linear(inputs, weight_ih, bias)
         places = tokens.t().contiguous()

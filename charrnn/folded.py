@@ -126,8 +126,13 @@ class FoldedStepper:
         return self._logits[None]
 
     def step(self, tokens: Tokens) -> Floats:
-        """Read one more token, `(1,)`, or several; logits `(1, V)` after the last."""
-        _run(self._folded, tokens, NO_TOKENS, NO_NUMBERS, NO_NUMBERS, *Cut(), *self._state)
+        """Read one more token, `(1,)`, or several; logits `(1, V)` after the last.
+
+        Raises:
+            IndexError: a token that is not in the vocabulary.
+        """
+        if not _run(self._folded, tokens, NO_TOKENS, NO_NUMBERS, NO_NUMBERS, *Cut(), *self._state):
+            raise out_of_range(tokens, len(self._folded.rows))
         return self._logits[None]
 
     def select(self, rows: Tokens) -> None:
@@ -153,6 +158,11 @@ class FoldedStepper:
         if not _run(self._folded, NO_TOKENS, tokens, uniform[:, 0].copy(), temperatures, *cut, *self._state):
             checked(self._logits)
         return tokens[:, None]
+
+
+def out_of_range(tokens: Tokens, vocab_size: int) -> IndexError:
+    """What to raise where compiled code would read outside its memory."""
+    return IndexError(f"expected tokens from 0 to {vocab_size - 1}, got {min(tokens)} to {max(tokens)}")
 
 
 # ------------------------------------------------------------------------------------------------ what numba compiles
@@ -249,6 +259,8 @@ def _score(model, x, logits):
 def _run(model, given, drawn, uniform, temperatures, k, p, share, possible, h, c, inputs, product, x, logits, weights):
     """Read the tokens that are given, then draw tokens one after another and read each; whether all went well."""
     for token in given:
+        if not 0 <= token < len(model.rows):
+            return False
         _advance(model, token, h, c, inputs, product, x)
     if len(given):
         _score(model, x, logits)

@@ -37,6 +37,15 @@ def test_a_token_looks_its_product_up(vocab_size):
     assert_equal(mine, everything(*unrolled(table[tokens], state, *weights), leaves), 1e-5)
 
 
+@pytest.mark.parametrize("token", [-1, 5, 99])
+def test_a_token_out_of_range_raises(token):
+    model = build_model(ModelConfig(hidden_size=4, num_layers=1), 5)
+    model.backend = "compiled"
+    tokens = torch.tensor([[1, 2, 3, 4, 0], [0, 1, 2, 3, token]])
+    with pytest.raises(IndexError, match="expected tokens from 0 to 4"):
+        model(tokens)
+
+
 def test_large_products_are_held_at_the_ends_of_the_exponential():
     inputs, state, weights = make(lstm_cell, (2, 3, 4, 5), 0, torch.float32)
     inputs = (inputs.detach() * 1e4).requires_grad_()

@@ -102,6 +102,17 @@ def test_logits_are_those_of_the_model(model, stepper):
         np.testing.assert_allclose(ours.step(tokens), plain.step(tokens), atol=2e-5)
 
 
+@pytest.mark.parametrize("stepper", [FoldedStepper, BatchStepper])
+@pytest.mark.parametrize("token", [-1, 12, 99])
+def test_a_token_out_of_range_raises(model, stepper, token):
+    ours = stepper(folded(model))
+    with pytest.raises(IndexError, match="expected tokens from 0 to 11, got"):
+        ours.read([np.array([1, token])])
+    ours.read([np.array([1])])
+    with pytest.raises(IndexError, match="expected tokens from 0 to 11, got"):
+        ours.step(np.array([token]))
+
+
 def test_some_of_a_batch_go_on(model):
     prompts = np.random.default_rng(0).integers(0, TOKENIZER.vocab_size, (4, 10))
     ours, plain = BatchStepper(folded(model)), ModelStepper(model)
