@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from charrnn.characters import visible
 from charrnn.config import WITH_ESCAPES, unescaped
 
 MISUSE = 2  # the exit code
@@ -250,11 +251,6 @@ def show_heat(cells: Iterable[tuple[str, str, float]]) -> None:
             rows = [Text(), Text(), Text()]
     if rows[0]:
         console.print(*rows, sep="\n", no_wrap=True, crop=False)
-
-
-def visible(text: str) -> str:
-    """A text whose every character can be seen: `␣` for a space, `⏎` for a newline, escapes for what has no glyph."""
-    return "".join({" ": "␣", "\n": "⏎"}.get(c, c if c.isprintable() else repr(c)[1:-1]) for c in text)
 
 
 def bar(doing: str) -> Any:

@@ -14,6 +14,7 @@ CHECKPOINT = PACKAGE.parent / "checkpoints" / "shakespeare-lstm"
 ANNEXES = {"lab", "serve", "bench"}
 BELOW_API = {
     "atomic",
+    "characters",
     "config",
     "tokenizer",
     "cells",
@@ -38,6 +39,7 @@ BELOW_API = {
 }
 MAY_IMPORT = {
     "atomic": set(),
+    "characters": set(),
     "config": set(),
     "tokenizer": set(),
     "cells": set(),
@@ -68,7 +70,7 @@ MAY_IMPORT = {
     "monitors": {"training", "checkpoint", "sampling", "atomic"},
     "api": BELOW_API | {"monitors", "loading"},
     **{annex: BELOW_API | {"monitors", "loading", "api", annex} for annex in ANNEXES},
-    "console": {"config"},
+    "console": {"characters", "config"},
     "repl": {"atomic", "config", "console", "sampling", "tokenizer"},
     "cli_bench": BELOW_API | {"monitors", "api", "charrnn", "console"},
     "cli": BELOW_API | {"monitors", "loading", "api", "charrnn", "console", "cli_bench", "repl"},

@@ -4,6 +4,7 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from charrnn.lab.chooser import MOST, Choice, ChooserPanel, choose, plot_choice, tally
 from charrnn.lab.distribution import entropy, next_distribution
@@ -119,7 +120,7 @@ def test_a_click_appends_and_undo_takes_back(generator):
 
 @pytest.mark.usefixtures("without_files")
 def test_what_the_model_chooses_is_drawn_from_its_distribution(generator, monkeypatch):
-    monkeypatch.setattr("charrnn.lab.chooser.plot_choice", lambda *arguments: Picture(None, "none"))
+    monkeypatch.setattr("charrnn.lab.chooser.plot_choice", lambda *arguments: Picture(Figure(), "none"))
     drawn = []
     for seed in range(60):
         panel = ChooserPanel(generator, "ab", seed=seed)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from charrnn import transforms
-from charrnn.lab.distribution import DistributionPanel, entropy, next_distribution, plot_distribution, signs
+from charrnn.lab.distribution import DistributionPanel, entropy, next_distribution, plot_distribution
 from charrnn.lab.figures import Picture
 from charrnn.models import CharLSTM
 from charrnn.sampling import TextGenerator
@@ -75,11 +75,6 @@ def test_entropy_is_shannons():
     assert entropy(np.full(8, 1 / 8)) == pytest.approx(3)
     assert entropy(np.array([0.5, 0.25, 0.25, 0])) == pytest.approx(1.5)
     assert str(entropy(np.array([1.0, 0.0]))) == "0.0"
-
-
-def test_every_character_can_be_seen():
-    assert signs(" the\n") == "␣the⏎"
-    assert signs("\x00é") == "·é"
 
 
 # ------------------------------------------------------------------------------------------------------------ figure

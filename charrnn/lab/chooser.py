@@ -9,12 +9,11 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import torch
-from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 
-from charrnn.lab.distribution import entropy, signs
-from charrnn.lab.figures import BLUE, ORANGE, STYLE, Picture, next_character_probabilities, percent
+from charrnn.characters import visible
+from charrnn.lab.distribution import entropy
+from charrnn.lab.figures import BLUE, ORANGE, Picture, course_style, new_figure, next_character_probabilities, percent
 from charrnn.lab.panel import SLIDING, WIDE, ControlPanel, PictureBox
 from charrnn.lab.states import read_states
 from charrnn.lab.surprise import surprise_to_html
@@ -63,6 +62,7 @@ def tally(choices: Sequence[Choice]) -> str:
     )
 
 
+@course_style()
 def plot_choice(generator: TextGenerator, text: str, count: int = 8, units: int = 24, steps: int = 24) -> Picture:
     """The likeliest characters after `text`, and the state that the network has come to on the way.
 
@@ -80,16 +80,14 @@ def plot_choice(generator: TextGenerator, text: str, count: int = 8, units: int 
     read = text or "\n"
     tokens = torch.from_numpy(np.asarray(generator.tokenizer.encode(read), dtype=np.int64))
     states = read_states(generator.model, tokens[None])[0, -steps:, :units].numpy()  # (steps, units)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[6, 5])
-    names = [signs(character) for character, _ in likeliest]
+    figure, (left, right) = new_figure(10.5, 3.4, 1, 2, width_ratios=[6, 5])
+    names = [visible(character) for character, _ in likeliest]
     bars = left.bar(range(len(names)), [p for _, p in likeliest], color=BLUE)
     left.set_xticks(range(len(names)), names)
     left.bar_label(bars, [percent(p) for _, p in likeliest], padding=2, fontsize=8)
     left.set(ylabel="probability", ylim=(0, likeliest[0][1] * 1.15), title="What may come next")
     image = right.imshow(states.T, cmap=COLORS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    right.set_xticks(range(len(states)), [signs(character) for character in read[-steps:]])
+    right.set_xticks(range(len(states)), [visible(character) for character in read[-steps:]])
     right.set(ylabel="unit", title=f"{states.shape[1]} units of the top layer, after each character")
     figure.colorbar(image, ax=right, label="h")
     moved = np.abs(states[-1] - states[-2]).mean() if len(states) > 1 else 0.0
@@ -179,7 +177,7 @@ class ChooserPanel(ControlPanel):
 
     def _show_buttons(self) -> None:
         for button, (character, probability) in zip(self.buttons, self._offered, strict=False):
-            button.description = f"{signs(character)}  {percent(probability)}"
+            button.description = f"{visible(character)}  {percent(probability)}"
             button.layout.display = None
         for button in self.buttons[len(self._offered) :]:
             button.layout.display = "none"

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, Picture, new_figure
+from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, Picture, course_style, new_figure
 
 LOOKS = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (GREY, ":", "D"))  # colour, line, marker
 
 
+@course_style()
 def plot_curves(
     curves: Mapping[str, Mapping[str, Any]],
     xlabel: str,

@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
-from charrnn.lab.figures import BLUE, GREY, STYLE, Picture
+from charrnn.lab.figures import BLUE, GREY, Picture, course_style, new_figure
 
 
+@course_style()
 def plot_differences(groups: Mapping[str, Sequence[Mapping[str, Any]]], level: float = 0.05) -> Picture:
     """By how much the better of two is better, and how sure that is; a chart for each group of pairs.
 
@@ -18,11 +16,9 @@ def plot_differences(groups: Mapping[str, Sequence[Mapping[str, Any]]], level: f
         level: a corrected p-value below it counts as a difference shown: a filled point.
     """
     tallest = max(map(len, groups.values()))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(groups), 1.1 + 0.36 * tallest), layout="constrained")
-        panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    figure, panels = new_figure(5.2 * len(groups), 1.1 + 0.36 * tallest, 1, len(groups), squeeze=False)
     said = []
-    for axes, (title, pairs) in zip(panels, groups.items(), strict=True):
+    for axes, (title, pairs) in zip(panels[0], groups.items(), strict=True):
         rows = sorted(pairs, key=lambda pair: -pair["difference"])
         _draw_rows(axes, rows, level)
         axes.set(title=title)

@@ -8,14 +8,15 @@ import numpy as np
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, new_figure, percent, visible
+from charrnn.characters import spoken, visible
+from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, course_style, new_figure, percent
+from charrnn.lab.glyphs import ESCAPE
 from charrnn.lab.panel import SLIDING, Panel
 from charrnn.lab.widgets import settings_of
 from charrnn.sampling import RECENT, Reshaping, TextGenerator
 from charrnn.transforms import softmax
 
 Probabilities = NDArray[np.floating]
-SIGNS = {" ": "␣", "\n": "⏎"}
 LONGEST = 24  # characters of a prompt that a title has room for
 
 
@@ -56,11 +57,7 @@ def entropy(probabilities: Probabilities) -> float:
     return max(0.0, -float(present @ np.log2(present)))  # never -0.0
 
 
-def signs(token: str) -> str:
-    """A token, of any number of characters, so that each can be seen on an axis."""
-    return "".join(SIGNS.get(character, character if character.isprintable() else "·") for character in token)
-
-
+@course_style()
 def plot_distribution(
     generator: TextGenerator,
     prompt: str,
@@ -88,7 +85,7 @@ def plot_distribution(
     before, after = next_distribution(generator, prompt, temperature, drawn, **settings)
     chosen = np.argsort(-np.maximum(before, after), kind="stable")[:count]
     shown = chosen[np.argsort(-before[chosen], kind="stable")]
-    names = [signs(generator.tokenizer.decode([token])) for token in shown]
+    names = [visible(generator.tokenizer.decode([token])) for token in shown]
     figure, axes = new_figure(8.0, 3.6)
     _draw_bars(axes, names, before[shown], after[shown])
     kept = after > 0
@@ -121,8 +118,8 @@ def _draw_bars(axes: Any, names: list[str], before: Probabilities, after: Probab
             fontsize=9,
             color="black" if high else ORANGE,
         )
-    slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 4 else {}
-    axes.set_xticks(x, names, **slanted)
+    long = any(len(name) > 4 and not ESCAPE.fullmatch(name) for name in names)
+    axes.set_xticks(x, names, **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if long else {}))
     axes.set(ylim=(0, max(before.max(), after.max()) * 1.12), xlim=(-0.6, len(names) - 0.4))
 
 
@@ -131,7 +128,7 @@ def _described(generator: TextGenerator, place: str, before: Probabilities, afte
 
     def likeliest(probabilities: Probabilities) -> str:
         token = generator.tokenizer.decode([int(probabilities.argmax())])
-        name = visible(token) if len(token) == 1 else repr(token)
+        name = spoken(token) if len(token) == 1 else repr(token)
         share, bits = percent(probabilities.max()), entropy(probabilities)
         return f"{name} is the likeliest with {share}, the entropy {bits:.2f} bits"
 

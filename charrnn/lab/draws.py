@@ -4,27 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
+from charrnn.characters import visible
 from charrnn.lab.curves import LOOKS
-from charrnn.lab.distribution import entropy, signs
-from charrnn.lab.figures import BLUE, GREY, ORANGE, STYLE, Picture, new_figure, percent
+from charrnn.lab.distribution import entropy
+from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, course_style, new_figure, percent
 from charrnn.sampling import TextGenerator
 from charrnn.transforms import softmax
 
 HIGHEST = 12.0  # bits that a bar has room for
 
 
-def _grid(rows: int, columns: int, width: float, height: float, **shared: Any) -> tuple[Figure, Any]:
-    """A figure in the course's style and its axes, `(rows, columns)`."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False, **shared)
-
-
+@course_style()
 def plot_draw(names: Sequence[str], probabilities: ArrayLike, uniform: float) -> Picture:
     """One draw: the probabilities laid end to end from 0 to 1, and the uniform number that falls into one of them.
 
@@ -42,12 +35,12 @@ def plot_draw(names: Sequence[str], probabilities: ArrayLike, uniform: float) ->
         axes.add_patch(Rectangle((start, 0), end - start, 1, facecolor=face, edgecolor=GREY, linewidth=0.5))
         if end - start > 0.018:  # there is room for a letter
             color = "white" if place == drawn else "black"
-            axes.text((start + end) / 2, 0.5, signs(name), ha="center", va="center", color=color)
+            axes.text((start + end) / 2, 0.5, visible(name), ha="center", va="center", color=color)
     axes.plot([uniform] * 2, [-0.05, 1.25], color=ORANGE, linewidth=2)
     axes.text(
         np.clip(uniform, 0.1, 0.9),
         1.3,
-        f"u = {uniform:.3f} falls into {signs(names[drawn])}",
+        f"u = {uniform:.3f} falls into {visible(names[drawn])}",
         color=ORANGE,
         ha="center",
     )
@@ -56,10 +49,11 @@ def plot_draw(names: Sequence[str], probabilities: ArrayLike, uniform: float) ->
     return Picture(
         figure,
         f"The probabilities of {len(names)} characters laid end to end from 0 to 1; {uniform:.3f} falls into "
-        f"{signs(names[drawn])}, which reaches from {starts[drawn]:.3f} to {ends[drawn]:.3f}.",
+        f"{visible(names[drawn])}, which reaches from {starts[drawn]:.3f} to {ends[drawn]:.3f}.",
     )
 
 
+@course_style()
 def plot_kept(
     generator: TextGenerator, prompts: Sequence[str], rules: Mapping[str, Callable[[Any], Any]], count: int = 20
 ) -> Picture:
@@ -71,20 +65,25 @@ def plot_kept(
         rules: by name, each a function of the probabilities `(V,)` that says whether it keeps each token, `(V,)`.
         count: tokens to show.
     """
-    figure, grid = _grid(2, len(prompts), 5.5 * len(prompts), 4.4, height_ratios=[2, 1], sharex="col")
+    figure, grid = new_figure(
+        5.5 * len(prompts), 4.4, 2, len(prompts), height_ratios=[2, 1], sharex="col", squeeze=False
+    )
     said = []
     for prompt, (above, below) in zip(prompts, grid.T, strict=True):
         probabilities = softmax(np.asarray(generator.next_logits(prompt), dtype=np.float64))
         shown = np.argsort(-probabilities, kind="stable")[:count]
-        names = [signs(generator.tokenizer.decode([token])) for token in shown]
+        names = [visible(generator.tokenizer.decode([token])) for token in shown]
         kept = {name: np.asarray(rule(probabilities), dtype=bool) for name, rule in rules.items()}
-        title = f"after {prompt!r}: {entropy(probabilities):.1f} bits"
+        place, bits = f"after {prompt!r}", f": {entropy(probabilities):.1f} bits"
         above.bar(range(len(shown)), probabilities[shown], color=BLUE)
-        above.set(title=title, ylabel="probability")
+        # the mark ends a prompt that is read from right to left, which would take the number along
+        above.set(title=f"{place}\N{LEFT-TO-RIGHT MARK}{bits}", ylabel="probability")
         _draw_rows(below, names, [each[shown] for each in kept.values()])
         below.set_yticks(range(len(kept)), [f"{name}: {each.sum()}" for name, each in kept.items()])
         counts = ", ".join(f"{name} {each.sum()}" for name, each in kept.items())
-        said.append(f"{title}, {names[0]} is the likeliest with {percent(probabilities.max())}, kept are: {counts}")
+        said.append(
+            f"{place}{bits}, {names[0]} is the likeliest with {percent(probabilities.max())}, kept are: {counts}"
+        )
     return Picture(figure, f"Of the likeliest characters a square is kept, a cross is out. {'; '.join(said)}.")
 
 
@@ -99,6 +98,7 @@ def _draw_rows(axes: Any, names: Sequence[str], rows: Sequence[NDArray[np.bool_]
     axes.tick_params(length=0)
 
 
+@course_style()
 def plot_measures_over(
     x: Sequence[float],
     measures: Mapping[str, Sequence[float]],
@@ -116,7 +116,7 @@ def plot_measures_over(
         logarithmic: show x by its logarithm.
     """
     references = references or {}
-    figure, grid = _grid(1, len(measures), 3.7 * len(measures), 3.3)
+    figure, grid = new_figure(3.7 * len(measures), 3.3, 1, len(measures), squeeze=False)
     said = []
     for (name, values), axes in zip(measures.items(), grid[0], strict=True):
         axes.plot(x, values, "o-", color=BLUE)
@@ -134,6 +134,7 @@ def plot_measures_over(
     return Picture(figure, f"Line charts over {xlabel}. {'. '.join(said)}.")
 
 
+@course_style()
 def plot_profiles(profiles: Mapping[str, ArrayLike], shown: int = 150) -> Picture:
     """The surprise along several texts, one under another.
 
@@ -141,7 +142,7 @@ def plot_profiles(profiles: Mapping[str, ArrayLike], shown: int = 150) -> Pictur
         profiles: by name of the text, bits of each character, `(T,)`.
         shown: characters of each to draw; mean and deviation, which stand beside the name, are those of all.
     """
-    figure, grid = _grid(len(profiles), 1, 9.0, 1.55 * len(profiles), sharex=True, sharey=True)
+    figure, grid = new_figure(9.0, 1.55 * len(profiles), len(profiles), 1, sharex=True, sharey=True, squeeze=False)
     said = []
     for (name, bits), axes, (color, _, _) in zip(profiles.items(), grid[:, 0], LOOKS, strict=False):
         bits = np.asarray(bits)
@@ -154,6 +155,7 @@ def plot_profiles(profiles: Mapping[str, ArrayLike], shown: int = 150) -> Pictur
     return Picture(figure, f"The surprise of each character along {len(profiles)} texts. {'; '.join(said)}.")
 
 
+@course_style()
 def plot_following(temperatures: ArrayLike, bits: ArrayLike, window: int = 9) -> Picture:
     """A temperature that changes over the text, and below it the surprise of what was drawn.
 
@@ -164,7 +166,7 @@ def plot_following(temperatures: ArrayLike, bits: ArrayLike, window: int = 9) ->
     """
     bits, share = np.asarray(bits), np.ones(window) / window
     smooth = np.convolve(bits, share, "valid")
-    figure, ((above,), (below,)) = _grid(2, 1, 9.0, 4.2, sharex=True)
+    figure, (above, below) = new_figure(9.0, 4.2, 2, 1, sharex=True)
     above.plot(temperatures, color=ORANGE)
     above.set(ylabel="temperature", ylim=(0, None))
     below.plot(bits, color=GREY, linewidth=0.7, label="each character")

@@ -3,21 +3,40 @@
 Colours are those of Okabe & Ito (2008), which colour-blind readers can tell apart; nothing is told by colour alone.
 """
 
+import contextlib
 import io
 import math
-from collections.abc import Sequence
+import re
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from IPython.display import display
+from matplotlib import rc_context, style
 from matplotlib.figure import Figure
 from PIL import Image
 
+from charrnn.characters import spoken
+from charrnn.lab.glyphs import make_drawable
 from charrnn.sampling import TextGenerator
 from charrnn.transforms import softmax
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False}
+
+
+_DRAWING = threading.RLock()  # matplotlib's settings are those of all threads
+
+
+@contextlib.contextmanager
+def course_style() -> Iterator[None]:
+    """Draw in the style of the course, whatever the user's is, and in one thread at a time.
+
+    It decorates every function that draws: matplotlib reads its settings whenever it makes a part of a figure.
+    """
+    with _DRAWING, style.context("default"):
+        yield
 
 
 class Picture:
@@ -28,10 +47,14 @@ class Picture:
         alt: what it shows, in numbers drawn from the data.
     """
 
+    @course_style()
     def __init__(self, figure: Figure, alt: str):
         self.figure = figure
-        self.alt = alt
+        lacking = make_drawable(figure)
+        shown = ", ".join(lacking[:5]) + ", …" * (len(lacking) > 5)
+        self.alt = alt + f" Drawn as escapes, for no installed font has them: {shown}." * bool(lacking)
 
+    @course_style()
     def png(self) -> bytes:
         """The figure as a PNG file of at most 256 colours: a third of the bytes, and nothing that an eye would miss."""
         drawn, small = io.BytesIO(), io.BytesIO()
@@ -44,18 +67,33 @@ class Picture:
         """Show the figure, and the sentence below it: JupyterLab has no other place for an alt text."""
         bundle = {"image/png": self.png(), "text/plain": self.alt}
         display(bundle, metadata={"image/png": {"alt": self.alt}}, raw=True)
-        display({"text/markdown": f"*{self.alt}*", "text/plain": self.alt}, raw=True)
+        display({"text/markdown": f"*{markdown(self.alt)}*", "text/plain": self.alt}, raw=True)
 
 
-def new_figure(width: float = 7.0, height: float = 3.2) -> tuple[Figure, Any]:
-    """An empty figure and its axes in the course's style, outside pyplot, so that nothing is shown twice."""
-    from matplotlib import rc_context
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is. MathJax sees no formula either: none contains an HTML element."""
+    text = re.sub(
+        r"\\(?=[!-/:-@\[-`{-~])|[`*\[]|(?<![^\W_])_|_(?![^\W_])|<(?=[a-zA-Z/!?])|&(?=[#a-zA-Z])", r"\\\g<0>", text
+    )
+    return text.replace("$", "<span>$</span>")
 
+
+def new_figure(width: float = 7.0, height: float = 3.2, rows: int = 1, columns: int = 1, **options: Any) -> Any:
+    """An empty figure outside pyplot, so that nothing is shown twice, and its axes: one, or an array of them.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        rows: of axes.
+        columns: of axes.
+        **options: as `Figure.subplots` takes them.
+    """
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.add_subplot()
+        return figure, figure.subplots(rows, columns, **options)
 
 
+@course_style()
 def plot_curve(
     points: Sequence[tuple[float, float]],
     xlabel: str,
@@ -102,13 +140,6 @@ def plot_curve(
     return Picture(figure, alt)
 
 
-def visible(character: str) -> str:
-    """A character as it can be seen on an axis."""
-    return {"\n": "newline", " ": "space"}.get(
-        character, character if character.isprintable() else repr(character)[1:-1]
-    )
-
-
 def percent(share: float) -> str:
     """A share as a percentage; what would round to nothing or to everything is not called that."""
     return "<1%" if 0 < share < 0.01 else ">99%" if 0.99 < share < 1 else f"{share:.0%}"
@@ -122,13 +153,15 @@ def next_character_probabilities(generator: TextGenerator, prompt: str, count: i
     return [(generator.tokenizer.decode([token]), probability) for token, probability in likeliest]
 
 
+@course_style()
 def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) -> Picture:
     """Bars of the likeliest characters after `prompt`."""
     likeliest = next_character_probabilities(generator, prompt, count)
-    names = [visible(character) for character, _ in likeliest]
+    names = [spoken(character) for character, _ in likeliest]
     values = [probability for _, probability in likeliest]
     figure, axes = new_figure()
-    bars = axes.bar(names, values, color=BLUE)
+    bars = axes.bar(range(len(names)), values, color=BLUE)
+    axes.set_xticks(range(len(names)), names)
     axes.bar_label(bars, [percent(value) for value in values], padding=2)
     axes.set(ylabel="probability", ylim=(0, max(values) * 1.15), title=f"What comes after {prompt!r}?")
     alt = (
@@ -138,6 +171,7 @@ def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) 
     return Picture(figure, alt)
 
 
+@course_style()
 def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str = "Learning") -> Picture:
     """Training and validation loss over the steps of a run.
 
@@ -160,11 +194,11 @@ def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str =
         color=GREY,
     )
     said = []
-    for event, label, style in (("logged", "training", "-"), ("evaluated", "validation", "o--")):
+    for event, label, look in (("logged", "training", "-"), ("evaluated", "validation", "o--")):
         points = [(record["step"], record["loss"]) for record in records if record["event"] == event]
         if points:
             color = BLUE if event == "logged" else ORANGE
-            axes.plot(*zip(*points, strict=True), style, color=color, markersize=5, label=label)
+            axes.plot(*zip(*points, strict=True), look, color=color, markersize=5, label=label)
             first, last = points[0][1], points[-1][1]
             said.append(
                 f"{label} loss goes from {first:.2f} to {last:.2f}" if len(points) > 1 else f"{label} loss {last:.2f}"
@@ -178,6 +212,7 @@ def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str =
     return Picture(figure, alt)
 
 
+@course_style()
 def plot_real_words(temperatures: Sequence[float], shares: Sequence[float]) -> Picture:
     """Share of a network's words that are words of its corpus, over the temperature it wrote at."""
     figure, axes = new_figure()

@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from charrnn.cells import gru_cell, layer_norm_lstm_cell, lstm_cell, normalise, unroll
-from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, new_figure, visible
+from charrnn.characters import spoken, visible
+from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, course_style, new_figure
 from charrnn.models import CharModel
 from charrnn.sampling import TextGenerator
 
@@ -176,6 +177,7 @@ def correlations(values: np.ndarray, feature: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------- pictures
 
 
+@course_style()
 def plot_gates(text: str, values: np.ndarray, name: str, units: Sequence[int]) -> Picture:
     """A map of some units of a gate over a text: a column for each character, a row for each unit.
 
@@ -195,7 +197,7 @@ def plot_gates(text: str, values: np.ndarray, name: str, units: Sequence[int]) -
     image = axes.imshow(
         values[:, list(units)].T, cmap=SHADES, vmin=low, vmax=high, aspect="auto", interpolation="nearest"
     )
-    axes.set_xticks(range(len(text)), [_mark(character) for character in text], family="DejaVu Sans Mono", fontsize=9)
+    axes.set_xticks(range(len(text)), [visible(character) for character in text], family="DejaVu Sans Mono", fontsize=9)
     axes.set_yticks(range(len(units)), [str(unit) for unit in units], fontsize=8)
     axes.tick_params(length=0)
     axes.set(ylabel="unit", title=f"The {NAMES[name]} after each character")
@@ -206,7 +208,7 @@ def plot_gates(text: str, values: np.ndarray, name: str, units: Sequence[int]) -
     alt = (
         f"Map of the {NAMES[name]} of {len(units)} units over {len(text)} characters, light for high: mean "
         f"{shown.mean():.2f}, lowest {shown.min():.2f}, highest {shown.max():.2f}; unit {units[0]} is lowest after "
-        f"{visible(text[int(shown[:, 0].argmin())])} and highest after {visible(text[int(shown[:, 0].argmax())])}."
+        f"{spoken(text[int(shown[:, 0].argmin())])} and highest after {spoken(text[int(shown[:, 0].argmax())])}."
     )
     return Picture(figure, alt)
 
@@ -218,10 +220,7 @@ def _limits(name: str, values: np.ndarray) -> tuple[float, float]:
     return (0.0, 1.0) if name in SIGMOIDS else (-1.0, 1.0)
 
 
-def _mark(character: str) -> str:
-    return {"\n": "⏎", " ": "␣"}.get(character, character if character.isprintable() else "·")
-
-
+@course_style()
 def plot_unit(text: str, values: np.ndarray, title: str) -> Picture:
     """A text, each character on a ground that says how high one unit was after reading it.
 
@@ -238,7 +237,7 @@ def plot_unit(text: str, values: np.ndarray, title: str) -> Picture:
     row = column = 0
     for character, shade in zip(text, shades, strict=True):
         axes.add_patch(Rectangle((column, row), 1, 1, facecolor=SHADES(shade), linewidth=0))
-        axes.text(column + 0.5, row + 0.5, _mark(character), color="white" if shade < 0.5 else "black", **style)
+        axes.text(column + 0.5, row + 0.5, visible(character), color="white" if shade < 0.5 else "black", **style)
         row, column = (row + 1, 0) if character == "\n" else (row, column + 1)
     axes.set_xlim(0, max(60, *(len(line) + 1 for line in lines)))
     axes.set_ylim(len(lines), 0)
@@ -246,11 +245,12 @@ def plot_unit(text: str, values: np.ndarray, title: str) -> Picture:
     axes.set_title(f"{title}: dark {low:.2g}, light {high:.2g}", fontsize=11, loc="left")
     alt = (
         f"{len(lines)} lines of text, each character shaded by {title}: from {low:.2f} after "
-        f"{visible(text[int(values.argmin())])} to {high:.2f} after {visible(text[int(values.argmax())])}."
+        f"{spoken(text[int(values.argmin())])} to {high:.2f} after {spoken(text[int(values.argmax())])}."
     )
     return Picture(figure, alt)
 
 
+@course_style()
 def plot_saturation(activations: Mapping[str, np.ndarray]) -> Picture:
     """For each gate a panel, in it each unit: how often it is open against how often it is shut.
 
@@ -278,6 +278,7 @@ def plot_saturation(activations: Mapping[str, np.ndarray]) -> Picture:
     return Picture(first, alt)
 
 
+@course_style()
 def plot_by_position(positions: np.ndarray, values: np.ndarray, title: str, longest: int = 50) -> Picture:
     """Mean of one unit by the position in the line, with the band that holds the middle 80% of its values.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from charrnn.lab.curves import plot_curves
-from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, new_figure
+from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, course_style, new_figure
 
 MATRICES = ("orthogonal", "gaussian")
 RECURRENCES = ("linear", "tanh")
@@ -80,6 +80,7 @@ def log_slope(norms: Tensor | Sequence[float]) -> float:
     return float(np.polyfit(np.arange(len(logs)), logs, 1)[0])
 
 
+@course_style()
 def plot_norms(
     curves: Mapping[str, Tensor | Sequence[float]], title: str, radius: float | None = None, **limits: Any
 ) -> Picture:
@@ -118,6 +119,7 @@ def cliff_loss(weight: Tensor, bias: Tensor, steps: int = 50) -> Tensor:
     return (h + 0.5) ** 2
 
 
+@course_style()
 def plot_descents(paths: Mapping[str, Sequence[Sequence[float]]], lowest: float = -0.8) -> Picture:
     """The loss of `cliff_loss` as a landscape, and the ways that two descents take over it.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from charrnn.lab.figures import BLUE, GREY, Picture, new_figure
+from charrnn.lab.figures import BLUE, GREY, Picture, course_style, new_figure
 
 INGREDIENTS: dict[str, dict[str, Any]] = {  # each adds to those above it, or replaces what they say
     "plain SGD": {"optimizer": "sgd", "beta1": 0.0, "learning_rate": 1.0},
@@ -28,6 +28,7 @@ def recipes(ingredients: Mapping[str, Mapping[str, Any]] = INGREDIENTS) -> dict[
     return ladder
 
 
+@course_style()
 def plot_ingredients(losses: Mapping[str, Sequence[float]]) -> Picture:
     """A row for each recipe, from the top down: a point for each seed, a bar at their mean.
 

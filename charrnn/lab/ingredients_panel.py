@@ -9,7 +9,7 @@ import ipywidgets
 
 from charrnn.config import TrainingConfig
 from charrnn.corpus import Tokens
-from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, new_figure
+from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, course_style, new_figure
 from charrnn.lab.panel import SLIDING, WIDE, ControlPanel, PictureBox, problem
 from charrnn.lab.small_runs import recorded, small_trainer
 from charrnn.lab.worker import Worker
@@ -20,6 +20,7 @@ SCHEDULES = ("constant", "cosine", "onecycle")  # the others wait for more epoch
 Records = Sequence[Mapping[str, Any]]
 
 
+@course_style()
 def plot_attempt(records: Records, before: Records = (), steps: int = 300) -> Picture:
     """Training and validation loss of a run, and the validation loss of the one before it.
 

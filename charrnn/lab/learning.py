@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from charrnn.lab.figures import BLUE, GREY, Picture, new_figure
+from charrnn.lab.figures import BLUE, GREY, Picture, course_style, new_figure
 
 
+@course_style()
 def plot_learning(losses: Sequence[float], levels: Mapping[str, float], title: str, smooth: int = 1) -> Picture:
     """The loss over the steps of a run, and levels to compare it with.
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from charrnn.corpus import Corpus
 from charrnn.lab.curves import LOOKS
-from charrnn.lab.figures import Picture
+from charrnn.lab.figures import Picture, course_style
 from charrnn.models import CharModel, State, flatten_state, map_state
 
 
@@ -99,6 +99,7 @@ def context_losses(model: CharModel, tokens: Tensor, contexts: Iterable[int]) ->
     return losses
 
 
+@course_style()
 def plot_measures(measures: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Picture:
     """Several measures side by side, each with a curve for every network.
 

@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
-from charrnn.lab.figures import BLUE, ORANGE, STYLE, Picture
+from charrnn.lab.figures import BLUE, ORANGE, Picture, course_style, new_figure
 
 
+@course_style()
 def plot_overfitting(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], stops: Mapping[str, int | None] | None = None
 ) -> Picture:
@@ -18,11 +16,9 @@ def plot_overfitting(
         runs: records as in `metrics.jsonl` by name; each run was logged and evaluated.
         stops: step at which each run would have been stopped, None where it would not.
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=(3.2 * len(runs), 3.3), layout="constrained")
-        panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    figure, panels = new_figure(3.2 * len(runs), 3.3, 1, len(runs), sharey=True, squeeze=False)
     said = []
-    for axes, (name, records) in zip(panels, runs.items(), strict=True):
+    for axes, (name, records) in zip(panels[0], runs.items(), strict=True):
         points = {
             event: [(record["step"], record["loss"]) for record in records if record["event"] == event]
             for event in ("logged", "evaluated")
@@ -40,6 +36,6 @@ def plot_overfitting(
             f"{name}: training ends at {points['logged'][-1][1]:.2f}, validation is lowest, {lowest:.2f}, at step "
             f"{step}, ends at {points['evaluated'][-1][1]:.2f}" + (f", {stopped}" if stops else "")
         )
-    panels[0].set_ylabel("nats per character")
-    panels[0].legend(frameon=False)
+    panels[0][0].set_ylabel("nats per character")
+    panels[0][0].legend(frameon=False)
     return Picture(figure, f"Training and validation loss over the steps; {'; '.join(said)}.")

@@ -1,21 +1,19 @@
 """What the widgets of the course have in common: named controls, a picture and a sentence, and what went wrong."""
 
 import html
-import threading
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets
 
-from charrnn.lab.figures import Picture
+from charrnn.lab.figures import Picture, course_style
 from charrnn.training import DivergedError
 
 NARROW = {"max_width": "calc(100% - 4px)"}  # no wider than the page, with the margins of a widget
 WIDE = {"style": {"description_width": "8em"}, "layout": {"width": "460px", **NARROW}}
 SLIDING = WIDE | {"continuous_update": False}  # a picture for each place where the slider rests, not for those between
 FORESEEN = (ValueError, DivergedError)  # their sentence says all there is to say
-_DRAWING = threading.RLock()  # matplotlib's settings are those of all threads
 
 
 class ControlPanel:
@@ -71,7 +69,7 @@ class PictureBox:
         What nobody foresaw is a mistake in the program: it is shown and raised.
         """
         try:
-            with _DRAWING:
+            with course_style():
                 picture = draw()
                 png = picture.png()
             self.words.value = describe(picture)

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
-from charrnn.lab.figures import BLUE, GREY, ORANGE, STYLE, Picture
+from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, course_style, new_figure
 
 
+@course_style()
 def plot_schedules(schedules: Mapping[str, Callable[[float], float]], xlabel: str = "share of the budget") -> Picture:
     """Learning rate as a share of its peak, side by side.
 
@@ -17,11 +16,9 @@ def plot_schedules(schedules: Mapping[str, Callable[[float], float]], xlabel: st
         xlabel: what the share is of.
     """
     shares = np.linspace(0, 1, 401)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(2.3 * len(schedules), 2.5), layout="constrained")
-        panels = figure.subplots(1, len(schedules), sharey=True, squeeze=False)[0]
+    figure, panels = new_figure(2.3 * len(schedules), 2.5, 1, len(schedules), sharey=True, squeeze=False)
     said = []
-    for axes, (name, factor) in zip(panels, schedules.items(), strict=True):
+    for axes, (name, factor) in zip(panels[0], schedules.items(), strict=True):
         factors = [factor(float(share)) for share in shares]
         axes.plot(shares, factors, color=BLUE, linewidth=2)
         axes.set(title=name, ylim=(0, 1.05), xlim=(-0.02, 1.02))
@@ -29,11 +26,12 @@ def plot_schedules(schedules: Mapping[str, Callable[[float], float]], xlabel: st
         said.append(
             f"{name} begins at {factors[0]:.2g}, is {factors[200]:.2g} half-way and {factors[-1]:.2g} at the end"
         )
-    panels[0].set_ylabel("share of the peak rate")
+    panels[0][0].set_ylabel("share of the peak rate")
     figure.supxlabel(xlabel, fontsize=11)
     return Picture(figure, f"Charts of the learning rate over the {xlabel}: {'; '.join(said)}.")
 
 
+@course_style()
 def plot_plateau(losses: Sequence[float], factors: Sequence[float]) -> Picture:
     """Losses above, and below the rate that follows each of them, falls marked.
 
@@ -43,9 +41,7 @@ def plot_plateau(losses: Sequence[float], factors: Sequence[float]) -> Picture:
     """
     places = np.arange(1, len(losses) + 1)
     falls = [place for place in places[1:] if factors[place - 1] < factors[place - 2]]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 3.8), layout="constrained")
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    figure, (above, below) = new_figure(7.5, 3.8, 2, 1, sharex=True, height_ratios=[2, 1])
     above.plot(places, losses, "o--", color=ORANGE, markersize=5, label="validation loss")
     best = np.minimum.accumulate(losses)
     above.step(places, best, where="post", color=GREY, linewidth=1.2, label="best so far")

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from charrnn.atomic import write_atomically
 from charrnn.lab.curves import LOOKS
-from charrnn.lab.figures import BLUE, GREY, ORANGE, STYLE, Picture
+from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, course_style, new_figure
 from charrnn.monitors import read_metrics
 
 Records = Sequence[Mapping[str, Any]]
@@ -59,7 +58,7 @@ def write_picture(picture: Picture, path: Path) -> None:
 def _svg(picture: Picture) -> bytes:
     """The same bytes for the same picture, its alt text inside."""
     drawn = io.BytesIO()
-    with rc_context({"svg.hashsalt": "charrnn"}):
+    with course_style(), rc_context({"svg.hashsalt": "charrnn"}):
         about = {"Description": picture.alt, "Date": None}
         picture.figure.savefig(drawn, format="svg", bbox_inches="tight", facecolor="white", metadata=about)
     return drawn.getvalue()
@@ -68,6 +67,7 @@ def _svg(picture: Picture) -> bytes:
 # ------------------------------------------------------------------------------------------------------------ one run
 
 
+@course_style()
 def run_picture(records: Records, title: str = "Training") -> Picture:
     """Losses with the best one marked, learning rate, and gradient norm before clipping, over the steps.
 
@@ -77,9 +77,7 @@ def run_picture(records: Records, title: str = "Training") -> Picture:
     """
     logged = [record for record in records if record["event"] == "logged"]
     evaluated = [record for record in records if record["event"] == "evaluated"]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 6.6), layout="constrained")
-        losses, rate, norm = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
+    figure, (losses, rate, norm) = new_figure(8.0, 6.6, 3, 1, sharex=True, height_ratios=[3, 1, 1])
     said = [
         *_draw_loss(losses, logged, "training", BLUE, "-"),
         *_draw_loss(losses, evaluated, "validation", ORANGE, "o--"),
@@ -136,6 +134,7 @@ def _draw_values(axes: Any, logged: Records, key: str, label: str, logarithmic: 
 # ------------------------------------------------------------------------------------------------------- several runs
 
 
+@course_style()
 def runs_picture(runs: Mapping[str, Records]) -> Picture:
     """Validation loss of several runs, over the seconds and over the steps.
 
@@ -150,9 +149,7 @@ def runs_picture(runs: Mapping[str, Records]) -> Picture:
     curves = {name: [record for record in records if record["event"] == "evaluated"] for name, records in runs.items()}
     if not any(curves.values()):
         raise ValueError(f"{', '.join(runs)}: expected a validation loss to compare, got none yet")
-    with rc_context(STYLE):
-        figure = Figure(figsize=(10.0, 4.0), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
+    figure, panels = new_figure(10.0, 4.0, 1, 2, sharey=True)
     for axes, over in zip(panels, ("seconds", "step"), strict=True):
         for (name, curve), (color, line, marker) in zip(curves.items(), LOOKS, strict=False):
             every = max(1, len(curve) // 10)
@@ -177,6 +174,7 @@ def _best(name: str, curve: Records) -> str:
 # -------------------------------------------------------------------------------------------------- learning-rate test
 
 
+@course_style()
 def learning_rate_picture(
     rates: Sequence[float],
     losses: Sequence[float],
@@ -191,9 +189,7 @@ def learning_rate_picture(
         suggested: the rate to mark, if there is one.
         smoothed: a smoother curve of the same losses.
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 3.6), layout="constrained")
-        axes = figure.add_subplot()
+    figure, axes = new_figure(7.0, 3.6)
     axes.plot(rates, losses, "-", color=BLUE, linewidth=1, alpha=1 if smoothed is None else 0.5, label="loss")
     if smoothed is not None:
         axes.plot(rates, smoothed, "--", color=ORANGE, linewidth=2, label="smoothed")

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, Picture, new_figure
+from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, Picture, course_style, new_figure
 
 
 def best_before(log: Sequence[Mapping[str, Any]]) -> list[float | None]:
@@ -17,6 +17,7 @@ def best_before(log: Sequence[Mapping[str, Any]]) -> list[float | None]:
     return before
 
 
+@course_style()
 def plot_speedrun(log: Sequence[Mapping[str, Any]], title: str) -> Picture:
     """A bar for each trial, from the loss of what was kept before it to its own, in the order they were made.
 

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, STYLE, Picture, new_figure, percent, visible
+from charrnn.characters import spoken, visible
+from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, Picture, course_style, new_figure, percent
 from charrnn.models import CharModel
 
 PURPLE, BLACK = "#AA4499", "#000000"
@@ -34,7 +33,6 @@ MARKERS = {
     "capital": (PURPLE, "D"),
 }
 LONGEST = 40  # characters that a picture has room for
-SIGNS = {" ": "␣", "\n": "⏎"}
 
 
 def read_states(model: CharModel, tokens: Tensor) -> Tensor:
@@ -118,7 +116,7 @@ def character_kinds(text: str) -> list[str]:
 
     def kind(character: str) -> str:
         if character in " \n":
-            return visible(character)
+            return spoken(character)
         if character.isupper():
             return "capital"
         return "punctuation" if not character.isalpha() else "vowel" if character in "aeiou" else "consonant"
@@ -129,6 +127,7 @@ def character_kinds(text: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
+@course_style()
 def plot_states(
     points: Tensor, groups: Sequence[str], share: Tensor, title: str, path: tuple[str, Tensor] | None = None
 ) -> Picture:
@@ -176,9 +175,10 @@ def _draw_path(axes: Any, text: str, points: Tensor) -> None:
     axes.plot(x, y, color=BLACK, linewidth=0.9, zorder=3)
     box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": BLACK, "linewidth": 0.8}
     for character, place in zip(text, zip(x, y, strict=True), strict=True):
-        axes.annotate(SIGNS.get(character, character), place, ha="center", va="center", fontsize=9, bbox=box, zorder=4)
+        axes.annotate(visible(character), place, ha="center", va="center", fontsize=9, bbox=box, zorder=4)
 
 
+@course_style()
 def plot_matrix(
     values: Tensor | NDArray[Any],
     rows: Sequence[str],
@@ -223,6 +223,7 @@ def _draw_matrix(axes: Any, matrix: NDArray[Any], rows: Sequence[str], columns: 
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if light else BLACK)
 
 
+@course_style()
 def plot_reading(
     text: str, states: Tensor, components: Components, points: Tensor, groups: Sequence[str], step: int
 ) -> Picture:
@@ -239,14 +240,12 @@ def plot_reading(
     step = min(step, len(text))
     begin = max(0, step - LONGEST)
     seen = slice(begin, step)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(10, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    figure, (left, right) = new_figure(10, 3.8, 1, 2, width_ratios=[1.25, 1])
     columns = text[begin : begin + LONGEST]
     shown = np.full((states.shape[1], len(columns)), np.nan)
     order = components.axes[0].argsort(descending=True)  # units that move together stand together
     shown[:, : step - begin] = states[seen][:, order].T.numpy()
-    _draw_matrix(left, shown, [], [SIGNS.get(character, character) for character in columns], low=-1)
+    _draw_matrix(left, shown, [], [visible(character) for character in columns], low=-1)
     left.set(ylabel=f"the {states.shape[1]} units, by the first axis", xlabel="character read")
     left.set_title("The state: purple is +1, white 0, orange −1", fontsize=11)
     left.axvspan(step - begin - 1.5, step - begin - 0.5, fill=False, edgecolor=BLACK, linewidth=1.5)

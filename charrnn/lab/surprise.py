@@ -13,8 +13,8 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from charrnn.lab.distribution import signs
-from charrnn.lab.figures import ORANGE, Picture, new_figure
+from charrnn.characters import visible
+from charrnn.lab.figures import ORANGE, Picture, course_style, new_figure
 from charrnn.lab.panel import WIDE, ControlPanel, alert
 from charrnn.sampling import TextGenerator
 from charrnn.scoring import Bits, score
@@ -89,7 +89,7 @@ def surprise_to_html(tokens: Sequence[str], bits: ArrayLike) -> str:
 def _cell(token: str, bits: float) -> str:
     return (
         f'<span style="background:{ground(bits)};min-width:1.9em;padding:1px 2px;text-align:center;line-height:1.25">'
-        f'<span style="display:block;font-size:1.15em;white-space:pre">{html.escape(signs(token))}</span>'
+        f'<span style="display:block;font-size:1.15em;white-space:pre">{html.escape(visible(token))}</span>'
         f'<span style="display:block;font-size:.8em">{label(bits)}</span></span>'
     )
 
@@ -111,6 +111,7 @@ def ground(bits: float) -> str:
 # ---------------------------------------------------------------------------------------------------------- a figure
 
 
+@course_style()
 def plot_surprise(tokens: Sequence[str], bits: ArrayLike, title: str = "") -> Picture:
     """What `surprise_to_html` shows, as a figure.
 
@@ -125,7 +126,7 @@ def plot_surprise(tokens: Sequence[str], bits: ArrayLike, title: str = "") -> Pi
     for token, value, (row, left, width) in zip(tokens, bits, boxes, strict=True):
         axes.add_patch(Rectangle((left + 0.03, row + 0.04), width - 0.06, 0.92, facecolor=ground(float(value))))
         middle = left + width / 2
-        axes.text(middle, row + 0.36, signs(token), ha="center", va="center", family="DejaVu Sans Mono", fontsize=11)
+        axes.text(middle, row + 0.36, visible(token), ha="center", va="center", family="DejaVu Sans Mono", fontsize=11)
         axes.text(middle, row + 0.78, label(float(value)), ha="center", va="center", fontsize=7)
     length = len("".join(tokens))
     axes.set(xlim=(0, COLUMNS), ylim=(rows, 0), title=title or f"{np.sum(bits) / length:.2f} bits per character")

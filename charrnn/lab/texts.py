@@ -7,21 +7,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.patches import Rectangle
 
+from charrnn.characters import spoken, visible
 from charrnn.corpus import CharDataset, Corpus, Window, token_counts
-from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, Picture, new_figure, visible
+from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, Picture, course_style, new_figure
 
 COLUMNS = 48  # characters of a stream that a picture has room for
 
 
+@course_style()
 def plot_frequencies(corpus: Corpus, count: int = 30) -> Picture:
     """Bars of the `count` commonest tokens of a text."""
     counts = token_counts(corpus.tokens, corpus.tokenizer.vocab_size)
     order = np.argsort(-counts, kind="stable")[:count]
     shares = counts[order] / counts.sum()
-    names = [visible(corpus.tokenizer.decode([token])) for token in order]
+    tokens = [corpus.tokenizer.decode([token]) for token in order]
+    names = [spoken(token) for token in tokens]
     figure, axes = new_figure(9.0)
     axes.bar(range(len(names)), shares, color=BLUE)
-    axes.set_xticks(range(len(names)), [{"space": "␣", "newline": "⏎"}.get(name, name) for name in names])
+    axes.set_xticks(range(len(names)), [visible(token) for token in tokens])
     kind = "characters" if corpus.tokenizer.kind == "char" else "tokens"
     axes.set(ylabel="share of the text", title=f"The {len(names)} commonest of {len(counts)} {kind}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -32,6 +35,7 @@ def plot_frequencies(corpus: Corpus, count: int = 30) -> Picture:
     return Picture(figure, alt)
 
 
+@course_style()
 def plot_zipf(text: str) -> Picture:
     """How often each character and each word occurs, over its rank, both axes logarithmic (Zipf, 1935)."""
     figure, axes = new_figure()
@@ -58,6 +62,7 @@ def stream_windows(text: str, batch_size: int, seq_length: int, epoch: int = 0) 
     return dataset, list(dataset.windows(epoch))
 
 
+@course_style()
 def plot_streams(text: str, batch_size: int, seq_length: int, window: int = 0, epoch: int = 0) -> Picture:
     """A text as streams side by side, its windows as boxes, one of them marked with what it must predict.
 
@@ -83,11 +88,11 @@ def plot_streams(text: str, batch_size: int, seq_length: int, window: int = 0, e
             name = f"window {number}" if width >= 6 else f"{number}"
             axes.text(begin + width / 2, -0.25, name, ha="center", va="bottom", fontsize=9)
     style = {"ha": "center", "va": "center", "family": "DejaVu Sans Mono", "fontsize": 10}
+    style["in_layout"] = False  # the layout would take longest
     for row in range(rows):
         start = row * dataset.stream_length
         for column, character in enumerate(text[start : start + columns]):
-            shown = {" ": "␣", "\n": "⏎"}.get(character, character)
-            axes.text(column + 0.5, row + 0.5, shown, in_layout=False, **style)  # the layout would take longest
+            axes.text(column + 0.5, row + 0.5, visible(character), **style)
         axes.axhline(row, color="white", linewidth=1.5)
     more = dataset.stream_length - columns
     axes.set_xlim(-0.2, COLUMNS + 0.2)
@@ -125,6 +130,7 @@ def window_table(text: str, batch_size: int, seq_length: int, window: int = 0, e
 # ----------------------------------------------------------------------------------------------------- the baselines
 
 
+@course_style()
 def plot_ladder(ladder: Mapping[str, float], networks: Mapping[str, float] | None = None) -> Picture:
     """Bits per character of models that only count, and of networks beside them.
 

@@ -6,19 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from charrnn.characters import spoken, visible
 from charrnn.lab.curves import LOOKS
-from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, Picture, new_figure, visible
+from charrnn.lab.figures import BLUE, GREEN, GREY, ORANGE, Picture, course_style, new_figure
 
 STATES, INPUTS = 1.2, 0.0  # heights of the two rows; columns are 1 apart
 FORWARD = {"arrowstyle": "-|>", "color": BLUE, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
 BACKWARD = FORWARD | {"color": ORANGE, "linestyle": "--"}
 
 
-def short_name(character: str) -> str:
-    """A character as it can be seen in one place."""
-    return {" ": "␣", "\n": "⏎"}.get(character, character)
-
-
+@course_style()
 def plot_truncated(text: str, seq_length: int) -> Picture:
     """A stream read in windows: values flow forward through all of it, gradients back within each window.
 
@@ -49,7 +46,7 @@ def plot_truncated(text: str, seq_length: int) -> Picture:
 
 def _column(axes: Any, place: int, character: str, first: bool) -> None:
     """What is read, the state after it, and the ways between this state and the one before."""
-    for height, name, color in ((INPUTS, short_name(character), GREEN), (STATES, "h", BLUE)):
+    for height, name, color in ((INPUTS, visible(character), GREEN), (STATES, "h", BLUE)):
         box = {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": color, "linewidth": 1.6}
         axes.text(place, height, name, ha="center", va="center", bbox=box, fontsize=10)
     axes.annotate("", (place, STATES - 0.3), (place, INPUTS + 0.3), arrowprops=FORWARD)
@@ -73,6 +70,7 @@ def _legend(axes: Any) -> None:
     axes.legend(frameon=False, loc="lower center", ncols=3)
 
 
+@course_style()
 def plot_reach(text: str, seq_length: int, norms: Mapping[str, Sequence[float]]) -> Picture:
     """How much each character of a stream is felt by a loss, the borders of its windows marked.
 
@@ -86,13 +84,13 @@ def plot_reach(text: str, seq_length: int, norms: Mapping[str, Sequence[float]])
         axes.plot(range(len(text)), values, line, marker=marker, color=color, markersize=5, label=name)
     for border in range(seq_length, len(text), seq_length):
         axes.axvline(border - 0.5, color="black", linestyle=":", linewidth=1.4)
-    axes.set_xticks(range(len(text)), [short_name(character) for character in text])
+    axes.set_xticks(range(len(text)), [visible(character) for character in text])
     axes.set(xlabel="what was read; dotted: borders of the windows", ylabel="norm of the gradient")
     axes.set_title("Which characters does the loss of the last window reach?")
     axes.legend(frameon=False, loc="upper left")
     last = (len(text) - 1) // seq_length * seq_length
     said = [_before_and_in(name, np.asarray(values), last) for name, values in norms.items()]
-    alt = f"Line chart over {len(text)} characters, {visible(text[0])} to {visible(text[-1])}: {'; '.join(said)}."
+    alt = f"Line chart over {len(text)} characters, {spoken(text[0])} to {spoken(text[-1])}: {'; '.join(said)}."
     return Picture(figure, alt)
 
 

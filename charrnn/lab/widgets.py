@@ -19,7 +19,7 @@ SHOWN = 2000  # characters of a long text that the view shows
 def text_to_html(text: str) -> str:
     """Text as it is, in a box that wraps; of a long text its end."""
     text = text if len(text) <= SHOWN else "…" + text[-SHOWN:]
-    style = "font-family:monospace;white-space:pre-wrap;line-height:1.35;min-height:6em"
+    style = "font-family:monospace;white-space:pre-wrap;unicode-bidi:plaintext;line-height:1.35;min-height:6em"
     return f'<pre style="{style}">{html.escape(text)}</pre>'
 
 
