@@ -421,7 +421,7 @@ def score(arguments: argparse.Namespace) -> int:
 
 def _text_to_score(given: str, kind: str) -> str:
     """The text itself, or what a file or standard input holds; `kind` of token says how it is read."""
-    if given == "-" or Path(given).is_file():
+    if given == "-" or os.path.isfile(given):  # False, not an error, for a text too long to be a name
         if given == "-" and sys.stdin and sys.stdin.isatty():
             console.say("type a text; an end of file (Ctrl-D, on Windows Ctrl-Z and Enter) ends it")
         name = given if given == "-" else absolute_name(Path(given))

@@ -211,6 +211,12 @@ def test_score_of_a_file_of_standard_input_and_as_json(run, tmp_path, capfd, mon
     assert from_file["scores"][0]["probability"] == pytest.approx(2 ** -from_file["scores"][0]["surprisal"])
 
 
+def test_score_of_a_text_longer_than_a_name_may_be(run, capfd):
+    text = "ab cd " * 100
+    assert main(["score", str(run), text, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["characters"] == len(text)
+
+
 def test_score_says_what_it_cannot_read(run, capfd):
     assert (
         "TEXT: expected a text, an existing file or -, got 'gone.txt'; no such file"
