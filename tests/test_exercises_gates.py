@@ -55,6 +55,12 @@ def lstm_all_sigmoid(x, h, c, weight, bias):
     return o * tanh(c), c
 
 
+def lstm_squashed_twice(x, h, c, weight, bias):
+    i, f, g, o = sigmoid(torch.cat([x, h], dim=1) @ weight.T + bias).chunk(4, dim=1)
+    c = f * c + i * tanh(g)
+    return o * tanh(c), c
+
+
 def lstm_h_first(x, h, c, weight, bias):
     i, f, g, o = (torch.cat([h, x], dim=1) @ weight.T + bias).chunk(4, dim=1)
     c = sigmoid(f) * c + sigmoid(i) * tanh(g)
@@ -114,6 +120,12 @@ def gru_without_reset(x, h, weight_ih, weight_hh, bias_ih, bias_hh):
     _, z, n = a.chunk(3, 1)
     z = sigmoid(z)
     return (1 - z) * tanh(n) + z * h
+
+
+def gru_sigmoid_candidate(*arguments):
+    r_x, z_x, n_x, r_h, z_h, n_h = gru_parts(*arguments)
+    r, z = sigmoid(r_x + r_h), sigmoid(z_x + z_h)
+    return (1 - z) * sigmoid(n_x + r * n_h) + z * arguments[1]
 
 
 def gru_z_first(*arguments):
@@ -186,6 +198,7 @@ ANSWERS = {
             lstm_forgets_the_new,
             lstm_without_tanh,
             lstm_all_sigmoid,
+            lstm_squashed_twice,
             lstm_h_first,
             lstm_swapped_results,
             lstm_stacked_results,
@@ -193,7 +206,7 @@ ANSWERS = {
     ),
     "gru_step": (
         [gru_right, gru_torch],
-        [gru_swapped_z, gru_of_the_paper, gru_one_bias, gru_without_reset, gru_z_first],
+        [gru_swapped_z, gru_of_the_paper, gru_one_bias, gru_without_reset, gru_sigmoid_candidate, gru_z_first],
     ),
     "count_parameters": (
         [count],

@@ -197,6 +197,27 @@ def horizon_one_too_short(losses, margin):
     return answer
 
 
+def horizon_below_the_least(losses, margin):
+    return next(k for k in sorted(losses) if losses[k] <= min(losses.values()) + margin)
+
+
+def horizon_from_above(losses, margin):
+    answer = max(losses)
+    for k in sorted(losses)[::-1]:
+        if losses[k] - losses[max(losses)] > margin:
+            return answer
+        answer = k
+    return answer
+
+
+def horizon_strictly(losses, margin):
+    return next(k for k in sorted(losses) if losses[k] - losses[max(losses)] < margin)
+
+
+def horizon_either_side(losses, margin):
+    return next(k for k in sorted(losses) if abs(losses[k] - losses[max(losses)]) <= margin)
+
+
 ANSWERS = {
     "state_jacobian": (
         [jacobian_right, jacobian_by_torch],
@@ -228,6 +249,10 @@ ANSWERS = {
             horizon_relative,
             horizon_last_in_the_dictionary,
             horizon_one_too_short,
+            horizon_below_the_least,
+            horizon_from_above,
+            horizon_strictly,
+            horizon_either_side,
         ],
     ),
 }

@@ -190,6 +190,12 @@ def nucleus_zeros(logits, p):
     return nucleus_with(logits, down(logits), lambda q: q.cumsum(0) - q < p, out=0.0)
 
 
+def nucleus_sorted(logits, p):
+    values = torch.sort(logits, descending=True).values
+    q = torch.softmax(values, dim=0)
+    return values.masked_fill(q.cumsum(0) - q >= p, -math.inf)
+
+
 # ----------------------------------------------------------------------------------------------------------------- draw
 
 
@@ -236,6 +242,10 @@ def draw_without_sum(probabilities, u):
 
 def draw_sorted(probabilities, u):
     return draw_by_loop(torch.sort(probabilities, descending=True).values, u)
+
+
+def draw_by_torch(probabilities, u):
+    return torch.multinomial(probabilities, num_samples=1).item()
 
 
 # ----------------------------------------------------------------------------------------------------------- repetition
@@ -394,11 +404,12 @@ ANSWERS = {
             nucleus_each,
             nucleus_each_rest,
             nucleus_zeros,
+            nucleus_sorted,
         ],
     ),
     "draw": (
         [draw_by_loop, draw_by_search],
-        [draw_left, draw_before, draw_argmax, draw_evenly, draw_without_sum, draw_sorted],
+        [draw_left, draw_before, draw_argmax, draw_evenly, draw_without_sum, draw_sorted, draw_by_torch],
     ),
     "repetition": (
         [penalised, penalised_by_mask],

@@ -107,6 +107,7 @@ def test_cross_entropy():
             ),
             lambda logits, targets: -picked(logits.log_softmax(1), targets).mean(),
             lambda logits, targets: -logits.log_softmax(-1).mean(),
+            F.cross_entropy,
         ],
     )
 
@@ -135,6 +136,18 @@ def backward(grad_outputs, states, w, weight=None, back=None, slope=None, carry=
     return grad_a, right if weight is None else weight(grad_a, states)
 
 
+def state_gradients(grad_outputs, states, w):
+    grad_a, grad_h = backward(grad_outputs, states, w)[0], grad_outputs.clone()
+    for t in range(3):
+        grad_h[:, t] += grad_a[:, t + 1] @ w
+    return grad_h
+
+
+def weight_from_state_gradients(grad_outputs, states, w):
+    grad_h = state_gradients(grad_outputs, states, w)
+    return grad_h, sum(grad_h[:, t].T @ states[:, t] for t in range(4))
+
+
 def test_rnn_backward():
     def by_autograd(grad_outputs, states, w):
         total, carried = [], 0
@@ -161,6 +174,9 @@ def test_rnn_backward():
             wrong(weight=lambda grad_a, states: sum(states[:, t].T @ grad_a[:, t] for t in range(4))),
             wrong(weight=lambda grad_a, states: grad_a[:, 3].T @ states[:, 3]),
             wrong(weight=lambda grad_a, states: sum(grad_a[:, t].T @ states[:, t] for t in range(4)) / 8),
+            wrong(weight=lambda grad_a, states: sum(grad_a[:, t].T @ states[:, t] for t in range(4)) / 2),
+            lambda *arguments: (state_gradients(*arguments), backward(*arguments)[1]),
+            weight_from_state_gradients,
         ],
     )
 
@@ -205,4 +221,17 @@ def test_window_losses():
             windows(detached, cut=lambda part: (part[:, :-1], part[:, 1:])),
             windows(detached, reduction="sum"),
         ],
+    )
+
+
+def test_bare_numbers_get_the_hint_about_gradients():
+    def items(model, tokens, seq_length):
+        return [
+            loss.item() for loss in windows(lambda state: tuple(h.detach() for h in state))(model, tokens, seq_length)
+        ]
+
+    assert "no .item()" in check("window_losses", items).message
+    assert (
+        "leave .item() out"
+        in check("cross_entropy", lambda logits, targets: F.cross_entropy(logits.mT, targets).item()).message
     )

@@ -66,6 +66,17 @@ def window_item(model, inputs, targets, state):
     return mean_loss(logits, targets).item(), cut(state)
 
 
+def window_mean_over_streams(model, inputs, targets, state):
+    logits, state = model(inputs, state)
+    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    return losses.sum(1).mean(), cut(state)
+
+
+def window_vocabulary_last(model, inputs, targets, state):
+    logits, state = model(inputs, state)
+    return F.cross_entropy(logits, targets), cut(state)
+
+
 # ----------------------------------------------------------------------------------------------------- cosine_schedule
 
 
@@ -205,6 +216,15 @@ def smooth_wrong_axis(logits, targets, epsilon):
     return -((1 - epsilon) * right + epsilon * log_p.mean(2)).mean()
 
 
+def smooth_mean_over_streams(logits, targets, epsilon):
+    losses = F.cross_entropy(logits.transpose(1, 2), targets, label_smoothing=epsilon, reduction="none")
+    return losses.sum(dim=1).mean()
+
+
+def smooth_vocabulary_last(logits, targets, epsilon):
+    return F.cross_entropy(logits, targets, label_smoothing=epsilon)
+
+
 # ------------------------------------------------------------------------------------------------------ muon_direction
 
 
@@ -240,6 +260,11 @@ def direction_columns(gradient):
     return F.normalize(gradient, dim=0)
 
 
+def direction_v_transposed(gradient):
+    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+    return torch.matmul(left, right.T)
+
+
 def direction_inverse(gradient):
     return torch.linalg.pinv(gradient).T
 
@@ -255,6 +280,8 @@ ANSWERS = {
             window_last_only,
             window_misaligned,
             window_item,
+            window_mean_over_streams,
+            window_vocabulary_last,
         ],
     ),
     "cosine_schedule": (
@@ -280,6 +307,8 @@ ANSWERS = {
             smooth_sum,
             smooth_logits,
             smooth_wrong_axis,
+            smooth_mean_over_streams,
+            smooth_vocabulary_last,
         ],
     ),
     "muon_direction": (
@@ -291,6 +320,7 @@ ANSWERS = {
             direction_rows,
             direction_columns,
             direction_inverse,
+            direction_v_transposed,
         ],
     ),
 }

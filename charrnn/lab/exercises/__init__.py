@@ -4,7 +4,17 @@ An exercise knows its solution and the mistakes that people make, each as a func
 is put to the same test as all of them; if it is not right, the mistake whose results it shares gives the hint.
 """
 
-from charrnn.lab.exercises.exercise import Exercise, Function, Verdict, difference, same
+from typing import Any
+
+from charrnn.lab.exercises.exercise import (
+    Exercise,
+    Function,
+    UnreadableResultError,
+    Verdict,
+    difference,
+    explained,
+    same,
+)
 from charrnn.lab.exercises.gates import GATES
 from charrnn.lab.exercises.memory import MEMORY
 from charrnn.lab.exercises.sampling import SAMPLING
@@ -27,16 +37,23 @@ def check(name: str, function: Function) -> Verdict:
     if name not in EXERCISES:
         raise KeyError(f"expected an exercise, one of {', '.join(sorted(EXERCISES))}, got {name!r}")
     exercise = EXERCISES[name]
-    try:
-        got = exercise.results(function)
-    except Exception as error:  # a learner's code may raise anything
-        return Verdict(False, f"{name} raised {type(error).__name__}: {error}. {exercise.task}")
-    if all(value is None for value in got):
-        return Verdict(False, f"{name} is still empty: it returns None. {exercise.task}")
-    expected = exercise.results(exercise.solution)
+    got, expected = exercise.results(function), exercise.results(exercise.solution)
     if same(got, expected):
         return Verdict(True, f"{name}: right, in all {len(got)} trials.")
     for hint, mistake in exercise.mistakes.items():
         if same(got, exercise.results(mistake)):
             return Verdict(False, f"{name}: {hint}")
-    return Verdict(False, f"{name}: {difference(got, expected)} {exercise.task}")
+    return Verdict(False, f"{name}{_problem(exercise, function, got, expected)} {exercise.brief}")
+
+
+def _problem(exercise: Exercise, function: Function, got: list[Any], expected: list[Any]) -> str:
+    """What is wrong with results that no known mistake explains."""
+    if all(value is None for value in got):
+        if exercise.changes_arguments(function):
+            return " changes its arguments but returns None; return the result."
+        return " is still empty: it returns None."
+    if isinstance(got[-1], UnreadableResultError):
+        return f" {got[-1]}"
+    if isinstance(got[-1], Exception):
+        return f" raised {explained(got[-1], function)}"
+    return f": {difference(got, expected)}"

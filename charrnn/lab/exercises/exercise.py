@@ -1,6 +1,8 @@
-"""What an exercise is, and how a learner's results are told from the right ones."""
+"""An exercise, and how a learner's results are compared with the right ones."""
 
 import math
+import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,10 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., Any]
+
+
+class UnreadableResultError(Exception):
+    """A learner's function returned something that the probe cannot read; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -20,18 +26,43 @@ class Exercise:
         solution: does it.
         mistakes: hints, and for each a function that makes this mistake.
         cases: makes the arguments, a tuple for each call; the same at every check. Functions get copies.
-        probe: what is compared: the function's result, or what can be told from it, such as gradients.
+        probe: takes what the function returned, and its arguments; gives what is compared, such as gradients.
     """
 
     task: str
     solution: Function
     mistakes: Mapping[str, Function]
     cases: Callable[[], Sequence[tuple[Any, ...]]]
-    probe: Callable[..., Any] = lambda function, *arguments: function(*arguments)
+    probe: Callable[..., Any] = lambda returned, *arguments: returned
+
+    @property
+    def brief(self) -> str:
+        """The task, and the precision of its tensors."""
+        return self.task + (" All tensors are float64." if has_tensors(self.cases()) else "")
 
     def results(self, function: Function) -> list[Any]:
-        """What the probe finds in each case."""
-        return [self.probe(function, *copied(case)) for case in self.cases()]
+        """The probe's result for each case, all from the same global random numbers; an exception ends the list."""
+        found: list[Any] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for case in self.cases():
+                arguments = copied(case)
+                try:
+                    returned = function(*arguments)
+                except Exception as error:  # a learner's code may raise anything
+                    return [*found, error]
+                try:
+                    found.append(None if returned is None else self.probe(returned, *arguments))
+                except Exception as error:  # a learner's function may return anything
+                    return [*found, UnreadableResultError(f"returned {described(returned)}: {str(error).rstrip('.')}.")]
+        return found
+
+    def changes_arguments(self, function: Function) -> bool:
+        """True if the function writes into its arguments or leaves a gradient on one."""
+        case = self.cases()[0]
+        arguments = copied(case)
+        function(*arguments)
+        return not same(arguments, case) or any(isinstance(a, Tensor) and a.grad is not None for a in arguments)
 
 
 @dataclass(frozen=True)
@@ -59,8 +90,17 @@ def copied(value: Any) -> Any:
     return value
 
 
+def has_tensors(value: Any) -> bool:
+    """True if a value is, or contains, a tensor of floats or a model."""
+    if isinstance(value, tuple | list):
+        return any(map(has_tensors, value))
+    return isinstance(value, torch.nn.Module) or (isinstance(value, Tensor) and value.is_floating_point())
+
+
 def same(got: Any, expected: Any) -> bool:
     """Equal to rounding, shapes included; a list may stand for a tuple."""
+    if isinstance(got, Exception) or isinstance(expected, Exception):
+        return type(got) is type(expected) and str(got) == str(expected)
     if isinstance(expected, tuple | list):
         return isinstance(got, tuple | list) and len(got) == len(expected) and all(map(same, got, expected))
     if isinstance(expected, Tensor):
@@ -69,9 +109,11 @@ def same(got: Any, expected: Any) -> bool:
             and got.shape == expected.shape
             and torch.allclose(got.double(), expected.double(), rtol=1e-6, atol=1e-8, equal_nan=True)
         )
+    if isinstance(got, Tensor) and got.shape == ():
+        got = got.item()
     if isinstance(expected, float):
-        return isinstance(got, int | float | Tensor) and math.isclose(float(got), expected, rel_tol=1e-6, abs_tol=1e-8)
-    return bool(got == expected)
+        return isinstance(got, int | float) and math.isclose(got, expected, rel_tol=1e-6, abs_tol=1e-8)
+    return not isinstance(got, Tensor) and bool(got == expected)
 
 
 def difference(got: Any, expected: Any) -> str:
@@ -84,7 +126,10 @@ def difference(got: Any, expected: Any) -> str:
     if isinstance(expected, Tensor) and isinstance(got, Tensor) and got.shape == expected.shape:
         wrong = ~torch.isclose(got.double(), expected.double(), rtol=1e-6, atol=1e-8, equal_nan=True)
         away = (got.double() - expected.double())[wrong].abs().max().item()  # -inf where it should be is no difference
-        return f"The shape {tuple(got.shape)} is right, the numbers are not: they are up to {away:.2g} away."
+        precision = "" if got.dtype == expected.dtype else f" They are {described(got.dtype)}."
+        return f"The shape {tuple(got.shape)} is right, the numbers are not: they are up to {away:.2g} away.{precision}"
+    if isinstance(expected, Tensor) and expected.shape == () and isinstance(got, float):
+        return "Expected a tensor, got a plain number: leave .item() out, so that a gradient can flow back."
     return f"Expected {described(expected)}, got {described(got)}."
 
 
@@ -92,7 +137,25 @@ def described(value: Any) -> str:
     """A value in a few words."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
     return f"{type(value).__name__} {value!r}" if len(repr(value)) < 40 else type(value).__name__
+
+
+ADVICE = {  # a part of an error's message: what to do
+    "Expected target size": "F.cross_entropy takes the second axis for the vocabulary: flatten logits to (B T, V), or "
+    "transpose them to (B, V, T).",
+    "dtype|Double|double": "A new tensor is float32 unless you say dtype=torch.float64.",
+}
+
+
+def explained(error: Exception, function: Function) -> str:
+    """An error in a learner's function: type, line, message, and advice where we have some."""
+    own = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    where = f" in line {lines[-1].lineno}, `{lines[-1].line}`" if lines else ""
+    advice = next((f" {text}" for part, text in ADVICE.items() if re.search(part, str(error))), "")
+    return f"{type(error).__name__}{where}: {str(error).rstrip('.')}.{advice}"
 
 
 def randn(*shapes: tuple[int, ...], seed: int, scale: float = 1.0) -> tuple[Tensor, ...]:

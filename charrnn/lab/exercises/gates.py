@@ -51,8 +51,10 @@ GATES["lstm_step"] = Exercise(
         "h shows the cell as it is; something bounds it between -1 and 1 before the output gate.": partial(
             lstm_step, shown=lambda c: c
         ),
-        "one of the four is no gate but what is written into the cell, and it may be negative: look at its "
-        "squashing function.": partial(lstm_step, candidate=torch.sigmoid),
+        "g is no gate but what is written into the cell, and it may be negative: a sigmoid is the wrong squashing "
+        "function for it.": partial(lstm_step, candidate=torch.sigmoid),
+        "g goes through a sigmoid before its tanh, so it is never negative: split first, and give each of the four its "
+        "own squashing function.": partial(lstm_step, candidate=lambda g: torch.tanh(torch.sigmoid(g))),
         "h stands before x in what is multiplied; the first I columns of the weight belong to the input.": partial(
             lstm_step, joined=lambda x, h: torch.cat([h, x], dim=1)
         ),
@@ -93,8 +95,9 @@ def gru_step(
         "bias outside": r * (h_parts["n"] - b) + b,
         "no reset": h_parts["n"],
         "z swapped": r * h_parts["n"],
+        "sigmoid": r * h_parts["n"],
     }[variant]
-    n = torch.tanh(x_parts["n"] + recalled)
+    n = (torch.sigmoid if variant == "sigmoid" else torch.tanh)(x_parts["n"] + recalled)
     return z * n + (1 - z) * h if variant == "z swapped" else (1 - z) * n + z * h
 
 
@@ -116,6 +119,9 @@ GATES["gru_step"] = Exercise(
         ),
         "the reset gate is computed but does nothing, or not where it should: the candidate must see it.": partial(
             gru_step, variant="no reset"
+        ),
+        "n is no gate but the candidate, and it may be negative: a sigmoid is the wrong squashing function.": (
+            partial(gru_step, variant="sigmoid")
         ),
         "reset and update are taken for each other; compare with the order in which the parts are stacked.": partial(
             gru_step, order="zrn"

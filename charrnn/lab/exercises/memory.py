@@ -129,7 +129,7 @@ MEMORY["clip_gradients"] = Exercise(
     cases=lambda: [
         (randn((4, 3), (5,), (2, 2, 2), seed=3), 1.5),
         ([0.01 * gradient for gradient in randn((4, 3), (5,), seed=4)], 1.5),
-        ([torch.zeros(2, 2), torch.zeros(3)], 1.5),
+        ([torch.zeros(2, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)], 1.5),
     ],
 )
 
@@ -204,6 +204,16 @@ def first_small_step(losses: Mapping[int, float], margin: float) -> int:
     return next((a for a, b in pairwise(contexts) if losses[a] - losses[b] <= margin), contexts[-1])
 
 
+def _from_the_longest_down(losses: Mapping[int, float], margin: float) -> int:
+    """The mistake of stopping at the first context that is too short."""
+    horizon = max(losses)
+    for k in sorted(losses, reverse=True):
+        if losses[k] > losses[max(losses)] + margin:
+            break
+        horizon = k
+    return horizon
+
+
 MEMORY["memory_horizon"] = Exercise(
     task=(
         "Take losses, a dictionary from the length k of the context to the loss, in any order, and margin; return the "
@@ -222,6 +232,17 @@ MEMORY["memory_horizon"] = Exercise(
         "the contexts come in any order; the one that stands last need not be the longest.": lambda losses, margin: min(
             k for k in losses if losses[k] <= list(losses.values())[-1] + margin
         ),
+        "it compares with the smallest loss; compare with that of the longest context.": lambda losses, margin: min(
+            k for k in losses if losses[k] <= min(losses.values()) + margin
+        ),
+        "it comes from the longest context down and stops too early: a shorter one may be good enough although one in "
+        "between is not.": _from_the_longest_down,
+        "a loss exactly margin above that of the longest still counts.": lambda losses, margin: min(
+            k for k in losses if losses[k] < losses[max(losses)] + margin
+        ),
+        "a loss far below that of the longest context is good enough, too: the difference has a sign.": (
+            lambda losses, margin: min(k for k in losses if abs(losses[k] - losses[max(losses)]) <= margin)
+        ),
         "this context is too short: its loss is still more than margin above that of the longest; one more is "
         "needed.": lambda losses, margin: max(
             (k for k in losses if losses[k] > losses[max(losses)] + margin), default=0
@@ -231,5 +252,9 @@ MEMORY["memory_horizon"] = Exercise(
         ({1: 3.0, 2: 2.5, 4: 2.05, 8: 2.0, 16: 1.58, 32: 1.55, 64: 1.5}, 0.1),
         ({16: 2.13, 1: 4.0, 4: 2.25, 64: 2.1, 2: 3.0, 8: 2.24}, 0.1),
         ({1: 0.5, 2: 0.35, 4: 0.3}, 0.1),
+        ({2: 2.5, 4: 2.02, 8: 1.5, 16: 2.0}, 0.1),  # the longest is not the best
+        ({1: 3.0, 2: 2.04, 4: 2.2, 8: 2.0}, 0.1),  # a longer context is worse
+        ({1: 3.0, 2: 1.5, 4: 2.0}, 0.1),  # far better than the longest
+        ({1: 3.0, 2: 2.25, 4: 2.125, 8: 2.0}, 0.25),  # exactly margin above
     ],
 )

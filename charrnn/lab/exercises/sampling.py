@@ -159,6 +159,9 @@ SAMPLING["top_p_mask"] = Exercise(
             top_p_mask, chosen=lambda ordered, p: ordered >= 1 - p
         ),
         "what is out has the logit 0; that is a probability like any other.": partial(top_p_mask, out=0.0),
+        "the kept ones are sorted; each logit has to stay at the place of its token.": lambda logits, p: top_p_mask(
+            logits[_ordered(logits)], p
+        ),
     },
     cases=lambda: [
         (torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15], dtype=torch.float64).log(), 0.65),
@@ -189,6 +192,9 @@ SAMPLING["draw"] = Exercise(
         "u is compared with each probability, not with their running sum.": lambda probabilities, u: int(
             (probabilities > u).int().argmax()
         ),
+        "torch.multinomial makes its own random numbers; here u is the random number.": lambda probabilities, u: int(
+            torch.multinomial(probabilities, 1)
+        ),
         "what comes back is a place in the sorted list; which token stands there?": lambda probabilities, u: int(
             (probabilities.sort(descending=True)[0].cumsum(0) <= u).sum()
         ),
@@ -200,7 +206,7 @@ SAMPLING["draw"] = Exercise(
         ]
         + [(torch.tensor([0.125, 0.625, 0.25], dtype=torch.float64), u) for u in (0.05, 0.2, 0.7, 0.9)]
     ),
-    probe=lambda function, *arguments: None if (token := function(*arguments)) is None else int(token),
+    probe=lambda token, *arguments: int(token),
 )
 
 
@@ -291,9 +297,8 @@ def _without_history(totals: Tensor, logits: Tensor, width: int) -> tuple[Tensor
     return beam_step(torch.zeros_like(totals), logits, width)
 
 
-def _beam_probe(function: Any, *arguments: Any) -> Any:
-    returned = function(*arguments)
-    return None if returned is None else [torch.as_tensor(part).double() for part in returned]
+def _beam_probe(returned: Any, *arguments: Any) -> list[Tensor]:
+    return [torch.as_tensor(part).double() for part in returned]
 
 
 SAMPLING["beam_step"] = Exercise(

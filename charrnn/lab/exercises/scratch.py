@@ -193,9 +193,8 @@ def _loss_cases() -> list[tuple[Tensor, Tensor]]:
     return [(randn((3, 5, 5), seed=seed, scale=scale)[0], targets) for seed, scale in [(5, 1.0), (6, 3.0), (7, 1000.0)]]
 
 
-def _finite_or_nan(function: Callable[[Tensor, Tensor], Any], logits: Tensor, targets: Tensor) -> Any:
+def _finite_or_nan(loss: Any, *arguments: Tensor) -> Any:
     """The loss; inf and nan are one and the same: too large to be computed that way."""
-    loss = function(logits, targets)
     return torch.where(loss.isfinite(), loss, torch.nan) if isinstance(loss, Tensor) else loss
 
 
@@ -218,6 +217,10 @@ CROSS_ENTROPY = Exercise(
         "your probabilities sum to 1 over the time steps. For each token it is the vocabulary, the last axis, that "
         "shares probability 1.": (
             lambda logits, targets: -_log_softmax(logits, dim=1).gather(-1, targets[..., None]).mean()
+        ),
+        "F.cross_entropy takes the second axis for the vocabulary, here the time steps; it runs only because T = V. "
+        "Flatten logits to (B T, V), or transpose them to (B, V, T).": (
+            lambda logits, targets: F.cross_entropy(logits, targets)
         ),
         "that is the mean over the whole vocabulary. Only the token that came counts: the targets say which.": (
             lambda logits, targets: -_log_softmax(logits).mean()
@@ -287,6 +290,22 @@ def _forward_in_time(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) ->
     return grad_a, _grad_weight(grad_a, states[:, :-1])
 
 
+def _grad_h(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) -> Tensor:
+    """The gradient of h after each step, `(B, T, H)`."""
+    grad_a = _grad_activations(grad_outputs, states, weight_hh)
+    from_next = torch.cat([grad_a[:, 1:] @ weight_hh, torch.zeros_like(grad_a[:, :1])], dim=1)
+    return grad_outputs + from_next
+
+
+def _grad_h_first(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
+    return _grad_h(grad_outputs, states, weight_hh), rnn_backward(grad_outputs, states, weight_hh)[1]
+
+
+def _grad_h_for_both(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
+    grad_h = _grad_h(grad_outputs, states, weight_hh)
+    return grad_h, _grad_weight(grad_h, states[:, :-1])
+
+
 def _weight_from(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Right pre-activations, and from them and all states another gradient of the weight."""
 
@@ -330,6 +349,12 @@ RNN_BACKWARD = Exercise(
         "the pre-activations are right, but weight_hh acts in every step, and yours counts only one of them.": (
             _weight_from(lambda grad_a, states: _grad_weight(grad_a[:, -1:], states[:, -2:-1]))
         ),
+        "your first result is the gradient of h after each step; the pre-activations lie before the tanh, so its slope "
+        "is missing there. weight_hh is right.": _grad_h_first,
+        "you give the gradients of h and take weight_hh from them. Both are about the pre-activations: apply the slope "
+        "of the tanh to each first.": _grad_h_for_both,
+        "the pre-activations are right, but your gradient of weight_hh is a mean over the streams. It is a sum over "
+        "streams and steps.": (_weight_from(lambda grad_a, states: _grad_weight(grad_a, states[:, :-1]) / len(states))),
         "the pre-activations are right, but your gradient of weight_hh is a mean. A weight that is used many times "
         "gets the sum of what each use says.": (
             _weight_from(lambda grad_a, states: _grad_weight(grad_a, states[:, :-1]) / grad_a[..., 0].numel())
@@ -409,12 +434,10 @@ def _window_cases() -> list[tuple[CharModel, Tensor, int]]:
 
 
 def _losses_and_gradients(
-    function: Callable[..., Any], model: CharModel, tokens: Tensor, seq_length: int
-) -> tuple[list[Any], list[Tensor]] | None:
-    """The losses, and of each what it says about weight_hh: a graph that goes on too far back shows there."""
-    losses = function(model, tokens, seq_length)
-    if losses is None:
-        return None
+    returned: Any, model: CharModel, tokens: Tensor, seq_length: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The losses, and the gradient of each for weight_hh, which shows a graph that reaches too far back."""
+    losses = [torch.as_tensor(loss, dtype=torch.float64) for loss in returned]
     weight = dict(model.named_parameters())["layers.0.weight_hh_l0"]
     gradients = [
         torch.autograd.grad(loss, weight, retain_graph=True)[0] if loss.requires_grad else torch.zeros_like(weight)
@@ -434,8 +457,8 @@ WINDOW_LOSSES = Exercise(
         "each window starts with an empty memory. Hand the state on that the model has returned.": (
             _windows_with(carry=lambda state: None)
         ),
-        "every loss is right, but none has a gradient: nothing could be trained with them. It is the state between "
-        "windows that is to be cut, no more.": _without_gradients,
+        "every loss is right, but none has a gradient: nothing could be trained with them. Only the state between "
+        "windows is to be cut, so keep each loss as a tensor: no .item(), no no_grad.": _without_gradients,
         "the last window is missing: it may be shorter than the others, and still has to be read.": _drops_the_rest,
         "the target of a token is the one after it; yours are the tokens that the model has just been given.": (
             _reads_each_twice

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from charrnn.config import ModelConfig
-from charrnn.lab.exercises.exercise import Exercise, Function, randn
+from charrnn.lab.exercises.exercise import Exercise, randn
 from charrnn.models import CharModel, State, build_model, detach_state, flatten_state
 
 TRAINING: dict[str, Exercise] = {}
@@ -35,11 +35,8 @@ def one_window(
     return loss(logits, targets), carried(state, after)
 
 
-def _window_probe(function: Function, *arguments: Any) -> Any:
+def _window_probe(returned: Any, *arguments: Any) -> Any:
     """The loss and whether it can be learned from; the state and whether a graph hangs on it."""
-    returned = function(*arguments)
-    if returned is None:
-        return None
     loss, state = returned
     if isinstance(loss, Tensor) and loss.shape != ():
         raise ValueError(f"expected one number as the loss, got a tensor {tuple(loss.shape)}")
@@ -88,7 +85,13 @@ TRAINING["one_window"] = Exercise(
         "logits and targets are flattened in different orders, so predictions are compared with other places.": partial(
             one_window, loss=lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.T.flatten())
         ),
-        "the loss is a bare number, and nothing can be learned from that: keep the tensor.": partial(
+        "the loss is summed along the window and averaged over the streams only.": partial(
+            one_window,
+            loss=lambda logits, targets: F.cross_entropy(logits.mT, targets, reduction="sum") / len(targets),
+        ),
+        "F.cross_entropy takes the second axis for the vocabulary: flatten logits (B, T, V) to (B T, V), or transpose "
+        "them to (B, V, T).": partial(one_window, loss=F.cross_entropy),
+        "the loss is right, but it has no gradient: leave .item() and .detach() out, and keep the tensor.": partial(
             one_window,
             loss=lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.flatten()).detach(),
         ),
@@ -237,6 +240,13 @@ TRAINING["smoothed_loss"] = Exercise(
             logits, targets, 0.0
         ),
         "the loss is a sum over all predictions, not their mean.": partial(smoothed_loss, reduce=torch.sum),
+        "the loss is summed along the window and averaged over the streams only.": partial(
+            smoothed_loss, reduce=lambda losses: losses.sum() / len(losses)
+        ),
+        "F.cross_entropy takes the second axis for the vocabulary: flatten logits (B, T, V) to (B T, V), or transpose "
+        "them to (B, V, T).": lambda logits, targets, epsilon: F.cross_entropy(
+            logits, targets, label_smoothing=epsilon
+        ),
         "logits are taken for log-probabilities; something is still to be done to them.": partial(
             smoothed_loss, log_p=lambda logits: logits
         ),
@@ -259,6 +269,11 @@ def _with_singular_values(gradient: Tensor, function: Callable[[Tensor], Tensor]
     return U * function(S) @ Vh
 
 
+def _with_v_transposed(gradient: Tensor) -> Tensor:
+    U, _, Vh = torch.linalg.svd(gradient, full_matrices=False)  # noqa: N806
+    return U @ Vh.T
+
+
 TRAINING["muon_direction"] = Exercise(
     task=(
         "Take a gradient (M, N) of full rank; return the matrix of the same shape with the same singular vectors, "
@@ -276,6 +291,9 @@ TRAINING["muon_direction"] = Exercise(
         "as well.": lambda gradient: gradient / gradient.norm(dim=1, keepdim=True),
         "each column is given the length 1, which leaves the columns as they point; they have to stand at right angles "
         "as well.": lambda gradient: gradient / gradient.norm(dim=0, keepdim=True),
+        "torch.linalg.svd returns V already transposed, as Vh, and yours transposes it again: the product is U @ Vh.": (
+            _with_v_transposed
+        ),
         "the singular values are turned over, 1/s for s: what was small is now large.": lambda gradient: (
             _with_singular_values(gradient, torch.reciprocal)
         ),
