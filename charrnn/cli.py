@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a character is no reason to stop
-    arguments = _parse(argv)
     try:
+        arguments = _parse(argv)
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             code = arguments.run(arguments)

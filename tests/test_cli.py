@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -727,6 +729,40 @@ def test_a_pipe_that_closes_early_is_no_traceback(run):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
+
+
+@pytest.mark.parametrize("module", ["charrnn.cli", "rich.table"])
+@pytest.mark.parametrize("start", ["command", "module"])
+def test_ctrl_c_while_modules_load_is_silent(start, module):
+    """As if Ctrl-C were pressed at the moment that `module` is looked for."""
+    project = tomllib.loads((Path(charrnn.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    room, function = project["scripts"]["charrnn"].split(":")
+    run = {
+        "command": f"from {room} import {function}; sys.exit({function}())",
+        "module": "runpy.run_module('charrnn', run_name='__main__', alter_sys=True)",
+    }
+    code = f"""
+import runpy, signal, sys
+class Interrupt:
+    def find_spec(name, *_):
+        if name == "{module}":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt)
+sys.argv = ["charrnn", "--help"]
+{run[start]}
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_ctrl_c_while_the_command_line_is_read_is_silent(capfd, monkeypatch):
+    monkeypatch.setattr(charrnn.cli, "_parser", lambda: signal.raise_signal(signal.SIGINT))
+    try:
+        code = main(["devices"])
+    except KeyboardInterrupt:  # it would end the tests
+        code = None
+    assert code == 130
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
