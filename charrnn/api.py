@@ -361,7 +361,7 @@ class Run:
         Raises:
             CheckpointError: another process writes to the directory, or has written to it since this run was loaded.
         """
-        with self._locked(), _stop_on_signals(self), _threads_restored():
+        with self._locked(), _stop_on_signals(self):
             self.trainer.fit(*self._own_monitors(), *monitors)
         generator = self._result()
         if distributed.world_size() > 1:  # the best model is in the directory of rank 0
@@ -604,16 +604,6 @@ def _check_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
         Reshaping(tokenizer, allow=config.generation.allow, forbid=config.generation.forbid)
     except ValueError as error:
         raise ConfigError(f"generation: {error}") from error
-
-
-@contextlib.contextmanager
-def _threads_restored() -> Iterator[None]:
-    """After the block, PyTorch uses as many CPU threads as before it."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -97,10 +98,25 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
-def set_threads(threads: int | None) -> None:
-    """Use that many CPU threads; None leaves PyTorch's choice, one per physical core."""
-    if threads is not None:
+@contextlib.contextmanager
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """Use that many CPU threads for what this thread computes in the `with` block; None leaves the number as it is.
+
+    PyTorch also remembers the number that was set last in the process and gives it to each thread that starts later:
+    another thread, which is not affected by what it sets, puts that number back at once.
+    """
+    if threads is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as other:
+        for_new_threads = other.submit(torch.get_num_threads).result()
         torch.set_num_threads(threads)
+        other.submit(torch.set_num_threads, for_new_threads).result()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

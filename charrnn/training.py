@@ -27,11 +27,11 @@ from charrnn.corpus import CharDataset, DocumentDataset, Tokens, Window
 from charrnn.device import (
     autocast,
     check_precision,
+    cpu_threads,
     keep_freed_memory,
     seeded_step,
     select_device,
     select_fastest,
-    set_threads,
     synchronize,
 )
 from charrnn.models import (
@@ -261,9 +261,10 @@ class Trainer:
     def _events(self) -> Generator[Event]:
         before = self.model.backend
         try:
-            self._start()
-            with Stopwatch() as self._stopwatch:
-                yield from self._run()
+            with cpu_threads(self._device_config.threads):
+                self._start()
+                with Stopwatch() as self._stopwatch:
+                    yield from self._run()
         finally:
             self.model.backend = before  # what trains fastest need not be what writes fastest
             self._stop = self._asked_to_stop = False
@@ -375,7 +376,6 @@ class Trainer:
 
     def _start(self) -> None:
         progress = self.progress
-        set_threads(self._device_config.threads)
         keep_freed_memory()
         if progress.device != self.device.type:
             progress.precision = progress.backend = None

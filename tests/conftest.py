@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: tests side by side must not share their cores
@@ -115,6 +116,54 @@ def data_dir(tmp_path, monkeypatch):
     for module in (charrnn.corpus, charrnn.sources):
         monkeypatch.setattr(module, "default_data_dir", lambda: folder)
     return folder
+
+
+@contextlib.contextmanager
+def globals_kept() -> Iterator[None]:
+    """Fails if the block changes what belongs to the whole process and so to the user, such as PyTorch's threads."""
+    before = global_state()
+    yield
+    changed = [name for name, value in global_state().items() if value != before[name]]
+    assert not changed, f"changed for the whole process: {', '.join(changed)}"
+
+
+def global_state() -> dict[str, Any]:
+    import matplotlib as mpl
+    import numpy as np
+    import torch
+
+    with ThreadPoolExecutor(1) as new:
+        threads_of_new_threads = new.submit(torch.get_num_threads).result()
+    return {
+        "torch.get_num_threads()": torch.get_num_threads(),
+        "torch.get_num_threads() in a new thread": threads_of_new_threads,
+        "torch.get_default_dtype()": torch.get_default_dtype(),
+        "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
+        "PyTorch's random numbers": torch.get_rng_state().tolist(),
+        "NumPy's random numbers": repr(np.random.get_state(legacy=False)),  # noqa: NPY002 (the global ones are meant)
+        "Python's random numbers": random.getstate(),
+        "matplotlib.rcParams": dict(mpl.rcParams),
+        "matplotlib.get_backend()": mpl.get_backend(auto_select=False),
+        "os.getcwd()": os.getcwd(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _globals_kept(request):
+    """No function of the lab leaves a global setting changed. PyTorch has two threads here, so that one is a change."""
+    if not request.path.name.startswith(("test_lab", "test_exercises", "test_ngrams")):
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with globals_kept():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ MODELS = {
 
 
 def made(name):
-    torch.manual_seed(0)
-    return TextGenerator(MODELS[name](), TOKENIZER)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TextGenerator(MODELS[name](), TOKENIZER)
 
 
 def parts(state):

@@ -1,9 +1,11 @@
 """Figures and experiments of notebook 05; its panel is in test_lab_ingredients.py."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 import charrnn
 from charrnn import lab
@@ -11,6 +13,7 @@ from charrnn.config import ConfigError, TrainingConfig
 from charrnn.lab.speedrun import best_before
 from charrnn.schedules import plateau, rate_factor
 from charrnn.training import Stepped
+from tests.conftest import globals_kept
 
 TINY = {"hidden_size": 8, "batch_size": 4, "seq_length": 5, "max_steps": 6, "eval_interval": 3, "log_interval": 2}
 
@@ -59,6 +62,33 @@ def test_a_small_run_tells_what_a_metrics_file_would(tokens):
     assert lab.losses_of(records) == [loss for _, _, loss in trainer.progress.history]
     assert lab.losses_of(records, "logged") == [r["loss"] for r in records if r["event"] == "logged"]
     json.dumps(records)
+
+
+def test_threads_are_those_of_before_however_a_small_run_ends(tokens):
+    during = []
+
+    def diverge(_):
+        during.append(torch.get_num_threads())
+        raise FloatingPointError("diverged")
+
+    with globals_kept():
+        for _ in lab.small_trainer(tokens, tokens[:50], 7, **TINY):
+            break
+    with globals_kept(), pytest.raises(FloatingPointError):
+        lab.small_trainer(tokens, tokens[:50], 7, **TINY).fit(diverge)
+    assert during == [lab.SMALL["threads"]] != [torch.get_num_threads()]
+
+
+def test_small_runs_that_overlap_leave_the_threads_of_others_alone(tokens):
+    """A thread that starts while a run goes on gets PyTorch's own number, and no run puts back that of another."""
+    with globals_kept(), ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as new:
+        runs = [(pool, iter(lab.small_trainer(tokens, tokens[:50], 7, **TINY))) for pool in (one, other)]
+        for pool, events in runs:
+            pool.submit(next, events).result()
+            assert pool.submit(torch.get_num_threads).result() == lab.SMALL["threads"]
+        assert new.submit(torch.get_num_threads).result() == torch.get_num_threads() != lab.SMALL["threads"]
+        for pool, events in runs:
+            pool.submit(list, events).result()
 
 
 def test_a_small_run_is_the_same_twice_and_another_from_another_seed(tokens):

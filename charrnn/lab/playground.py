@@ -3,7 +3,7 @@
 import functools
 import html
 import json
-import random
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -230,7 +230,7 @@ class Playground(WritingPanel):
 
     def new_seed(self, _: Any = None) -> None:
         """Put another number into the seed's field."""
-        self.controls["seed"].value = random.randrange(1_000_000)
+        self.controls["seed"].value = secrets.randbelow(1_000_000)  # the user's own random numbers stay as they are
 
     def save(self, _: Any = None) -> None:
         """Write the text to a file and say where."""
