@@ -12,6 +12,18 @@ def escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+# newline and tab are the two controls that a text needs in a terminal
+CONTROLS = {code: escape(chr(code)) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def escape_controls(text: str) -> str:
+    r"""Replace each control character except newline and tab by its escape, such as `\x1b`.
+
+    A terminal obeys control characters: they move its cursor, clear it, ring its bell and set its title.
+    """
+    return text.translate(CONTROLS)
+
+
 def visible(text: str) -> str:
     """Make every character of a text visible.
 

@@ -125,7 +125,7 @@ def _train(run: "Run", arguments: argparse.Namespace) -> int:
             run.fit()
         return 0
     if arguments.dry_run:
-        sys.stdout.write(dump_config(run.config))
+        console.write(dump_config(run.config))
         console.show("would train", _about(run))
         return 0
     if run.trainer.done():
@@ -167,7 +167,7 @@ def _conclude(run: "Run", generator: TextGenerator, quiet: bool) -> int:
         )
         return 128 + (run.stopped_by or signal.SIGINT)
     if quiet:
-        print(run.directory)
+        console.write(f"{run.directory}\n")
         return 0
     if run.trainer.share_used() < 1:
         console.say(f"ended early at step {step:,}: no better loss in {run.config.training.patience} evaluations")
@@ -256,16 +256,16 @@ def sample(arguments: argparse.Namespace) -> int:
     settings["seed"] = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
     if not arguments.quiet:
         console.say(f"{arguments.checkpoint}: " + ", ".join(f"{k} {v!r}" for k, v in settings.items() if v is not None))
-    raw = not arguments.interactive and _keep_bytes(generator, to_file=bool(arguments.output))
+    exact = not arguments.interactive and _keep_bytes(generator, arguments.raw or bool(arguments.output))
     try:
         if arguments.interactive:
-            return _interact(generator, settings)
+            return _interact(generator, settings, arguments.raw)
         if arguments.num == 1 and not arguments.output:
             if arguments.precision != "fp32":
                 raise ConfigError(
                     "--precision: expected bf16 only with --num or --output, got it for a text that streams"
                 )
-            _stream(generator, settings, arguments.quiet, end="" if raw else "\n")
+            _stream(generator, settings, arguments.quiet, arguments.raw, end="" if exact else "\n")
             return 0
         if settings["length"] is None:
             raise ConfigError("--length: expected at least 1 with --num or --output, which wait for the end; got 0")
@@ -276,19 +276,19 @@ def sample(arguments: argparse.Namespace) -> int:
         )
     except UnknownCharacterError as error:
         raise ConfigError(f"--prompt: {error}") from error
-    pieces = texts if raw and arguments.num == 1 else [f"{text}\n" for text in texts]
+    pieces = texts if exact and arguments.num == 1 else [f"{text}\n" for text in texts]
     if arguments.num > 1 and not arguments.quiet:
         pieces = [f"----- seed {settings['seed'] + i} -----\n{piece}" for i, piece in enumerate(pieces)]
     if arguments.output:
         write_atomically(arguments.output, "\n".join(pieces).encode("utf-8", "surrogateescape"))
     else:
-        sys.stdout.write("\n".join(pieces))
+        console.write("\n".join(pieces), arguments.raw)
     return 0
 
 
-def _keep_bytes(generator: TextGenerator, to_file: bool) -> bool:
+def _keep_bytes(generator: TextGenerator, to_file_or_raw: bool) -> bool:
     """Write what a byte model writes byte by byte, UTF-8 or not, to a file or a pipe; a terminal gets U+FFFD."""
-    if generator.tokenizer.kind != "byte" or not (to_file or not sys.stdout.isatty()):
+    if generator.tokenizer.kind != "byte" or not (to_file_or_raw or not sys.stdout.isatty()):
         return False
     generator.tokenizer.errors = "surrogateescape"
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -296,8 +296,10 @@ def _keep_bytes(generator: TextGenerator, to_file: bool) -> bool:
     return True
 
 
-def _stream(generator: TextGenerator, settings: dict[str, Any], quiet: bool = False, end: str = "\n") -> None:
-    """Write text as it comes, raw: nothing in it is markup."""
+def _stream(
+    generator: TextGenerator, settings: dict[str, Any], quiet: bool = False, raw: bool = False, end: str = "\n"
+) -> None:
+    """Write text as it comes: nothing in it is markup, and a terminal obeys nothing in it unless it is `raw`."""
     pieces = generator.stream(**settings)
     patience = "still getting ready; the first text on a machine waits some seconds for what is compiled once"
     waiting = threading.Timer(2.0, lambda: None if quiet else console.say(patience))
@@ -307,18 +309,17 @@ def _stream(generator: TextGenerator, settings: dict[str, Any], quiet: bool = Fa
         for number, piece in enumerate(pieces):
             if number or not settings["prompt"]:  # the prompt is there at once
                 waiting.cancel()
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            console.write(piece, raw)
     finally:
         waiting.cancel()
         sys.stdout.write(end)
 
 
-def _interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
+def _interact(generator: TextGenerator, settings: dict[str, Any], raw: bool) -> int:
     """Each line typed is a prompt, or a command."""
     from charrnn.repl import interact
 
-    return interact(generator, settings)
+    return interact(generator, settings, raw)
 
 
 def eval_(arguments: argparse.Namespace) -> int:
@@ -581,7 +582,7 @@ def plot(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.runs[0] / "plot.png"
     write_picture(picture, out)
     console.say(picture.alt)
-    print(out)
+    console.write(f"{out}\n")
     return 0
 
 
@@ -646,6 +647,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=console.path, metavar="FILE", help="write the text to FILE")
     command.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
     command.add_argument("--quiet", action="store_true", help="print the text alone")
+    command.add_argument(
+        "--raw", action="store_true", help="write control characters to a terminal as they are, not as escapes"
+    )
 
     command = console.add_command(commands, "eval", eval_)
     _add_checkpoint(command)

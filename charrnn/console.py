@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from charrnn.characters import visible
+from charrnn.characters import escape_controls, visible
 from charrnn.config import WITH_ESCAPES, unescaped
 
 MISUSE = 2  # the exit code
@@ -186,9 +186,16 @@ def forgiving(name: str) -> Iterator[None]:
             setattr(sys, name, before)
 
 
+def write(text: str, raw: bool = False, stream: TextIO | None = None) -> None:
+    """Write to a stream, standard output by default, at once; a terminal gets controls as escapes, unless `raw`."""
+    stream = stream or sys.stdout
+    stream.write(escape_controls(text) if stream.isatty() and not raw else text)
+    stream.flush()
+
+
 def say(text: str) -> None:
     """A line for a person, beside the output proper."""
-    print(text, file=sys.stderr, flush=True)
+    write(f"{text}\n", stream=sys.stderr)
 
 
 def one_line(message: object) -> str:
@@ -214,18 +221,23 @@ def _finite(value: Any) -> Any:
 
 def show(title: str, values: dict[str, Any]) -> None:
     """A table of names and values."""
-    table = Table("", "", title=title, show_header=False, title_justify="left")
+    table = Table("", "", title=_plain(title, "table.title"), show_header=False, title_justify="left")
     for name, value in values.items():
-        table.add_row(Text(name), Text(str(value), overflow="fold"))
+        table.add_row(_plain(name), _plain(str(value)))
     Console().print(table)
 
 
 def show_rows(title: str, rows: Sequence[dict[str, str]]) -> None:
     """A table of rows with the same keys."""
-    table = Table(*rows[0], title=title, title_justify="left")
+    table = Table(*rows[0], title=_plain(title, "table.title"), title_justify="left")
     for row in rows:
-        table.add_row(*(Text(value, overflow="fold") for value in row.values()))
+        table.add_row(*map(_plain, row.values()))
     Console().print(table)
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """A text for a table: nothing in it is markup, and a terminal obeys nothing in it."""
+    return Text(escape_controls(text), style, overflow="fold")
 
 
 def show_heat(cells: Iterable[tuple[str, str, float]]) -> None:

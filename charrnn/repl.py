@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from platformdirs import user_state_dir
 
@@ -256,12 +256,13 @@ def _as_typed(value: object) -> str:
 # ------------------------------------------------------------------------------------------------------- the terminal
 
 
-def interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
+def interact(generator: TextGenerator, settings: dict[str, Any], raw: bool = False) -> int:
     """Answer line by line until the input ends. Ctrl-C stops the text, not the program; where nobody types, both.
 
     Args:
         generator: writes.
         settings: of `TextGenerator.stream`; the seed goes up by one with each text.
+        raw: a terminal gets the control characters of a text as they are, not as escapes.
 
     Returns:
         0, the exit code.
@@ -274,12 +275,12 @@ def interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
         raise ConfigError("--interactive: expected lines on standard input, got a closed one")
     session = Session(generator, settings)
     somebody = sys.stdin.isatty()
-    read = _terminal(session).prompt if somebody else _next_line
+    read = _terminal(session).prompt if somebody and _can_draw() else _next_line
     if somebody:
         console.say("type a prompt and press Enter; :help shows the commands, Ctrl-C stops the text, Ctrl-D ends")
     while True:
         try:
-            if not answer(session, read()):
+            if not answer(session, read(), raw):
                 return 0
         except EOFError:
             return 0
@@ -288,16 +289,22 @@ def interact(generator: TextGenerator, settings: dict[str, Any]) -> int:
                 raise
 
 
-def answer(session: Session, line: str) -> bool:
+def _can_draw() -> bool:
+    """Whether a prompt can be drawn: some output is a terminal, and one that moves its cursor."""
+    capable = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return capable and any(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
+
+
+def answer(session: Session, line: str, raw: bool = False) -> bool:
     """Do what a line says; False if it is to end. What is wrong is said, and changes nothing."""
     try:
         wanted = parse_command(line)
         if isinstance(wanted, Write):
-            show(session.write(wanted.prompt), sys.stdout)
+            show(session.write(wanted.prompt), raw)
         elif isinstance(wanted, Change):
             session.change(wanted.setting, wanted.value)
         else:
-            return _do(session, wanted)
+            return _do(session, wanted, raw)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # nobody reads any more
             raise
@@ -307,9 +314,9 @@ def answer(session: Session, line: str) -> bool:
     return True
 
 
-def _do(session: Session, wanted: Do) -> bool:
+def _do(session: Session, wanted: Do, raw: bool) -> bool:
     if wanted.command == "more":
-        show(session.more(), sys.stdout)
+        show(session.more(), raw)
     elif wanted.command in ("save", "save!"):
         console.say(f"saved: {session.save(wanted.argument, wanted.command == 'save!')}")
     elif wanted.command == "settings":
@@ -327,7 +334,7 @@ def _list(rows: Iterable[tuple[str, str]]) -> None:
         console.say(f"  {name:{width}}  {value}")
 
 
-def show(pieces: Iterable[str], out: TextIO) -> None:
+def show(pieces: Iterable[str], raw: bool = False) -> None:
     """Write pieces as they come, those of one moment together, then end the line; whatever stops them, none is lost."""
     waiting: list[str] = []
     due = 0.0
@@ -335,17 +342,15 @@ def show(pieces: Iterable[str], out: TextIO) -> None:
         for piece in pieces:
             waiting.append(piece)
             if (now := time.monotonic()) >= due:
-                out.write("".join(waiting))
-                out.flush()
+                console.write("".join(waiting), raw)
                 waiting.clear()
                 due = now + 1 / FLUSHES
     finally:
-        out.write("".join(waiting) + "\n")
-        out.flush()
+        console.write("".join(waiting) + "\n", raw)
 
 
 def _next_line() -> str:
-    """The next line of an input that is no terminal."""
+    """The next line of standard input."""
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -378,8 +383,16 @@ def _terminal(session: Session, **more: Any) -> "PromptSession[str]":
     def toolbar() -> str:
         return "  ".join(f"{name} {value}" for name, value in session.settings().items() if value != "off")
 
+    def fit(app: Any) -> None:
+        """In a low terminal show a smaller menu and no toolbar: prompt_toolkit shows no line where all do not fit."""
+        rows = app.output.get_size().rows
+        prompt.bottom_toolbar = toolbar if rows > 3 else None
+        prompt.reserve_space_for_menu = min(8, rows // 2)
+
     settings = {"output": create_output(always_prefer_tty=True)} | more  # the text may go to a file
-    return PromptSession("> ", history=_history(), completer=Commands(), bottom_toolbar=toolbar, **settings)
+    prompt: PromptSession[str] = PromptSession("> ", history=_history(), completer=Commands(), **settings)
+    prompt.app.before_render += fit
+    return prompt
 
 
 def _history() -> Any:

@@ -41,6 +41,7 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from charrnn.atomic import rename
+from charrnn.characters import escape_controls
 from charrnn.config import DataConfig
 from charrnn.synthetic import SYNTHETIC
 from charrnn.tokenizer import END_OF_DOCUMENT
@@ -89,7 +90,7 @@ class Source:
         """
         options = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": _bar_disabled()}
         try:
-            with tqdm(total=self.size, desc=f"{doing} {self.name}", **options) as bar:
+            with tqdm(total=self.size, desc=f"{doing} {escape_controls(self.name)}", **options) as bar:
                 yield from _joined(self.read(bar.update))
         except OSError as error:
             raise CorpusError(f"{error.filename or self.name}: could not be read: {error.strerror or error}") from error

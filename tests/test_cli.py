@@ -17,6 +17,7 @@ import torch
 
 import charrnn
 import charrnn.cli
+from charrnn.characters import escape_controls
 from charrnn.checkpoint import load_checkpoint
 from charrnn.cli import main
 from charrnn.config import config_fields
@@ -317,6 +318,31 @@ def test_a_byte_model_reads_and_writes_any_bytes(tmp_path, capfdbinary, monkeypa
     assert main(["score", str(tmp_path / "run"), str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capfdbinary.readouterr().out)["characters"] == 100
     assert main(["data", str(tmp_path / "out"), "--tokenizer", "byte", "--stats"]) == 0
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte"])
+def test_a_terminal_obeys_nothing_in_a_text(tmp_path, capfdbinary, monkeypatch, tokenizer):
+    (tmp_path / "log.txt").write_bytes(b"\x1b]0;title\x07\x1b[2Jab\t\n" * 200)
+    flags = [*FLAGS, "--data", str(tmp_path / "log.txt"), "--tokenizer", tokenizer, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(["train", *flags]) == 0
+    shown = capfdbinary.readouterr().out
+    assert b"\\x1b" in shown  # in the sample
+    assert b"\x07" not in shown
+    assert b"\x1b" not in re.sub(rb"\x1b\[\d*m", b"", shown)  # the table's title is slanted
+    texts = {}
+    asked = ["sample", str(tmp_path / "run"), "--quiet", "--length", "99", "--seed", "1", "--allow", "\x1b\x07ab\t\n"]
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        for more in ([], ["--raw"], ["--num", "2"], ["--num", "2", "--raw"]):
+            assert main([*asked, *more]) == 0
+            texts[terminal, *more] = capfdbinary.readouterr().out
+    for more in ([], ["--num", "2"]):
+        raw = texts[False, *more]
+        assert b"\x1b" in raw
+        assert raw == texts[False, *more, "--raw"] == texts[True, *more, "--raw"]
+        shown = texts[True, *more].decode()
+        assert shown.rstrip() == escape_controls(raw.decode()).rstrip()  # a terminal's line is ended
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")

@@ -1,4 +1,5 @@
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -101,3 +102,16 @@ def test_a_table_shows_markup_as_it_is(capsys):
     out = capsys.readouterr().out
     assert "[bold]x[/bold]" in out
     assert "[red]y" in out
+
+
+def test_what_is_shown_in_a_terminal_obeys_nothing(capsys, monkeypatch):
+    """A file may have any name."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(getattr(sys, name), "isatty", lambda: True)
+    console.write("a\x07\r\n\tb\x7f")
+    console.say("\x1b[2J")
+    console.show("\x1b]0;[red]title\x07", {"\x1b[1m": "\x9b2J"})
+    console.show_rows("\x1bc", [{"column": "\x1b[2J"}])
+    console.show_heat([("\x1b", "0.5", 1.0)])
+    out, err = capsys.readouterr()
+    assert re.sub(r"\x1b\[[\d;]*m|[\n\t]", "", out + err).isprintable()

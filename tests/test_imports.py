@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "installed": set(),
     "device": {"config"},
     "synthetic": set(),
-    "sources": {"atomic", "config", "synthetic", "tokenizer"},
+    "sources": {"atomic", "characters", "config", "synthetic", "tokenizer"},
     "corpus": {"config", "tokenizer", "sources"},
     "kernels": {"cells"},
     "machine_code": set(),

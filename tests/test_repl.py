@@ -325,6 +325,13 @@ def test_help_and_settings(session, capsys):
     assert answer(session, ":quit") is False
 
 
+class Terminal(io.StringIO):
+    """A standard stream that calls itself a terminal."""
+
+    def isatty(self):
+        return True
+
+
 class Counting(io.StringIO):
     flushes = 0
 
@@ -335,23 +342,36 @@ class Counting(io.StringIO):
 def test_text_comes_at_once_but_is_not_flushed_for_each_character(monkeypatch):
     clock = itertools.count(step=1 / 50_000)  # of a fast model
     monkeypatch.setattr(repl.time, "monotonic", lambda: next(clock))
-    out = Counting()
+    monkeypatch.setattr(sys, "stdout", out := Counting())
     seen = []
-    show((seen.append(out.getvalue()) or "x" for _ in range(100_000)), out)
+    show(seen.append(out.getvalue()) or "x" for _ in range(100_000))
     assert out.getvalue() == "x" * 100_000 + "\n"
     assert 100 <= out.flushes <= 122  # in two seconds
     assert seen[1] == "x"
 
 
-def test_an_error_in_mid_text_loses_nothing_of_it():
+def test_an_error_in_mid_text_loses_nothing_of_it(capsys):
     def pieces():
         yield from ("a", "b", "c")
         raise KeyboardInterrupt
 
-    out = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
-        show(pieces(), out)
-    assert out.getvalue() == "abc\n"
+        show(pieces())
+    assert capsys.readouterr().out == "abc\n"
+
+
+@pytest.mark.parametrize(
+    ("out", "raw", "shown"),
+    [
+        (Terminal, False, "\\x1b]0;title\\x07 a\tb\n\\x9b2J é\n"),
+        (Terminal, True, "\x1b]0;title\x07 a\tb\n\x9b2J é\n"),
+        (io.StringIO, False, "\x1b]0;title\x07 a\tb\n\x9b2J é\n"),
+    ],
+)
+def test_a_terminal_obeys_nothing_in_a_text(monkeypatch, out, raw, shown):
+    monkeypatch.setattr(sys, "stdout", out := out())
+    show("\x1b]0;title\x07 a\tb\n\x9b2J é", raw)
+    assert out.getvalue() == shown
 
 
 # ---------------------------------------------------------------------------------------------------------- a terminal
@@ -359,8 +379,9 @@ def test_an_error_in_mid_text_loses_nothing_of_it():
 
 def typed(generator, keys, monkeypatch, **more):
     """What a talk leaves on stdout when these keys are struck in a terminal that is not there."""
-    monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})())
-    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(sys, "stdout", out := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
     with create_pipe_input() as keyboard:
         keyboard.send_text(keys)
         output = {"input": keyboard, "output": DummyOutput()}
@@ -398,6 +419,7 @@ def test_the_toolbar_shows_what_is_set(session):
         terminal = repl._terminal(session, input=keyboard, output=DummyOutput())
     session.change("top_k", "9")
     list(session.write("a"))
+    terminal.app.before_render.fire()
     assert terminal.bottom_toolbar() == "temp 1  topk 9  length 20  seed 6"
 
 
@@ -434,7 +456,9 @@ def test_a_full_disk_does_not_end_a_talk(generator, monkeypatch, state):
 
 def test_without_prompt_toolkit_it_says_what_to_install(generator, monkeypatch):
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
-    monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})())
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
     with pytest.raises(ImportError, match="--interactive: .* got none; run: pip install prompt_toolkit"):
         repl.interact(generator, settings())
 
@@ -464,27 +488,26 @@ def test_lines_from_a_pipe(generator, command):
 
 
 class Screen:
-    """A pseudo-terminal with a program in it."""
+    """A pseudo-terminal with a program in it; `more` redirects some of its streams."""
 
-    def __init__(self, command, folder):
+    def __init__(self, command, folder, rows=40, term="xterm", **more):
         import fcntl
         import pty
         import struct
         import termios
 
         self._main, inner = pty.openpty()
-        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        environment = os.environ | {"TERM": "xterm", "HOME": str(folder), "XDG_STATE_HOME": str(folder / "state")}
-        self.process = subprocess.Popen(
-            command, stdin=inner, stdout=inner, stderr=inner, env=environment, start_new_session=True, preexec_fn=_owned
-        )
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 120, 0, 0))
+        environment = os.environ | {"TERM": term, "HOME": str(folder), "XDG_STATE_HOME": str(folder / "state")}
+        streams = {"stdin": inner, "stdout": inner, "stderr": inner} | more
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_owned, **streams)
         os.close(inner)
 
     def type(self, keys):
         os.write(self._main, keys.encode())
 
     def wait(self, until, seconds=20):
-        """Read on until `until(what came since the last wait)`; a text may hide in it, between its control codes."""
+        """Read on until `until(what came since the last wait)`, and return that: texts between control codes."""
         seen, end = "", time.monotonic() + seconds
         while not until(seen):
             assert time.monotonic() < end, seen[-2000:]
@@ -495,6 +518,7 @@ class Screen:
                     break
                 seen += part
                 self.type("\x1b[1;1R" * part.count("\x1b[6n"))  # it asks where the cursor is
+        return seen
 
     def close(self):
         if self.process.poll() is None:
@@ -532,6 +556,57 @@ def test_ctrl_c_stops_the_text_and_not_the_program(command, tmp_path):
         assert screen.process.wait(10) == 0
     finally:
         screen.close()
+
+
+@POSIX
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_the_line_is_shown_in_a_low_terminal(command, tmp_path, rows):
+    screen = Screen([*command, "--interactive", "--length", "3", "--seed", "5"], tmp_path, rows)
+    try:
+        seen = screen.wait(lambda seen: ">" in seen or "too small" in seen)
+        screen.type("abcde")
+        seen += screen.wait(lambda seen: "abcde" in seen or "too small" in seen)
+        screen.type("\r:quit\r")
+        seen += screen.wait(lambda _: screen.process.poll() is not None)
+        assert "too small" not in seen
+        assert ("length 3  seed 5" in seen) == (rows > 3)  # the toolbar
+    finally:
+        screen.close()
+
+
+@POSIX
+def test_a_dumb_terminal_gets_lines_alone(generator, command, tmp_path):
+    screen = Screen([*command, "--interactive", "--length", "30", "--seed", "5"], tmp_path, term="dumb")
+    try:
+        seen = screen.wait(lambda seen: "Ctrl-D ends" in seen)
+        screen.type("ab\n")
+        text = generator.generate("ab", 30, seed=5).replace("\n", "\r\n")
+        seen += screen.wait(lambda seen: text in seen)
+        screen.type(":length 0\nc\n")
+        seen += screen.wait(lambda seen: len(seen) > 4000)
+        screen.type("\x03")  # stops the text, not the program
+        screen.type(":settings\n")
+        seen += screen.wait(lambda seen: "topk " in seen)
+        screen.type(END)
+        screen.wait(lambda _: screen.process.poll() is not None)
+        assert screen.process.wait(10) == 0
+        assert "\x1b" not in seen
+    finally:
+        screen.close()
+
+
+@POSIX
+def test_the_prompt_is_not_drawn_into_files(generator, command, tmp_path):
+    with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
+        screen = Screen([*command, "--interactive", "--length", "9", "--quiet"], tmp_path, stdout=out, stderr=err)
+    try:
+        screen.type(":seed 5\nab\n:quit\n")
+        screen.wait(lambda _: screen.process.poll() is not None)
+        assert screen.process.wait(10) == 0
+    finally:
+        screen.close()
+    assert (tmp_path / "out").read_text() == generator.generate("ab", 9, seed=5) + "\n"
+    assert "\x1b" not in (tmp_path / "err").read_text()
 
 
 @POSIX

@@ -510,3 +510,13 @@ def test_a_text_is_read_where_standard_error_is_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(charrnn.sources, "tqdm", lambda **options: at_once(**options | {"delay": 0}))
     monkeypatch.setattr("sys.stderr", None)
     assert read_text(str(tmp_path / "a.txt")) == "text"
+
+
+def test_a_terminal_obeys_nothing_in_a_name(tmp_path, monkeypatch):
+    (tmp_path / "\x1b[2J.txt").write_text("text")
+    drawn = io.StringIO()
+    always = functools.partial(charrnn.sources.tqdm, file=drawn)
+    monkeypatch.setattr(charrnn.sources, "tqdm", lambda **options: always(**options | {"delay": 0, "disable": False}))
+    assert read_text(str(tmp_path / "\x1b[2J.txt")) == "text"
+    assert "\\x1b[2J.txt" in drawn.getvalue()
+    assert "\x1b[2J" not in drawn.getvalue()
