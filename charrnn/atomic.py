@@ -36,6 +36,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         new.unlink(missing_ok=True)
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in `folder`, or, if it does not exist, in the nearest folder above it that does."""
+    folder = folder.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    probe = folder / f".{secrets.token_hex(8)}.new"
+    try:
+        probe.touch(exist_ok=False)  # asking for the permissions alone does not tell on every system
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
 def rename(source: Path, target: Path) -> None:
     """Rename a file or a directory; on Windows a scanner that has it open for a moment is waited for.
 

@@ -40,12 +40,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
-from charrnn.atomic import rename
+from charrnn.atomic import is_writable, rename
 from charrnn.characters import escape_controls
 from charrnn.config import DataConfig
 from charrnn.synthetic import SYNTHETIC
 from charrnn.tokenizer import END_OF_DOCUMENT
 
+CHECKOUT = Path(__file__).resolve().parents[1]  # if the package is imported from one
 BLOCK = 1 << 17  # bytes read at a time: small enough to stay in the processor's cache
 Advance = Callable[[int], object]
 
@@ -188,10 +189,9 @@ def absolute_name(name: str | Path) -> str:
 
 
 def default_data_dir() -> Path:
-    """`data/` of the checkout that this package is imported from, else the user's cache directory."""
-    checkout = Path(__file__).resolve().parents[1]
-    if (checkout / "pyproject.toml").is_file() and (checkout / "data").is_dir():
-        return checkout / "data"
+    """`data/` of the checkout that this package is imported from if it can be written to, else the user's cache."""
+    if (CHECKOUT / "pyproject.toml").is_file() and (CHECKOUT / "data").is_dir() and is_writable(CHECKOUT / "data"):
+        return CHECKOUT / "data"
     return platformdirs.user_cache_path("charrnn")
 
 
@@ -474,7 +474,9 @@ def _synthetic(name: str, kind: str, options: str) -> Source:
 def _named(name: str, data_dir: Path) -> Source:
     if "stdlib" in catalogue()[name]["from"]:
         return _standard_library(name)
-    path = data_dir / name / "input.txt"
+    path, shared = (folder / name / "input.txt" for folder in (data_dir, CHECKOUT / "data"))
+    if data_dir == platformdirs.user_cache_path("charrnn") and shared.is_file():
+        path = shared  # in a course folder that a class shares and cannot write to
     data = _fetch(name, path)
     return Source(name, len(data), lambda advance: decode_file(io.BytesIO(data), str(path), advance=advance))
 

@@ -159,6 +159,7 @@ def _globals_kept(request):
 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
+    torch.rand(1)  # a test that sets the seed that another has set changes it, too
     try:
         with globals_kept():
             yield

@@ -1,8 +1,10 @@
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from charrnn.atomic import write_atomically
+from charrnn.atomic import is_writable, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -40,3 +42,17 @@ def test_a_pipe_is_written_to(tmp_path):
     assert os.read(reader, 10) == b"text"
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_is_writable_if_files_can_be_made_in_it(tmp_path, monkeypatch):
+    assert is_writable(tmp_path)
+    assert is_writable(tmp_path / "not" / "yet")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    assert not is_writable(tmp_path / "file")
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    assert not is_writable(tmp_path)

@@ -269,6 +269,25 @@ def test_default_data_dir_is_that_of_the_checkout(monkeypatch):
     assert charrnn.corpus.default_data_dir() == Path(charrnn.__file__).parents[1] / "data"
 
 
+def test_a_read_only_checkout_lends_its_texts_and_the_rest_lands_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    checkout, own = tmp_path / "course", tmp_path / "own"
+    (checkout / "data" / "tinyshakespeare").mkdir(parents=True)
+    (checkout / "pyproject.toml").touch()
+    text = "the text that the teacher has fetched\n" * 50
+    (checkout / "data" / "tinyshakespeare" / "input.txt").write_text(text, encoding="utf-8")
+    entry = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "from": {"url": "https://127.0.0.1/nothing"}}
+    monkeypatch.setattr(charrnn.sources, "CHECKOUT", checkout)
+    monkeypatch.setattr(charrnn.sources, "is_writable", lambda folder: False)
+    monkeypatch.setattr(charrnn.sources, "catalogue", lambda: {"tinyshakespeare": entry})
+    monkeypatch.setattr(charrnn.sources.platformdirs, "user_cache_path", lambda program: own)
+    assert charrnn.corpus.default_data_dir() == own
+    corpus = load_corpus("tinyshakespeare")
+    assert corpus.tokenizer.decode(corpus.tokens) == text
+    assert sorted(path.name for path in (checkout / "data").rglob("*")) == ["input.txt", "tinyshakespeare"]
+    assert [path.suffix for path in (own / ".cache").glob("*.tokens")] == [".tokens"]
+
+
 # ------------------------------------------------------------------------------------------------ splits
 
 

@@ -1,3 +1,4 @@
+import html
 import io
 import math
 
@@ -30,8 +31,9 @@ RECORDS = [
 
 @pytest.fixture
 def generator():
-    torch.manual_seed(0)
-    return TextGenerator(CharLSTM(12, 8), CharTokenizer("\n abcdefg<&>"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TextGenerator(CharLSTM(12, 8), CharTokenizer("\n abcdefg<&>"))
 
 
 # ------------------------------------------------------------------------------------------------------- setting
@@ -47,6 +49,17 @@ def test_profiles(monkeypatch):
     monkeypatch.setenv("CHARRNN_PROFILE", "moon")
     with pytest.raises(ConfigError, match="CHARRNN_PROFILE: expected one of ci, laptop, gpu, got 'moon'"):
         lab.profile()
+
+
+@pytest.mark.parametrize("name", ["laptop", "gpu"])
+def test_models_of_a_read_only_course_go_to_the_users_own_folder(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("CHARRNN_PROFILE", name)
+    monkeypatch.setattr(lab.setting, "is_writable", lambda folder: folder != lab.setting.OWN)
+    monkeypatch.setattr(lab.setting.platformdirs, "user_data_path", lambda program: tmp_path / program)
+    own = tmp_path / "charrnn" / "checkpoints"
+    with pytest.warns(UserWarning, match=f"checkpoints is read-only, so your own models are saved in {own}") as caught:
+        assert lab.profile().checkpoints == own
+    assert caught[0].filename == __file__
 
 
 def test_check_machine():
@@ -222,13 +235,31 @@ def test_the_live_plot_does_not_draw_too_often():
 @pytest.mark.parametrize("length", [0, 100])
 def test_the_panel_writes_what_the_library_does(generator, temperature, top_k, top_p, length):
     panel = lab.GenerationPanel(generator)
-    values = {"prompt": "ab", "temperature": temperature, "top_k": top_k, "top_p": top_p, "length": length, "seed": 5}
+    values = {"prompt": "ab", "temperature": temperature, "top_k": top_k, "top_p": top_p, "length": length, "seed": "5"}
     for name, value in values.items():
         panel.controls[name].value = value
     panel.generate_button.click()
     assert panel.wait(20)
     assert panel.text == generator.generate("ab", length, temperature, top_k or None, top_p, seed=5)
     assert panel.output.value == text_to_html(panel.text)
+
+
+@pytest.mark.parametrize("typed", ["1e3", "2.7", "", "seven", "0x10", "1 2", "--1", "٣", "9" * 5000])
+def test_a_seed_that_is_no_whole_number_is_refused(generator, typed):
+    panel = lab.GenerationPanel(generator)
+    panel.controls["prompt"].value = "ab"
+    panel.controls["seed"].value = typed
+    panel.generate_button.click()
+    assert panel.wait(20)
+    assert panel.text == ""
+    assert 'role="alert"><b>Not generated:</b> seed: expected a whole number such as 7, got ' in panel.message.value
+    assert html.escape(repr(typed)[:100]) in panel.message.value
+    assert not panel.generate_button.disabled
+    panel.controls["seed"].value = " 7 "
+    panel.generate_button.click()
+    assert panel.wait(20)
+    assert panel.text == generator.generate("ab", 300, 0.8, seed=7)
+    assert panel.message.value == ""
 
 
 def test_the_panel_shows_markup_as_text(generator):

@@ -131,8 +131,9 @@ def test_words_in_the_figure_do_not_overlap(generator):
     ],
 )
 def test_any_kind_of_token_has_a_picture(tokenizer):
-    torch.manual_seed(0)
-    generator = TextGenerator(CharLSTM(tokenizer.vocab_size, 8), tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = TextGenerator(CharLSTM(tokenizer.vocab_size, 8), tokenizer)
     figure = plot_distribution(generator, "the ", top_k=3).figure
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]

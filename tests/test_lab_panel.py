@@ -90,8 +90,15 @@ def test_a_problem_is_a_sentence(error, sentence):
 
 
 def test_the_names_of_sliders_come_with_every_panel():
-    *_, naming = ControlPanel({"speed": ipywidgets.IntSlider()}).view.children
+    *_, naming, _ = ControlPanel({"speed": ipywidgets.IntSlider()}).view.children
     assert "aria-label" in naming.outputs[0]["data"]["application/javascript"]
+
+
+def test_a_panel_whose_kernel_was_restarted_says_so():
+    """Only a browser can see it: this holds what the browser is told, and a test in JupyterLab that it is obeyed."""
+    view = ControlPanel({"speed": ipywidgets.IntSlider()}).view
+    assert "t-panel" in view._dom_classes
+    assert view.children[-1].value.startswith("<style>\n.t-panel.jupyter-widgets-disconnected::before {")
 
 
 def test_a_script_runs_each_time_it_is_asked_to():

@@ -102,7 +102,7 @@ def wait_until(true):
 @pytest.mark.parametrize("seed", [0, 5])
 def test_it_writes_what_the_library_and_the_command_line_do(playground, folder, capsys, name, seed):
     values = {"temperature": 0.8} | ({name: ON[name]} if name else {})
-    for control, value in (values | {"seed": seed}).items():
+    for control, value in (values | {"seed": str(seed)}).items():
         playground.controls[control].value = value
     text = written(playground)
     path = folder / "shakespeare-lstm"
@@ -123,7 +123,7 @@ GRID = {
     "typical_p": [0.05, 1],
     "repetition_penalty": [1, 2],
     "length": [50],
-    "seed": [-1, 2**40],
+    "seed": ["-1", str(2**40)],
     "stop": ["", "\\n"],
     "forbid": ["", "a"],
 }
@@ -152,8 +152,22 @@ def test_every_value_of_every_control_is_fine(playground, values):
     assert "<b>" not in playground.output.value
 
 
+def test_a_seed_that_is_no_whole_number_is_refused_and_the_views_stay(playground, drawn):
+    text = written(playground)
+    playground.controls["seed"].value = "1e3"
+    playground.controls["min_p"].value = 0.5
+    assert drawn[-1][2]["min_p"] == 0.5  # the seed changes nothing about the next character
+    for button in (playground.generate_button, playground.continue_button):
+        playground.message.value = ""
+        button.click()
+        assert playground.wait(20)
+        assert "seed: expected a whole number such as 7, got &#x27;1e3&#x27;" in playground.message.value
+        assert playground.text == text
+        assert not button.disabled
+
+
 def test_what_is_off_is_none_and_what_is_typed_as_a_newline_is_one():
-    values = {"prompt": "\\n", "temperature": 0.0, "length": 3, "seed": 0, **OFF}
+    values = {"prompt": "\\n", "temperature": 0.0, "length": 3, "seed": "0", **OFF}
     off = dict.fromkeys(OFF)
     assert settings_of(values) == {"prompt": "\\n", "temperature": 0.0, "length": 3, "seed": 0, **off}
     assert settings_of({"stop": "a\\nb", "forbid": "\\t\\\\n"}) == {"stop": "a\nb", "forbid": "\t\\n"}
@@ -304,6 +318,10 @@ def test_refresh_finds_what_is_new(folder, tmp_path, drawn):
     assert playground.controls["checkpoint"].value == str(tmp_path / "first")  # what was chosen stays
 
 
+def test_a_folder_that_is_named_twice_is_searched_once(folder):
+    assert find_runs(folder, str(folder)) == find_runs(folder)
+
+
 def test_two_networks_of_one_name_are_told_apart(folder, tmp_path, drawn):
     charrnn.save_model(charrnn.load_model(folder / "mine"), tmp_path / "mine")
     options = lab.Playground(folder, tmp_path).controls["checkpoint"].options
@@ -325,7 +343,7 @@ def test_the_bars_are_those_of_the_present_settings(playground, drawn):
     assert (drawn[-1][1], drawn[-1][2]["drawn"]) == (text, playground.text[102:])
     assert playground.box.image.value == b"png"
     asked = len(drawn)
-    playground.controls["seed"].value = 2  # changes nothing about the next character
+    playground.controls["seed"].value = "2"  # changes nothing about the next character
     playground.views.value = "surprise"
     assert len(drawn) == asked
 

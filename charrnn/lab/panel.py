@@ -30,7 +30,7 @@ class ControlPanel:
 
     def __init__(self, controls: Mapping[str, Any], *below: ipywidgets.Widget):
         self.controls = dict(controls)
-        self.view = ipywidgets.VBox()
+        self.view = ipywidgets.VBox().add_class("t-panel")
         self.arrange(*self.controls.values(), *below)
         for name, control in self.controls.items():
             control.add_class(f"t-{name}")
@@ -38,7 +38,7 @@ class ControlPanel:
 
     def arrange(self, *widgets: ipywidgets.Widget) -> None:
         """Put these into the view, one under another."""
-        self.view.children = (*widgets, script(NAMING))
+        self.view.children = (*widgets, script(NAMING), ipywidgets.HTML(DISCONNECTED, layout={"display": "none"}))
 
     def values(self) -> dict[str, Any]:
         """What the controls say, by name."""
@@ -133,6 +133,22 @@ const name = () => document.querySelectorAll(".widget-slider").forEach((slider) 
 });
 [0, 300, 1000, 3000].forEach((wait) => setTimeout(name, wait)); // widgets come one after another
 """
+
+
+# Jupyter's widgets get this class when their kernel is restarted or crashes, but not when it is shut down.
+DISCONNECTED = """<style>
+.t-panel.jupyter-widgets-disconnected::before {
+  content: "This panel no longer works because its kernel was restarted. Run the cell again.";
+  align-self: stretch;
+  padding: 4px 8px;
+  font: bold 14px sans-serif;
+  color: #a00000;
+  background: #ffffff;
+  border: 1px solid #a00000;
+}
+.t-panel.jupyter-widgets-disconnected > * { opacity: 0.5; }
+.t-panel .jupyter-widgets-disconnected::before { display: none; } /* a broken link at each of thirty widgets */
+</style>"""
 
 
 def script(code: str, instead: str = "") -> ipywidgets.Output:

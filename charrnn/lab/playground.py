@@ -43,7 +43,7 @@ def find_runs(*folders: str | Path) -> list[Path]:
         shipped = SHIPPED.index(path.name) if path.name in SHIPPED else len(SHIPPED)
         return shipped, -path.stat().st_mtime
 
-    return sorted((path for folder in folders for path in _runs(Path(folder))), key=rank)
+    return sorted((path for folder in dict.fromkeys(map(Path, folders)) for path in _runs(folder)), key=rank)
 
 
 def _runs(folder: Path) -> Iterator[Path]:
@@ -211,10 +211,14 @@ class Playground(WritingPanel):
             return
         if self.writer.running:
             return
-        self.copied.outputs, self._cost = (), ""
-        self._watcher = Worker()  # that of the text before may be at its last look
-        self._watcher.start(self._watch)
-        super()._begin(start)
+
+        def watched(generator: TextGenerator, settings: Mapping[str, Any]) -> None:
+            self.copied.outputs, self._cost = (), ""
+            self._watcher = Worker()  # that of the text before may be at its last look
+            self._watcher.start(self._watch)
+            start(generator, settings)
+
+        super()._begin(watched)
 
     def _show_buttons(self, running: bool) -> None:
         super()._show_buttons(running)
@@ -230,7 +234,7 @@ class Playground(WritingPanel):
 
     def new_seed(self, _: Any = None) -> None:
         """Put another number into the seed's field."""
-        self.controls["seed"].value = secrets.randbelow(1_000_000)  # the user's own random numbers stay as they are
+        self.controls["seed"].value = str(secrets.randbelow(1_000_000))  # leaves `random` alone
 
     def save(self, _: Any = None) -> None:
         """Write the text to a file and say where."""
@@ -279,9 +283,10 @@ class Playground(WritingPanel):
         self.status.value = self.status_to_html()
 
     def _next_character(self) -> Picture:
-        settings = self.settings()
-        for name in UNSEEN:
-            del settings[name]
+        values = self.values()
+        for name in ("checkpoint", *UNSEEN):
+            del values[name]
+        settings = settings_of(values)
         prompt = settings.pop("prompt")
         read, drawn = (self.text or prompt)[-CONTEXT:], min(self.writer.latest, CONTEXT)
         cut = len(read) - drawn
@@ -320,7 +325,7 @@ def _controls() -> dict[str, Any]:
         "typical_p": slider(1.0, min=0.05, max=1, step=0.05, description="typical-p (1: off)"),
         "repetition_penalty": slider(1.0, min=1, max=2, step=0.05, description="repetition (1: off)"),
         "length": ipywidgets.IntSlider(500, min=0, max=5000, step=50, description="length (0: endless)", **SLIDER),
-        "seed": ipywidgets.IntText(1, description="seed", **HALF | {"layout": {"width": "274px"}}),
+        "seed": ipywidgets.Text("1", description="seed", **HALF | {"layout": {"width": "274px"}}),
         "stop": stop.add_class("t-stop-string"),
         "forbid": forbid,
     }

@@ -4,11 +4,14 @@ import importlib.metadata
 import os
 import platform
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
 from rich.table import Table
 
+from charrnn.atomic import is_writable
 from charrnn.config import ConfigError
 from charrnn.device import describe_devices, select_device
 
@@ -21,7 +24,8 @@ class Profile:
         name: `ci`, `laptop` or `gpu`.
         budget: for the models that the reader waits for, as settings of a run: steps in `ci`, where the time that a
             step takes is anybody's guess, else seconds.
-        checkpoints: folder for those models; in `ci` a temporary one, so that tests never replace a reader's own.
+        checkpoints: folder for those models; in `ci` a temporary one, so that tests never replace a reader's own;
+            otherwise the course's `checkpoints/` or, where it is read-only, one in the user's own data folder.
     """
 
     name: str
@@ -32,9 +36,17 @@ class Profile:
 OWN = Path("../checkpoints")  # as seen from notebooks/
 PROFILES = {
     "ci": lambda: Profile("ci", {"max_steps": 150}, Path(tempfile.mkdtemp(prefix="charrnn-"))),
-    "laptop": lambda: Profile("laptop", {"max_seconds": 60}, OWN),
-    "gpu": lambda: Profile("gpu", {"max_seconds": 60}, OWN),
+    "laptop": lambda: Profile("laptop", {"max_seconds": 60}, _own_checkpoints()),
+    "gpu": lambda: Profile("gpu", {"max_seconds": 60}, _own_checkpoints()),
 }
+
+
+def _own_checkpoints() -> Path:
+    if is_writable(OWN):
+        return OWN
+    folder = platformdirs.user_data_path("charrnn") / "checkpoints"
+    warnings.warn(f"{OWN.resolve()} is read-only, so your own models are saved in {folder}", stacklevel=4)
+    return folder
 
 
 def profile() -> Profile:
@@ -42,6 +54,9 @@ def profile() -> Profile:
 
     Raises:
         ConfigError: no such profile.
+
+    Warns:
+        UserWarning: the course's folder is read-only; the message says where models are saved instead.
     """
     name = os.environ.get("CHARRNN_PROFILE", "laptop")
     if name not in PROFILES:

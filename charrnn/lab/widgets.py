@@ -1,6 +1,7 @@
 """Widgets of the course: thin views over the library's functions."""
 
 import html
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,12 +41,24 @@ def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     r"""What the controls say as `TextGenerator.stream` takes it: a setting that is off is None, `\n` is a newline.
 
     The prompt's field has several lines and needs no escapes.
+
+    Raises:
+        ValueError: the seed is not a whole number.
     """
     settings = {name: None if name in OFF and value == OFF[name] else value for name, value in values.items()}
     for name in ("stop", "forbid"):
         if settings.get(name):  # a field of one line has no other way to say it
             settings[name] = unescaped(settings[name])
+    if "seed" in settings:
+        settings["seed"] = _whole_number("seed", settings["seed"])
     return settings
+
+
+def _whole_number(name: str, typed: str) -> int:
+    """The number that was typed; a field for numbers would drop characters and take 1e3 for 13."""
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,1000}\s*", typed):
+        raise ValueError(f"{name}: expected a whole number such as 7, got {typed!r}")
+    return int(typed)
 
 
 class WritingPanel(ControlPanel):
@@ -106,9 +119,14 @@ class WritingPanel(ControlPanel):
         return self.writer.wait(timeout)
 
     def _begin(self, start: Callable[[TextGenerator, Mapping[str, Any]], None]) -> None:
+        try:
+            settings = self.settings()
+        except ValueError as error:
+            self.message.value = problem("Not generated:", error)
+            return
         self.message.value = ""
         self._show_buttons(running=True)
-        start(self.generator, self.settings())
+        start(self.generator, settings)
 
     def _show_buttons(self, running: bool) -> None:
         self.generate_button.disabled, self.stop_button.disabled = running, not running
@@ -148,7 +166,7 @@ class GenerationPanel(WritingPanel):
     def __init__(self, generator: TextGenerator):
         prompt = ipywidgets.Textarea("ROMEO:\n", description="prompt", rows=2, **WIDE)
         length = ipywidgets.IntSlider(300, min=0, max=2000, step=50, description="length", **SLIDING)
-        seed = ipywidgets.IntText(1, description="seed", **WIDE)
+        seed = ipywidgets.Text("1", description="seed", **WIDE)
         controls = {"prompt": prompt, **sliders(generator.tokenizer.vocab_size), "length": length, "seed": seed}
         super().__init__(generator, controls)
 

@@ -1,9 +1,11 @@
 """Notebook 00 in JupyterLab: it trains a network, and its panel writes."""
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.driving import Widget, in_the_kernel, notebook, outputs_of
+from tests.browser.driving import PATIENCE, Widget, in_the_kernel, notebook, outputs_of
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +67,20 @@ def test_stop_in_mid_stream(lab, writer, measured):
     seconds = writer.stop_in_mid_stream()
     measured(f"notebook 00: {seconds:.2f} s from the click on Stop to the last character")
     assert seconds < 5
+
+
+def test_a_seed_that_is_no_number_is_a_sentence(writer):
+    for typed in ("1e3", "2.7"):
+        writer.write("seed", typed)
+        writer.click("Generate")
+        expect(writer.message.get_by_role("alert")).to_contain_text(f"expected a whole number such as 7, got '{typed}'")
+    writer.write("seed", "1")
+
+
+def test_a_panel_whose_kernel_was_restarted_says_so(lab, writer):
+    said = "element => getComputedStyle(element, '::before').content"
+    panel = writer.root.locator(".t-panel")
+    assert panel.evaluate(said) == "none"
+    lab.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    expect(panel).to_have_class(re.compile("disconnected"), timeout=PATIENCE)
+    assert "no longer works because its kernel was restarted. Run the cell again." in panel.evaluate(said)
