@@ -125,7 +125,7 @@ class Panel(ControlPanel):
 NAMING = """
 const name = () => document.querySelectorAll(".widget-slider").forEach((slider) => {
   const words = slider.querySelector(".widget-label")?.textContent;
-  slider.querySelectorAll(".noUi-handle").forEach((part) => part.setAttribute("aria-label", words));
+  slider.querySelectorAll(".noUi-handle, .ui-slider-handle").forEach((part) => part.setAttribute("aria-label", words));
   slider.querySelectorAll(".widget-readout").forEach((part) => {
     part.setAttribute("role", "textbox");
     part.setAttribute("aria-label", words + ", as a number");
@@ -151,16 +151,16 @@ DISCONNECTED = """<style>
 </style>"""
 
 
-def script(code: str, instead: str = "") -> ipywidgets.Output:
-    """A widget that runs JavaScript where it is shown, in JupyterLab and in Voilà; elsewhere it shows `instead`."""
+def script(code: str) -> ipywidgets.Output:
+    """A widget that runs JavaScript where it is shown, in JupyterLab and in Voilà."""
     output = ipywidgets.Output()
-    run(output, code, instead)
+    run(output, code)
     return output
 
 
-def run(output: ipywidgets.Output, code: str, instead: str = "") -> None:
+def run(output: ipywidgets.Output, code: str) -> None:
     """Run JavaScript in an Output; its `element` is the place to write in."""
-    bundle = {"application/javascript": code, "text/plain": instead}
+    bundle = {"application/javascript": code, "text/plain": ""}
     output.outputs = ()  # the same again would be no change
     output.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
 

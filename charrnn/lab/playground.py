@@ -71,7 +71,7 @@ def save_text(text: str, folder: str | Path) -> Path:
 
 
 def copy_script(text: str) -> str:
-    """JavaScript that copies `text` to the clipboard, or, where the browser refuses, offers it ready selected.
+    """JavaScript that copies `text` to the clipboard if the browser allows it, and says so.
 
     JupyterLab and Voilà run it in an Output and hand it the `element` to write in. They run it again when the page is
     loaded again, so it touches the clipboard right after a click only.
@@ -84,25 +84,20 @@ const say = (words) => {
   line.textContent = words;
   element.replaceChildren(line);
 };
-const offer = () => {
-  say("Select it all and copy it: Ctrl-A, Ctrl-C (on a Mac \\u2318A, \\u2318C).");
-  const box = document.createElement("textarea");
-  box.readOnly = true;
-  box.rows = 6;
-  box.style.width = "min(100%%, 864px)";
-  box.style.boxSizing = "border-box";
-  box.setAttribute("aria-label", "the text, to be copied");
-  box.value = text;
-  element.append(box);
-  box.focus();
-  box.select();
-};
+const refused = () => say("The browser did not copy it. Open the text below and copy it by hand.");
 if (navigator.clipboard && navigator.userActivation?.isActive !== false) {
-  navigator.clipboard.writeText(text).then(() => say("Copied " + [...text].length + " characters."), offer);
+  navigator.clipboard.writeText(text).then(() => say("Copied " + [...text].length + " characters."), refused);
 } else {
-  offer();
+  refused();
 }
 """ % json.dumps(text).replace("<", "\\u003c")  # noqa: UP031 (braces mean something here)
+
+
+def copy_by_hand(text: str) -> str:
+    """`text` in a box to select it from, folded away, as HTML: for front ends that run no script or refuse to copy."""
+    look = 'rows="6" style="width:min(100%,864px);box-sizing:border-box" aria-label="the text, to be copied"'
+    box = f"<textarea readonly {look}>\n{html.escape(text)}</textarea>"  # HTML drops the first newline in it
+    return f"<details><summary>copy it by hand</summary>{box}</details>"
 
 
 def surprise_at_the_end(generator: TextGenerator, text: str) -> tuple[list[str], list[float]]:
@@ -125,6 +120,7 @@ class Playground(WritingPanel):
 
     Attributes:
         copied: what the Copy button has to say.
+        by_hand: the text that the Copy button copies, in a box, as HTML.
         box: the distribution of the next character.
         marked: the end of the text with its surprise, as HTML.
     """
@@ -141,7 +137,7 @@ class Playground(WritingPanel):
         self.copy_button = self._button("Copy", self.copy, "copy the whole text")
         self.refresh_button = self._button("Refresh", self.refresh, "look for checkpoints again")
         self.new_seed_button = self._button("New seed", self.new_seed, "throw the dice")
-        self.copied = ipywidgets.Output().add_class("t-copied")
+        self.copied, self.by_hand = ipywidgets.Output().add_class("t-copied"), ipywidgets.HTML()
         self.box, self.marked = PictureBox(), ipywidgets.HTML().add_class("t-surprise")
         # plain buttons: unlike tabs and folds they are reached by the keyboard everywhere
         self.views = ipywidgets.ToggleButtons(options=["next character", "surprise"])
@@ -157,7 +153,7 @@ class Playground(WritingPanel):
         prompt = rest.pop("prompt")
         rest["seed"] = ipywidgets.HBox([rest["seed"], self.new_seed_button], layout=WRAPPING)
         columns = ipywidgets.HBox(list(rest.values()), layout=WRAPPING)
-        text = self.message, self.output, self.status, self.copied
+        text = self.message, self.output, self.status, self.copied, self.by_hand
         self.arrange(chooser, prompt, columns, self.buttons, *text, self.views, self.box.view, self.marked)
 
     def settings(self) -> dict[str, Any]:
@@ -213,7 +209,7 @@ class Playground(WritingPanel):
             return
 
         def watched(generator: TextGenerator, settings: Mapping[str, Any]) -> None:
-            self.copied.outputs, self._cost = (), ""
+            self.copied.outputs, self.by_hand.value, self._cost = (), "", ""
             self._watcher = Worker()  # that of the text before may be at its last look
             self._watcher.start(self._watch)
             start(generator, settings)
@@ -250,7 +246,8 @@ class Playground(WritingPanel):
         if not self.text:
             self.message.value = alert("Not copied:", NO_TEXT)
             return
-        run(self.copied, copy_script(self.text), instead=self.text)
+        self.by_hand.value = copy_by_hand(self.text)
+        run(self.copied, copy_script(self.text))
 
     # ------------------------------------------------------------------------------------------------ what it thinks
 
