@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +111,13 @@ def test_a_matrix_shows_its_numbers_while_there_is_room():
     assert not lab.plot_matrix(torch.zeros(9, 9), "abcdefghi", "abcdefghi", "Title").figure.axes[0].texts
 
 
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_the_colours_of_a_matrix_get_steadily_lighter_or_darker(low):
+    colours = lab.plot_matrix(torch.zeros(2, 2), "ab", "xy", "Title", low=low).figure.axes[0].images[0].get_cmap()
+    lightness = np.diff(colours(np.linspace(0, 1, 20))[:, :3] @ [0.2126, 0.7152, 0.0722])
+    assert (lightness > 0).all() or (lightness < 0).all()
+
+
 @pytest.mark.parametrize("step", [1, 3, 45, 99])
 def test_a_reading_shows_what_was_read_and_nothing_beyond(generator, step):
     text = TEXT[:50]
@@ -120,6 +128,9 @@ def test_a_reading_shows_what_was_read_and_nothing_beyond(generator, step):
     assert f"after reading {read!r}" in picture.alt
     left, right = picture.figure.axes
     assert len(right.texts) == len(read)
+    assert len(right.patches) == len(read) - 1  # an arrow from each character to the next
+    groups = dict.fromkeys(lab.word_places(text))
+    assert {entry.get_text() for entry in right.get_legend().get_texts()} == set(groups)
     assert left.images[0].get_array().count() == 8 * len(read)
 
 

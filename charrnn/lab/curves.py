@@ -39,7 +39,7 @@ def plot_curves(
     for (name, curve), (color, line, marker) in zip(curves.items(), LOOKS, strict=False):
         x, mean = np.asarray(curve["x"]), np.asarray(curve["mean"])
         every = max(1, len(x) // 10)
-        axes.plot(x, mean, line, marker=marker, markevery=every, color=color, markersize=5, label=name)
+        axes.plot(x, mean, line, marker=marker, markevery=every, color=color, linewidth=2.2, markersize=6, label=name)
         if "low" in curve:
             axes.fill_between(x, curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0)
         said.append(f"{name} goes from {mean[0]:.3g} to {mean[-1]:.3g}")

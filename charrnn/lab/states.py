@@ -4,11 +4,12 @@ T  characters read     H  hidden_size     K  axes of the plane, two as a rule
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.patches import Rectangle
+from matplotlib.patches import FancyArrowPatch, Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -143,9 +144,7 @@ def plot_states(
     figure, axes = new_figure(7.2, 4.4)
     _draw_plane(axes, points, groups, share)
     axes.set_title(title)
-    legend = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    for handle in legend.legend_handles:
-        handle.set_sizes([50])
+    _add_legend(axes)
     if path:
         _draw_path(axes, *path)
     names = np.array(groups)
@@ -170,9 +169,19 @@ def _draw_plane(axes: Any, points: Tensor, groups: Sequence[str], share: Tensor)
     axes.set(xlabel=f"first axis: {first} of the variance", ylabel=f"second axis: {second}")
 
 
+def _add_legend(axes: Any) -> None:
+    legend = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    for handle in legend.legend_handles:
+        handle.set_sizes([50])
+
+
 def _draw_path(axes: Any, text: str, points: Tensor) -> None:
     x, y = points.T.numpy()
-    axes.plot(x, y, color=BLACK, linewidth=0.9, zorder=3)
+    axes.update_datalim(np.stack([x, y], axis=1))
+    axes.autoscale_view()
+    arrow = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 8, "shrinkB": 8}
+    for start, end in pairwise(zip(x, y, strict=True)):
+        axes.add_patch(FancyArrowPatch(start, end, color=BLACK, linewidth=0.9, zorder=3, **arrow))
     box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": BLACK, "linewidth": 0.8}
     for character, place in zip(text, zip(x, y, strict=True), strict=True):
         axes.annotate(visible(character), place, ha="center", va="center", fontsize=9, bbox=box, zorder=4)
@@ -212,14 +221,15 @@ def plot_matrix(
 
 
 def _draw_matrix(axes: Any, matrix: NDArray[Any], rows: Sequence[str], columns: Sequence[str], low: float) -> None:
-    axes.imshow(matrix, aspect="auto", cmap="Blues" if low == 0 else "PuOr", vmin=low, vmax=1, interpolation="nearest")
+    colours = "Blues" if low == 0 else "cividis"  # lightness runs one way in both, so they read the same without colour
+    axes.imshow(matrix, aspect="auto", cmap=colours, vmin=low, vmax=1, interpolation="nearest")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if matrix.size <= 64:
         for (row, column), value in np.ndenumerate(matrix):
-            light = abs(value) > 0.6  # on a dark ground
+            light = value > 0.6 if low == 0 else value < 0  # on a dark ground
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if light else BLACK)
 
 
@@ -240,17 +250,18 @@ def plot_reading(
     step = min(step, len(text))
     begin = max(0, step - LONGEST)
     seen = slice(begin, step)
-    figure, (left, right) = new_figure(10, 3.8, 1, 2, width_ratios=[1.25, 1])
+    figure, (left, right) = new_figure(11.5, 3.8, 1, 2, width_ratios=[1.25, 1])
     columns = text[begin : begin + LONGEST]
     shown = np.full((states.shape[1], len(columns)), np.nan)
     order = components.axes[0].argsort(descending=True)  # units that move together stand together
     shown[:, : step - begin] = states[seen][:, order].T.numpy()
     _draw_matrix(left, shown, [], [visible(character) for character in columns], low=-1)
     left.set(ylabel=f"the {states.shape[1]} units, by the first axis", xlabel="character read")
-    left.set_title("The state: purple is +1, white 0, orange −1", fontsize=11)
+    left.set_title("The state: light is +1, dark −1", fontsize=11)
     left.axvspan(step - begin - 1.5, step - begin - 0.5, fill=False, edgecolor=BLACK, linewidth=1.5)
     _draw_plane(right, points, groups, components.share)
     _draw_path(right, text[seen], components.project(states[seen]))
+    _add_legend(right)
     right.set_title("Its path through the plane", fontsize=11)
     change = (states[step - 1] - (states[step - 2] if step > 1 else 0)).norm().item()
     x, y = components.project(states[step - 1]).tolist()
