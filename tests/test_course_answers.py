@@ -4,8 +4,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+import charrnn
+from charrnn import lab
+from charrnn.lab import recall
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 READ, COME = [0, 1, 2, 2], [1, 2, 2, 3]  # h, e, l, l and e, l, l, o
@@ -66,3 +71,39 @@ def test_the_plain_steps_of_notebook_02_do_not():
             for name, gradient in names["weight_gradients"](w, read, x, states, grad_logits, grad_a)[1].items():
                 w[name] -= 0.5 * gradient
         assert (logits.argmax(-1) != come).any()
+
+
+def test_the_line_counter_counts_words_too():
+    generator = charrnn.load_model(NOTEBOOKS.parent / "checkpoints" / "shakespeare-lstm")
+    val = charrnn.load_corpus("shakespeare", generator.tokenizer).split().val
+    passages = val[: 24 * 500].reshape(24, 500).astype(np.int64)
+    texts = [generator.tokenizer.decode(passage) for passage in passages]
+    inside = np.array([[float(character.isalpha()) for character in text] for text in texts])
+    words = np.array([[text[: i + 1].rpartition("\n")[2].count(" ") for i in range(500)] for text in texts], float)
+    position = lab.line_positions(passages, generator.tokenizer.encode("\n")[0])
+    words[np.isnan(position)] = np.nan
+    cells = lab.gate_activations(generator.model, torch.from_numpy(passages))["c"]
+    found = {}
+    for name, feature in {"position": position, "words": words, "inside": inside}.items():
+        unit = int(np.abs(lab.correlations(cells[:12], feature[:12])).argmax())
+        found[name] = unit, abs(lab.correlations(cells[12:], feature[12:])[unit])
+    assert found["words"][0] == found["position"][0]
+    assert found["words"][1] > 0.7 > found["inside"][1] > 0.5
+
+
+def test_the_numbers_of_the_recall_file_are_those_that_notebook_03_tells():
+    records = json.loads((NOTEBOOKS / "03_recall.json").read_text(encoding="utf-8"))["records"]
+    after_20 = sorted(
+        r["shares"][-1] for r in records if (r["kind"], r["steps"], r["learning_rate"]) == ("RNN", 500, 0.005)
+    )
+    assert after_20[1] < 0.5 < 2 / 3 < after_20[2]
+
+
+def test_where_the_matrices_of_notebook_03_begin():
+    tokenizer = recall.copy_lines(2, 10, seed=1).tokenizer
+    for kind, radius in {"RNN": 0.6, "RNN, orthogonal start": 1.0}.items():
+        settings = {**recall.KINDS[kind], "hidden_size": 64, "num_layers": 1, "dropout": 0.0}
+        for seed in recall.SEEDS:
+            model = charrnn.create_model(tokenizer, seed=seed, **settings).model
+            matrix = model.layers[0].weight_hh_l0.detach()
+            assert abs(torch.linalg.eigvals(matrix).abs().max() - radius) < 0.05

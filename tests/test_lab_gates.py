@@ -56,9 +56,16 @@ def test_the_gates_obey_the_equations():
     np.testing.assert_allclose(h[1:], (1 - z[1:]) * n[1:] + z[1:] * h[:-1], atol=1e-6)
 
 
+def test_runs_go_from_one_wipe_to_the_next():
+    values = np.array([[0.0, 1.0, 0.5, 0.05, 0.0], [1.0, 0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.9, 0.0, 1.0]])
+    assert gates.run_lengths(values).tolist() == [3, 1, 2]
+    assert len(gates.run_lengths(np.ones((2, 5)))) == 0
+
+
 def test_what_cannot_be_read_is_refused():
     with pytest.raises(ValueError, match="expected a network with gates, a GRU or an LSTM, got type rnn"):
-        gates.gate_activations(CharRNN(9, 6), torch.zeros(1, 1, dtype=torch.int64))
+        with torch.random.fork_rng(devices=[]):
+            gates.gate_activations(CharRNN(9, 6), torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="layer: expected 0 to 2, got 3"):
         gates.gate_activations(made("gru").model, torch.zeros(1, 1, dtype=torch.int64), layer=3)
     with pytest.raises(ValueError, match="at least one character"):

@@ -66,8 +66,16 @@ def test_a_context_as_long_as_the_text_is_no_cut(tokens):
     model = small(CharGRU)
     losses = lab.context_losses(model, tokens, [1, 4, 12])
     logits, _ = model(tokens[:, :-1])
-    assert losses[12] == pytest.approx(F.cross_entropy(logits[:, -1], tokens[:, -1]).item())
-    assert lab.context_losses(model, tokens[:, -5:], [1, 4]) == pytest.approx({k: losses[k] for k in (1, 4)})
+    expected = F.cross_entropy(logits[:, -1], tokens[:, -1], reduction="none")
+    assert torch.allclose(losses[12], expected)
+    shorter = lab.context_losses(model, tokens[:, -5:], [1, 4])
+    assert all(torch.allclose(shorter[k], losses[k]) for k in (1, 4))
+
+
+def test_a_paired_difference_knows_what_both_have_in_common():
+    first = torch.tensor([1.0, 100.0, -7.0, 20.0])
+    mean, error = lab.paired_difference(first + torch.tensor([1.0, 1.0, 2.0, 2.0]), first)
+    assert (mean, error) == pytest.approx((1.5, (1 / 12) ** 0.5))
 
 
 def test_measures_are_drawn_side_by_side():

@@ -23,6 +23,7 @@ from charrnn.lab.gates import (
     plot_saturation,
     plot_unit,
     read_gates,
+    run_lengths,
     saturation,
 )
 from charrnn.lab.gates_panel import GatesPanel
@@ -32,7 +33,14 @@ from charrnn.lab.ingredients import INGREDIENTS, plot_ingredients, recipes
 from charrnn.lab.ingredients_panel import IngredientsPanel, plot_attempt
 from charrnn.lab.learning import plot_learning
 from charrnn.lab.live import LivePlot
-from charrnn.lab.memory import character_gradients, context_losses, copied_share, plot_measures, state_gradients
+from charrnn.lab.memory import (
+    character_gradients,
+    context_losses,
+    copied_share,
+    paired_difference,
+    plot_measures,
+    state_gradients,
+)
 from charrnn.lab.ngrams import NgramModel, ngram_ladder
 from charrnn.lab.overfitting import plot_overfitting
 from charrnn.lab.playground import Playground
@@ -101,6 +109,7 @@ __all__ = [
     "next_character_probabilities",
     "next_distribution",
     "ngram_ladder",
+    "paired_difference",
     "plot_attempt",
     "plot_by_position",
     "plot_choice",
@@ -148,6 +157,7 @@ __all__ = [
     "recorded",
     "records_of",
     "recurrent_matrix",
+    "run_lengths",
     "run_picture",
     "saturation",
     "share_between",

@@ -150,6 +150,16 @@ def saturation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (steps < SHUT).mean(axis=0), (steps > OPEN).mean(axis=0)
 
 
+def run_lengths(values: np.ndarray) -> np.ndarray:
+    """Characters from each moment at which a gate is shut (below 0.1) to the next, over all rows of `values` `(B, T)`.
+
+    Runs that begin before the first such moment of a row or end after its last are not counted.
+
+    None is left of a gate that is never shut twice.
+    """
+    return np.concatenate([np.diff(np.flatnonzero(row < SHUT)) for row in values])
+
+
 def line_positions(tokens: np.ndarray, newline: int) -> np.ndarray:
     """How many characters ago the last newline was, in each row of `tokens` `(B, T)`; 0 at a newline.
 

@@ -84,19 +84,28 @@ def geometric_mean(norms: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def context_losses(model: CharModel, tokens: Tensor, contexts: Iterable[int]) -> dict[int, float]:
-    """Mean loss, nats per token, of predicting the last token of each row from the `k` before it and nothing else.
+def context_losses(model: CharModel, tokens: Tensor, contexts: Iterable[int]) -> dict[int, Tensor]:
+    """Losses, nats per token, of predicting the last token of each row from the `k` before it and nothing else.
 
     Args:
         model: on the CPU.
         tokens: `(B, T + 1)`.
         contexts: each k, 1 to T. The same B tokens are predicted with every k.
+
+    Returns:
+        `(B,)` for each k. Two of them differ row by row, so compare them by `paired_difference`.
     """
     losses = {}
     for k in contexts:
         logits, _ = model(tokens[:, -k - 1 : -1])  # starts with an empty memory
-        losses[k] = F.cross_entropy(logits[:, -1], tokens[:, -1]).item()
+        losses[k] = F.cross_entropy(logits[:, -1], tokens[:, -1], reduction="none")
     return losses
+
+
+def paired_difference(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Mean of `first - second` `(B,)`, and its standard error, B at least 2."""
+    difference = first - second
+    return difference.mean().item(), (difference.std() / len(difference) ** 0.5).item()
 
 
 @course_style()
