@@ -63,9 +63,10 @@ def test_runs_go_from_one_wipe_to_the_next():
 
 
 def test_what_cannot_be_read_is_refused():
+    with torch.random.fork_rng(devices=[]):
+        plain = CharRNN(9, 6)
     with pytest.raises(ValueError, match="expected a network with gates, a GRU or an LSTM, got type rnn"):
-        with torch.random.fork_rng(devices=[]):
-            gates.gate_activations(CharRNN(9, 6), torch.zeros(1, 1, dtype=torch.int64))
+        gates.gate_activations(plain, torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="layer: expected 0 to 2, got 3"):
         gates.gate_activations(made("gru").model, torch.zeros(1, 1, dtype=torch.int64), layer=3)
     with pytest.raises(ValueError, match="at least one character"):
