@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from charrnn import distributed
+from charrnn.atomic import is_writable
 from charrnn.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -469,12 +470,17 @@ def new_run_directory(config: RunConfig) -> Path:
     No other run gets the same one, even if it starts in the same second.
 
     Raises:
-        OSError: it cannot be created.
+        ConfigError: the configured folder cannot be written to.
     """
     stem = "stdin" if config.data.name == "-" else Path(absolute_name(config.data.name)).stem
     stem = re.sub(r"[^\w.]+", "-", stem).encode()[:100].decode(errors="ignore")  # a name has at most 255 bytes
     name = f"{stem.strip('-.') or 'text'}-{config.model.type}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(config.logging.checkpoint_dir)
+    if not is_writable(folder):
+        raise ConfigError(
+            "logging.checkpoint_dir (--checkpoint-dir): expected a folder that can be written to, got "
+            f"{folder.resolve()}; choose another, or name the run's own with --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for path in itertools.chain([folder / name], (folder / f"{name}-{i}" for i in itertools.count(2))):
         with contextlib.suppress(FileExistsError):

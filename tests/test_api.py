@@ -430,6 +430,16 @@ def test_a_long_name_of_a_text_is_cut(tiny, tmp_path):
     assert re.fullmatch(r"中{33}-lstm-\d{8}-\d{6}", new_run_directory(config).name)
 
 
+def test_a_folder_for_runs_that_cannot_be_written_to_is_named_with_what_to_do(tiny, tmp_path):
+    (tmp_path / "runs").touch()
+    config = tiny.override({"checkpoint_dir": str(tmp_path / "runs")})
+    message = (
+        r"checkpoint_dir \(--checkpoint-dir\): expected a folder that can be written to, got .*runs; .* with --out"
+    )
+    with pytest.raises(ConfigError, match=message):
+        new_run_directory(config)
+
+
 def test_metrics_of_something_else_are_never_rewritten(tiny, tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     path.parent.mkdir()
