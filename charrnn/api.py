@@ -39,6 +39,7 @@ from charrnn.loading import load_model
 from charrnn.models import build_model, count_parameters, with_vocabulary
 from charrnn.monitors import CheckpointSaver, MetricsFile, TensorBoardWriter
 from charrnn.sampling import Reshaping, TextGenerator
+from charrnn.sampling_params import SamplingParams
 from charrnn.sources import CorpusError, absolute_name, share_pipe
 from charrnn.tokenizer import TOKENIZERS, CharTokenizer, DocumentTokenizer, Tokenizer, UnknownCharacterError
 from charrnn.training import Monitor, Trainer
@@ -607,7 +608,7 @@ def _check_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
     except UnknownCharacterError as error:
         raise ConfigError(f"generation.prompt (--prompt): {error}") from error
     try:
-        Reshaping(tokenizer, allow=config.generation.allow, forbid=config.generation.forbid)
+        Reshaping(tokenizer, SamplingParams(**config.generation.settings()))
     except ValueError as error:
         raise ConfigError(f"generation: {error}") from error
 

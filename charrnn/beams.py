@@ -49,11 +49,8 @@ def search(
         alpha: 0 compares log-probabilities, where a short text has the advantage; 1 nearly their means.
 
     Raises:
-        ValueError: length or width below 1, alpha below 0, or NaN in the logits.
+        ValueError: NaN in the logits.
     """
-    for name, value, least in (("length", length, 1), ("width", width, 1), ("alpha", alpha, 0)):
-        if not value >= least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
 
     def score(log_p: float, tokens: int) -> float:
         return float(log_p) / ((5 + tokens) / 6) ** alpha

@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import re
+import secrets
 import signal
 import sys
 import threading
@@ -35,6 +36,7 @@ from charrnn.config import (
 )
 from charrnn.loading import load_model
 from charrnn.sampling import TextGenerator
+from charrnn.sampling_params import SamplingParams
 from charrnn.sources import absolute_name, catalogue, default_data_dir, open_source
 from charrnn.tokenizer import UnknownCharacterError
 
@@ -253,7 +255,8 @@ def sample(arguments: argparse.Namespace) -> int:
     generator = load_model(arguments.checkpoint, arguments.device)
     overrides = _settings(arguments) | ({"temperature": 0} if arguments.argmax else {})
     settings = generator.config.override(overrides).generation.settings()
-    settings["seed"] = int.from_bytes(os.urandom(4), "big") if arguments.seed is None else arguments.seed
+    settings["seed"] = secrets.randbits(31) if arguments.seed is None else arguments.seed
+    SamplingParams(**settings)
     if not arguments.quiet:
         console.say(f"{arguments.checkpoint}: " + ", ".join(f"{k} {v!r}" for k, v in settings.items() if v is not None))
     exact = not arguments.interactive and _keep_bytes(generator, arguments.raw or bool(arguments.output))
@@ -634,9 +637,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(command)
     console.add_settings(command, config_fields("generation"), default="that of the checkpoint")
     command.add_argument("--argmax", action="store_true", help="always the likeliest character: temperature 0")
-    command.add_argument(
-        "--seed", type=console.whole(0), help="the same seed gives the same text (default: another each time)"
-    )
+    command.add_argument("--seed", type=console.whole(0), help=SamplingParams.model_fields["seed"].description)
     command.add_argument("--num", type=console.whole(1), default=1, help="number of texts (default: 1)")
     command.add_argument(
         "--precision",

@@ -284,11 +284,16 @@ class GenerationConfig(_Section):
         None, gt=0, le=1, description="sample among the tokens of the most typical surprise that hold this probability"
     )
     repetition_penalty: float | None = Field(
-        None, ge=1, description="multiplies the log-probability of the last 32 tokens; above 1 they are less likely"
+        None,
+        ge=1,
+        le=1e6,
+        description="multiplies the log-probability of the last 32 tokens; above 1 they are less likely",
     )
     allow: str | None = Field(None, min_length=1, description=f"write with these characters only; {ESCAPES}")
     forbid: str | None = Field(None, min_length=1, description=f"write without these characters; {ESCAPES}")
-    stop: str | None = Field(None, min_length=1, description=f"end right after this string; {ESCAPES}")
+    stop: str | None = Field(
+        None, min_length=1, description=f"end right after this string; its beginning may be in the prompt; {ESCAPES}"
+    )
     length: int = Field(1000, ge=0, description="characters to generate, at most; 0: until stopped")
     prompt: str = Field("", description=f"text to go on from; {ESCAPES}")
 
@@ -438,23 +443,31 @@ def parse_config(tree: Any, source: str = "") -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        problem = error.errors()[0]
         where = f"{source}: " if source else ""
-        raise ConfigError(where + _explain(problem)) from error
+        raise ConfigError(where + _explain(error)) from error
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
-    """One sentence about the first thing that pydantic found wrong."""
-    location = [str(part) for part in problem["loc"]]
+def _explain(error: ValidationError) -> str:
+    """One sentence about the first thing that pydantic found wrong with a configuration."""
+    location = [str(part) for part in error.errors()[0]["loc"]]
     key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        section = RunConfig.model_fields[location[0]].annotation if len(location) > 1 else RunConfig
-        return f"unknown key {key!r}{_nearest(location[-1], section.model_fields)}"
+    section = RunConfig.model_fields[location[0]].annotation if len(location) > 1 else RunConfig
     name = next((n for section, k, n, _ in config_fields() if [section, k] == location[:2]), None)
     where = f"{key} (--{name.replace('_', '-')})" if name else key or "the configuration"
+    return explain(error, section.model_fields, where)
+
+
+def explain(error: ValidationError, known: Mapping[str, Any], where: str = "") -> str:
+    """One sentence about the first thing that pydantic found wrong, among the `known` fields, at `where`."""
+    problem = error.errors()[0]
+    if problem["type"] == "extra_forbidden":
+        key = ".".join(map(str, problem["loc"]))
+        return f"unknown key {key!r}{_nearest(str(problem['loc'][-1]), known)}"
+    where = where or ".".join(map(str, problem["loc"][:1])) or "settings"
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}"
-    message = problem["msg"].replace("Input should be ", "expected ").replace("instance of ", "section ")
+    message = problem["msg"].replace("Input should be ", "expected ").replace("or instance of ", "or section ")
+    message = message.replace("String should have", "expected")
     for comparison in ("greater", "less"):
         message = message.replace(f"expected {comparison}", f"expected a value {comparison}")
     got = repr(problem["input"])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from charrnn.config import ModelConfig
 from charrnn.elementwise import LARGEST, ZERO, copy, exp, sigmoid, tanh
 from charrnn.machine_code import OPTIONS, kept
-from charrnn.transforms import ROUNDING, Cut, checked
+from charrnn.transforms import COLDEST, ROUNDING, Cut, checked
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.integer]
@@ -287,7 +287,7 @@ def _draw(logits, uniform, temperature, k, p, share, weights):
     largest = np.float64(logits[likeliest])
     if not (numbers and np.isfinite(largest)):
         return -1
-    if temperature == 0:
+    if temperature < COLDEST:
         return likeliest
     total = 0.0
     for j in range(len(logits)):

@@ -20,6 +20,7 @@ from charrnn import console
 from charrnn.atomic import write_atomically
 from charrnn.config import ESCAPES, ConfigError, GenerationConfig, RunConfig, escaped, unescaped
 from charrnn.sampling import Reshaping, TextGenerator
+from charrnn.sampling_params import SEEDS, SamplingParams
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -190,7 +191,7 @@ class Session:
     def _stream(self, prompt: str) -> Iterator[str]:
         settings = self._config.generation.settings() | {"prompt": prompt, "seed": self.seed}
         pieces = self._generator.stream(**settings)
-        self.seed += 1
+        self.seed = (self.seed + 1) % SEEDS
         return pieces
 
     def _noted(self, piece: str) -> str:
@@ -208,10 +209,7 @@ class Session:
             self.seed = _seed(value)
             return
         config = self._config.override({setting: value})
-        values = config.generation.settings()
-        Reshaping(
-            self._generator.tokenizer, **{k: v for k, v in values.items() if k not in ("prompt", "length", "stop")}
-        )
+        Reshaping(self._generator.tokenizer, SamplingParams(**config.generation.settings()))
         self._config = config
 
     def save(self, name: str, replace: bool = False) -> Path:
@@ -244,7 +242,7 @@ def _seed(value: str | None) -> int:
         return int.from_bytes(os.urandom(4), "big")
     if value is None or not value.isdecimal():
         raise ConfigError(f":seed: expected a whole number of at least 0 or random, got {value!r}")
-    return int(value)
+    return SamplingParams(seed=int(value)).seed
 
 
 def _as_typed(value: object) -> str:

@@ -11,14 +11,16 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from charrnn import transforms
 from charrnn.beams import Beam, search
+from charrnn.config import ConfigError
 from charrnn.installed import giving_up_numba, has_numba
+from charrnn.sampling_params import SEEDS, BeamSearchParams, SamplingParams, SamplingSettings, list_prompts
 from charrnn.tokenizer import UNKNOWN, StreamDecoder, Tokenizer
 from charrnn.transforms import Cut, Transform, checked
 
@@ -32,22 +34,6 @@ RECENT = 32  # tokens that the repetition penalty remembers
 LARGEST_UNSORTED = 1024  # vocabulary size
 CHARACTERS_AT_ONCE = 1 << 16  # of a batch, between two steps of its progress, if all are wanted
 LARGEST_BLOCK, LONGEST_BLOCK = 64, 0.01  # tokens, and about as many seconds, between two pieces of a streamed text
-
-
-class Filters(TypedDict, total=False):
-    """What may be left out of the draw, beside `top_k` and `top_p`; `transforms` has the equations."""
-
-    min_p: float | None  # tokens less likely than this share of the likeliest
-    typical_p: float | None  # tokens whose surprise is far from the mean
-    repetition_penalty: float | None  # makes the last 32 tokens less likely
-    allow: str | None  # only tokens made of these characters
-    forbid: str | None  # no token with one of these characters
-
-
-class TextSettings(Filters, total=False):
-    """What every way to write a text takes, beside the settings that it names itself."""
-
-    stop: str | Sequence[str] | None  # the text ends right after the first of these
 
 
 def sample(logits: ArrayLike, uniform: ArrayLike) -> Tokens:
@@ -104,64 +90,39 @@ class TextGenerator:
         self.config = config
         self.training_state = training_state or {}
 
-    def generate(
-        self,
-        prompt: str = "",
-        length: int = 1000,
-        temperature: float | Callable[[int], float] = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        **more: Unpack[TextSettings],
-    ) -> str:
+    def generate(self, prompt: str = "", length: int = 1000, **settings: Unpack[SamplingSettings]) -> str:
         """`prompt` and `length` more characters.
 
         Args:
             prompt: text to go on from; empty starts after a newline, a model of documents at the start of one.
             length: characters to generate, exactly; at most, if there is a `stop` or the model ends its texts.
-            temperature: divides the logits; 0 always takes the likeliest token. A function gives one for each step,
-                counted from 0, as `transforms.cyclic` does.
-            top_k: draw among the k likeliest tokens only.
-            top_p: draw among the likeliest tokens that hold this probability.
-            seed: the same seed gives the same text; None another each time.
-            **more: min_p: leave out tokens less likely than this share of the likeliest. typical_p: draw among the
-                tokens of the most typical surprise that hold this probability. repetition_penalty: multiplies the
-                log-probability of the last 32 tokens. allow: draw only tokens made of these characters. forbid: no
-                token with one of these. stop: end right after this string, or after the first of several.
+            **settings: fields of `SamplingParams`, each described there: temperature, top_k, top_p, min_p, typical_p,
+                repetition_penalty, allow, forbid, stop, seed. A text ends right after the first stop string of which
+                any part was generated; its beginning may be the end of the prompt.
 
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
-            ValueError: a setting out of range, or NaN in the logits.
+            ValueError: a setting that `SamplingParams` refuses, or NaN in the logits.
         """
-        return self.generate_batch([prompt], length, temperature, top_k, top_p, seed, **more)[0]
+        return self.generate_batch([prompt], length, **settings)[0]
 
     def stream(
-        self,
-        prompt: str = "",
-        length: int | None = 1000,
-        temperature: float | Callable[[int], float] = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        **more: Unpack[TextSettings],
+        self, prompt: str = "", length: int | None = 1000, **settings: Unpack[SamplingSettings]
     ) -> Iterator[str]:
         """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None sets no limit."""
         # wrong settings are reported here and now, not when the first piece is asked for
-        text = _Text(length, more.pop("stop", None), self.tokenizer)
-        blocks = self._blocks([prompt], None, temperature, seed, top_k=top_k, top_p=top_p, **more)
+        params = SamplingParams(prompt=prompt, length=length, **settings)
+        blocks = self._blocks([prompt], None, params)
+        text = _Text(self.tokenizer, params.length, params.stop, prompt)
         return itertools.chain([prompt] if prompt else [], _pieces(text, blocks))
 
     def generate_batch(
         self,
-        prompts: Sequence[str],
+        prompts: Iterable[str],
         length: int = 1000,
-        temperature: float | Callable[[int], float] = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
         progress: Callable[[Iterable[Tokens]], Iterable[Tokens]] = iter,
         precision: Literal["fp32", "bf16"] = "fp32",
-        **more: Unpack[TextSettings],
+        **settings: Unpack[SamplingSettings],
     ) -> list[str]:
         """One text for each prompt, side by side: text i is `generate(prompts[i], …, seed=seed + i)`.
 
@@ -169,20 +130,19 @@ class TextGenerator:
         this type; the texts are as good, but others. `progress` wraps the loop over blocks of tokens `(N, B)`, to show
         how far it is; there may be more than needed.
         """
+        prompts = list_prompts(prompts)
+        params = SamplingParams(prompt="", length=length, **settings)
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision: expected fp32 or bf16, got {precision!r}")
-        if not prompts:
-            raise ValueError("prompts: expected at least one, got none")
         if length is None:
             raise ValueError("length: expected a number for a text that comes whole, got None; stream has no end")
-        texts = [_Text(length, more.get("stop"), self.tokenizer) for _ in prompts]
-        more.pop("stop", None)
+        texts = [_Text(self.tokenizer, length, params.stop, prompt) for prompt in prompts]
         parts = [[prompt] for prompt in prompts]
         size = min(length, LARGEST_BLOCK)
-        if length and len(prompts) > 1 and self.tokenizer.end is None and not any(text.stops for text in texts):
+        if length and len(prompts) > 1 and self.tokenizer.end is None and not params.stop:
             most = min(max(CHARACTERS_AT_ONCE // len(prompts), 16), 4 * LARGEST_BLOCK)
             size = math.ceil(length / math.ceil(length / most))  # blocks of one size: none is drawn in vain
-        blocks = self._blocks(prompts, size, temperature, seed, precision, top_k=top_k, top_p=top_p, **more)
+        blocks = self._blocks(prompts, size, params, precision)
         if length:
             for block in progress(blocks):
                 for text, part, tokens in zip(texts, parts, block.T.tolist(), strict=True):
@@ -213,31 +173,24 @@ class TextGenerator:
 
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
-            ValueError: length or width below 1, alpha below 0, an empty stop, or NaN in the logits.
+            ValueError: a setting that `BeamSearchParams` refuses, or NaN in the logits.
         """
+        params = BeamSearchParams(prompt=prompt, length=length, width=width, alpha=alpha, stop=stop)
 
         def read(tokens: Tokens) -> tuple[str, bool]:
-            text = _Text(None, stop, self.tokenizer)
+            text = _Text(self.tokenizer, None, params.stop, prompt)
             return prompt + text.push(tokens), text.ended
 
-        read(np.zeros(0, dtype=np.int64))  # what is wrong with `stop` is said at once
         return search(self._stepper(width), self.encode_prompt(prompt), read, length, width, alpha)
 
     def _blocks(
-        self,
-        prompts: Sequence[str],
-        size: int | None,
-        temperature: float | Callable[[int], float],
-        seed: int | None,
-        precision: str = "fp32",
-        **filters: Any,
+        self, prompts: Sequence[str], size: int | None, params: SamplingParams, precision: str = "fp32"
     ) -> Iterator[Tokens]:
         """The next tokens `(N, B)` of B texts, again and again; without a size N is small first, for them to come."""
-        reshape = Reshaping(self.tokenizer, temperature, **filters)
+        reshape, uniform = Reshaping(self.tokenizer, params), _Uniform(len(prompts), params.seed)
         encoded = [self.encode_prompt(prompt) for prompt in prompts]
         sizes = _growing() if size is None else itertools.repeat(size)
-        stepper = self._stepper(len(prompts), precision)
-        return _draw(stepper, encoded, reshape, _Uniform(len(prompts), seed), sizes)
+        return _draw(self._stepper(len(prompts), precision), encoded, reshape, uniform, sizes)
 
     def _stepper(self, batch_size: int, precision: str = "fp32") -> Stepper:
         """What reads `batch_size` texts: the fused path where there is one for this model on this machine."""
@@ -351,33 +304,20 @@ class Reshaping:
         cut: what a compiled path needs to do the same by itself; None if the settings ask for more.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        temperature: float | Callable[[int], float] = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        typical_p: float | None = None,
-        repetition_penalty: float | None = None,
-        allow: str | None = None,
-        forbid: str | None = None,
-    ):
-        possible = _possible(tokenizer, allow, forbid)
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams):
+        possible = _possible(tokenizer, params.allow, params.forbid)
         self._only = None if possible is None else transforms.only(possible)
-        self._penalty = repetition_penalty
+        self._penalty = params.repetition_penalty
         self._recent: list[Tokens] = []
-        if repetition_penalty is not None:
-            transforms.repetition_penalty(repetition_penalty, [])
-        self._temperature = temperature
-        self._divide = None if callable(temperature) else transforms.temperature(temperature)
-        settings = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p}
+        self._temperature = params.temperature
+        self._divide = None if callable(params.temperature) else transforms.temperature(params.temperature)
+        settings = {name: getattr(params, name) for name in ("top_k", "top_p", "min_p", "typical_p")}
         settings = {name: value for name, value in settings.items() if value is not None}
         self._filters = [getattr(transforms, name)(value) for name, value in settings.items()]
         self.cut: Cut | None = None
-        if repetition_penalty is None and typical_p is None:
-            exact = {name: int(value) if name == "top_k" else float(value) for name, value in settings.items()}
-            self.cut = Cut(**exact) if possible is None else Cut(**exact, possible=possible)
+        if params.repetition_penalty is None and params.typical_p is None:
+            exact = Cut(min(params.top_k or Cut().top_k, Cut().top_k), params.top_p or 1.0, params.min_p or 0.0)
+            self.cut = exact if possible is None else exact._replace(possible=possible)
 
     def __call__(self, logits: Floats, step: int) -> Floats:
         """The logits `(B, V)` of the draw at `step`, counted from 0."""
@@ -400,7 +340,8 @@ class Reshaping:
             return np.full(size, self._temperature, dtype=np.float64)
         values = [self._temperature(step + i) for i in range(size)]
         for value in values:
-            transforms.temperature(value)  # which says what is out of range
+            if not (isinstance(value, float) and 0 <= value < math.inf):  # checked as quickly as most allow
+                transforms.temperature(value)  # which says what is out of range
         return np.array(values, dtype=np.float64)
 
     def remember(self, tokens: Tokens) -> None:
@@ -431,14 +372,11 @@ def _possible(tokenizer: Tokenizer, allow: str | None, forbid: str | None) -> ND
 class _Text:
     """The characters that are generated, out of tokens of any size: exactly `length`, or up to a string or the end."""
 
-    def __init__(self, length: int | None, stop: str | Sequence[str] | None, tokenizer: Tokenizer):
-        if length is not None and length < 0:
-            raise ValueError(f"length: expected at least 0, got {length}")
+    def __init__(self, tokenizer: Tokenizer, length: int | None, stops: Sequence[str], before: str):
         self._missing = length
-        self.stops = [stop] if isinstance(stop, str) else list(stop or [])
-        if "" in self.stops:
-            raise ValueError("stop: expected a string to end after, got an empty one")
-        self._tail = ""  # as much of the end as may be the beginning of a stop
+        self._stops = stops
+        self._longest = max(map(len, stops), default=0)
+        self._tail = self._end_of(before)
         self._decoder = StreamDecoder(tokenizer)
         self._end = tokenizer.end
         self.ended = length == 0
@@ -451,7 +389,7 @@ class _Text:
         at_end = self._end is not None and self._end in tokens
         piece = self._decoder.push(tokens[: tokens.index(self._end)] if at_end else tokens)
         piece = (piece + self._decoder.flush() if at_end else piece)[: self._missing]
-        if self.stops:
+        if self._stops:
             piece = self._up_to_a_stop(piece)
         self.ended |= at_end
         if self._missing is not None:
@@ -460,14 +398,19 @@ class _Text:
         return piece
 
     def _up_to_a_stop(self, piece: str) -> str:
-        text = self._tail + piece
-        ends = [place + len(stop) for stop in self.stops if (place := text.find(stop)) >= 0]
+        """The piece as far as the first stop string that ends in it."""
+        known, text = len(self._tail), self._tail + piece
+        found = ((text.find(stop, max(0, known - len(stop) + 1)), len(stop)) for stop in self._stops)
+        ends = [place + size for place, size in found if place >= 0]
         if ends:
             self.ended = True
-            return piece[: min(ends) - len(self._tail)]
-        longest = max(map(len, self.stops)) - 1
-        self._tail = text[len(text) - min(longest, len(text)) :]
+            return piece[: min(ends) - known]
+        self._tail = self._end_of(text)
         return piece
+
+    def _end_of(self, text: str) -> str:
+        """As much of the end of `text` as may be the beginning of a stop string."""
+        return text[max(0, len(text) - self._longest + 1) :] if self._stops else ""
 
 
 class _Uniform:
@@ -478,10 +421,12 @@ class _Uniform:
     """
 
     def __init__(self, size: int, seed: int | None):
+        if seed is not None and seed + size > SEEDS:
+            raise ConfigError(f"seed: expected at most {SEEDS - size} for {size} texts, got {seed}")
         first = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._generators = [np.random.MT19937(0) for _ in range(size)]
         for i, generator in enumerate(self._generators):
-            np.random.RandomState(generator).seed((first + i) % 2**32)
+            np.random.RandomState(generator).seed((first + i) % SEEDS)
 
     def draw(self, size: int) -> Floats:
         """The next numbers of each text, `(size, B)`, float64."""

@@ -4,7 +4,7 @@
 
 Each function below takes a setting and gives a transform. They compose: `top_p(0.9)(temperature(0.7)(logits))`. They
 take arrays of numpy and give float64, or tensors of PyTorch and give their like. A logit of -inf stays where it is; NaN
-is an error.
+is an error. A setting that `SamplingParams` refuses is a ConfigError, which is a ValueError.
 """
 
 import math
@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from charrnn.sampling_params import SamplingParams
+
 Transform = Callable[[Any], Any]
 Array = NDArray[np.floating]
 ROUNDING = 1e-12  # the share that arithmetic may take from a probability that reaches its border exactly
+COLDEST = float(np.finfo(np.float64).tiny)  # a temperature below it has no finite reciprocal, so it counts as 0
 
 
 def log_softmax(logits: Array) -> Array:
@@ -63,14 +66,11 @@ def _of_arrays(transform: Callable[[Array], Array]) -> Transform:
 def temperature(value: float) -> Transform:
     """z_i / value. Below 1 sharpens, above 1 flattens; 0 leaves only the likeliest token, the first of equals.
 
-    The temperature of Boltzmann's distribution, as in Ackley, Hinton & Sejnowski (1985).
-
-    Raises:
-        ValueError: negative, NaN or infinite.
+    So does one below 2.2e-308, which has no finite reciprocal. The temperature of Boltzmann's distribution, as in
+    Ackley, Hinton & Sejnowski (1985).
     """
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"temperature: expected a number of at least 0, got {value}")
-    if value == 0:
+    SamplingParams(temperature=value)
+    if value < COLDEST:
         return top_k(1)
 
     def divide(logits: Array) -> Array:
@@ -81,13 +81,8 @@ def temperature(value: float) -> Transform:
 
 
 def top_k(k: int) -> Transform:
-    """Keep the k largest logits (Fan et al., 2018, arXiv:1805.04833); of equals the first, so never more than k.
-
-    Raises:
-        ValueError: k < 1.
-    """
-    if not k >= 1:
-        raise ValueError(f"top_k: expected at least 1, got {k}")
+    """Keep the k largest logits (Fan et al., 2018, arXiv:1805.04833); of equals the first, so never more than k."""
+    SamplingParams(top_k=k)
     return _of_arrays(lambda logits: _keep_first(logits, -logits, lambda ordered: np.arange(ordered.shape[-1]) < k))
 
 
@@ -95,12 +90,8 @@ def top_p(p: float) -> Transform:
     """Keep the likeliest tokens until they hold probability p together: the nucleus of Holtzman et al. (2020).
 
     The smallest set of likeliest tokens with sum p_i >= p (arXiv:1904.09751); at least one stays.
-
-    Raises:
-        ValueError: p outside (0, 1].
     """
-    if not 0 < p <= 1:
-        raise ValueError(f"top_p: expected a probability above 0 and at most 1, got {p}")
+    SamplingParams(top_p=p)
     return _of_arrays(lambda logits: _keep_first(logits, -logits, lambda ordered: _until(ordered, p)))
 
 
@@ -108,12 +99,8 @@ def min_p(share: float) -> Transform:
     """Keep tokens with p_i >= share * max_j p_j (Nguyen et al., 2024, arXiv:2407.01082).
 
     The surer the model is, the fewer stay; the likeliest always does.
-
-    Raises:
-        ValueError: share outside [0, 1].
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"min_p: expected a share of the largest probability, from 0 to 1, got {share}")
+    SamplingParams(min_p=share)
     lowest = math.log(share) - ROUNDING if share else -math.inf
     return _of_arrays(lambda logits: np.where(logits - logits.max(axis=-1, keepdims=True) >= lowest, logits, -np.inf))
 
@@ -123,12 +110,8 @@ def typical_p(p: float) -> Transform:
 
     Locally typical sampling (Meister et al., 2023, arXiv:2202.00666): in order of |-ln p_i - H|, the smallest set with
     sum p_i >= p. It may leave out the likeliest token, where that would tell too little.
-
-    Raises:
-        ValueError: p outside (0, 1].
     """
-    if not 0 < p <= 1:
-        raise ValueError(f"typical_p: expected a probability above 0 and at most 1, got {p}")
+    SamplingParams(typical_p=p)
 
     def keep(logits: Array) -> Array:
         surprise = -log_softmax(logits)
@@ -145,12 +128,8 @@ def repetition_penalty(penalty: float, recent: ArrayLike) -> Transform:
     After Keskar et al. (2019, arXiv:1909.05858), who divide z_i. That makes a token with a negative logit *more*
     likely, and changes when a number is added to all logits, which softmax does not see. A log-probability is never
     positive and has no such freedom.
-
-    Raises:
-        ValueError: penalty below 1, NaN or infinite.
     """
-    if not (math.isfinite(penalty) and penalty >= 1):
-        raise ValueError(f"repetition_penalty: expected a number of at least 1, got {penalty}")
+    SamplingParams(repetition_penalty=penalty)
     recent = np.asarray(recent, dtype=np.int64)
 
     def penalise(logits: Array) -> Array:

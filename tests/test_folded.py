@@ -11,6 +11,7 @@ import charrnn
 from charrnn.config import ModelConfig
 from charrnn.models import MODELS, build_model
 from charrnn.sampling import Reshaping, TextGenerator, sample
+from charrnn.sampling_params import SamplingParams
 from charrnn.stepping import ModelStepper
 from charrnn.tokenizer import CharTokenizer
 from charrnn.transforms import cyclic
@@ -86,7 +87,7 @@ def plainly(monkeypatch):
 @pytest.mark.parametrize("settings", SETTINGS, ids=ids)
 def test_one_text_in_every_setting(model, settings, plainly):
     generator = TextGenerator(model, TOKENIZER)
-    for seed, prompt in enumerate(["", "abcj"]):
+    for seed, prompt in enumerate(["", "abcj"], 1):
         expected = plainly(generator, [prompt], 50, seed=seed, **settings)[0]
         assert generator.generate(prompt, 50, seed=seed, **settings) == expected
         assert "".join(generator.stream(prompt, 50, seed=seed, **settings)) == expected
@@ -136,7 +137,7 @@ def test_texts_that_are_dealt_to_threads_are_those_alone(model, size, three_thre
     generator = TextGenerator(model, TOKENIZER)
     prompts = ["abcdefghij"[i % 10] for i in range(size)]
     texts = generator.generate_batch(prompts, 60, temperature=0.8, seed=5)
-    assert texts == [generator.generate(prompt, 60, 0.8, seed=5 + i) for i, prompt in enumerate(prompts)]
+    assert texts == [generator.generate(prompt, 60, temperature=0.8, seed=5 + i) for i, prompt in enumerate(prompts)]
     assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 3
@@ -189,7 +190,7 @@ def test_ties_and_borders_are_those_of_the_transforms(weights, settings, number)
     with torch.no_grad(), np.errstate(divide="ignore"):
         model.head.weight.zero_()
         model.head.bias.copy_(torch.from_numpy(np.log(weights)))
-    reshape = Reshaping(TOKENIZER, **settings)
+    reshape = Reshaping(TOKENIZER, SamplingParams(**settings))
     expected = sample(reshape(model.head.bias.detach().numpy()[None], 0), [number])
     for stepper in (FoldedStepper(folded(model)), BatchStepper(folded(model))):
         stepper.read([np.array([1])])
@@ -249,7 +250,7 @@ def test_bf16_is_rounded_as_pytorch_does():
 
 
 def test_a_course_of_temperatures_out_of_range_raises():
-    with pytest.raises(ValueError, match="temperature: expected a number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="temperature: expected a value greater than or equal to 0, got -1"):
         TextGenerator(made({"type": "gru"}), TOKENIZER).generate(length=9, temperature=lambda step: 2 - step)
 
 

@@ -240,7 +240,9 @@ def test_the_panel_writes_what_the_library_does(generator, temperature, top_k, t
         panel.controls[name].value = value
     panel.generate_button.click()
     assert panel.wait(20)
-    assert panel.text == generator.generate("ab", length, temperature, top_k or None, top_p, seed=5)
+    assert panel.text == generator.generate(
+        "ab", length, temperature=temperature, top_k=top_k or None, top_p=top_p, seed=5
+    )
     assert panel.output.value == text_to_html(panel.text)
 
 
@@ -258,7 +260,7 @@ def test_a_seed_that_is_no_whole_number_is_refused(generator, typed):
     panel.controls["seed"].value = " 7 "
     panel.generate_button.click()
     assert panel.wait(20)
-    assert panel.text == generator.generate("ab", 300, 0.8, seed=7)
+    assert panel.text == generator.generate("ab", 300, temperature=0.8, seed=7)
     assert panel.message.value == ""
 
 
@@ -297,7 +299,7 @@ def test_stop_is_heard_while_the_panel_writes(generator):
     assert panel.wait(20)
     assert panel.stop_button.disabled
     assert panel.output.value == text_to_html(panel.text)
-    assert panel.text == generator.generate("ab", len(panel.text) - 2, 0.8, seed=1)
+    assert panel.text == generator.generate("ab", len(panel.text) - 2, temperature=0.8, seed=1)
 
 
 def test_of_a_long_text_the_end_is_shown():

@@ -141,7 +141,7 @@ def test_any_kind_of_token_has_a_picture(tokenizer):
 
 
 def test_wrong_settings_are_sentences(generator):
-    with pytest.raises(ValueError, match="temperature: expected a number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="temperature: expected a value greater than or equal to 0, got -1"):
         plot_distribution(generator, "a", temperature=-1)
     with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
         plot_distribution(generator, "a", 0)

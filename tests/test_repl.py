@@ -396,7 +396,9 @@ END = "\x04"  # Ctrl-D
 def test_keys_become_texts(generator, monkeypatch):
     out = typed(generator, "ab\r:temp 0.5\r\rc\r" + END, monkeypatch)
     expected = [("ab", 1.0, 5), ("", 0.5, 6), ("c", 0.5, 7)]
-    texts = [generator.generate(prompt, 20, temperature, seed=seed) for prompt, temperature, seed in expected]
+    texts = [
+        generator.generate(prompt, 20, temperature=temperature, seed=seed) for prompt, temperature, seed in expected
+    ]
     assert out == "".join(f"{text}\n" for text in texts)
 
 
@@ -481,7 +483,7 @@ def test_lines_from_a_pipe(generator, command):
         text=True,
         timeout=60,
     )
-    expected = generator.generate("ab:", 30, seed=5), generator.generate("", 30, 0.5, seed=6)
+    expected = generator.generate("ab:", 30, seed=5), generator.generate("", 30, temperature=0.5, seed=6)
     assert result.stdout == "".join(f"{text}\n" for text in expected)
     assert "unknown command ':tmp'; did you mean ':temp'?\n" in result.stderr
     assert (result.returncode, "Traceback" in result.stderr) == (0, False)

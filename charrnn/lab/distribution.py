@@ -14,6 +14,7 @@ from charrnn.lab.glyphs import ESCAPE
 from charrnn.lab.panel import SLIDING, Panel
 from charrnn.lab.widgets import settings_of
 from charrnn.sampling import RECENT, Reshaping, TextGenerator
+from charrnn.sampling_params import SamplingParams
 from charrnn.transforms import softmax
 
 Probabilities = NDArray[np.floating]
@@ -43,7 +44,7 @@ def next_distribution(
         UnknownCharacterError: a character outside the vocabulary.
         ValueError: a setting out of range.
     """
-    reshape = Reshaping(generator.tokenizer, temperature, **settings)
+    reshape = Reshaping(generator.tokenizer, SamplingParams(temperature=temperature, **settings))
     tokens = generator.tokenizer.encode(drawn)
     for token in tokens[-RECENT:]:
         reshape.remember(np.array([token], dtype=np.int64))
