@@ -44,7 +44,7 @@ class BatchStepper:
         logits, states = [], []
         for prompt in prompts:
             logits.append(alone.read([prompt])[0].copy())
-            states.append(alone.state())
+            states.append(alone.snapshot()[:2])
         self._threads = max(1, min(torch.get_num_threads(), len(prompts) // FEWEST))
         self._pool = _one_core_each(self._threads)
         self._deal(*(np.stack(part, axis=1) for part in zip(*states, strict=True)))

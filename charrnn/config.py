@@ -267,6 +267,9 @@ class DataConfig(_Section):
         return self
 
 
+LONGEST_STOP = 1000  # characters
+
+
 class GenerationConfig(_Section):
     """How text is sampled."""
 
@@ -292,7 +295,10 @@ class GenerationConfig(_Section):
     allow: str | None = Field(None, min_length=1, description=f"write with these characters only; {ESCAPES}")
     forbid: str | None = Field(None, min_length=1, description=f"write without these characters; {ESCAPES}")
     stop: str | None = Field(
-        None, min_length=1, description=f"end right after this string; its beginning may be in the prompt; {ESCAPES}"
+        None,
+        min_length=1,
+        max_length=LONGEST_STOP,
+        description=f"end right after this string; its beginning may be in the prompt; {ESCAPES}",
     )
     length: int = Field(1000, ge=0, description="characters to generate, at most; 0: until stopped")
     prompt: str = Field("", description=f"text to go on from; {ESCAPES}")

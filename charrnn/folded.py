@@ -121,8 +121,23 @@ class FoldedStepper:
         (prompt,) = prompts
         for array in self._state:
             array[:] = 0
-        for start in range(0, len(prompt), CHUNK):
-            self.step(prompt[start : start + CHUNK])
+        return self.extend(prompt)
+
+    def extend(self, tokens: Tokens) -> Floats:
+        """Read more tokens of the text, `(T,)`; logits `(1, V)` after them."""
+        for start in range(0, len(tokens), CHUNK):
+            self.step(tokens[start : start + CHUNK])
+        return self._logits[None]
+
+    def snapshot(self) -> tuple[Floats, Floats, Floats]:
+        """A copy of h and c, `(L, H)` each, and of the logits `(V,)`, for `restore`."""
+        h, c, *_ = self._state
+        return h.copy(), c.copy(), self._logits.copy()
+
+    def restore(self, snapshot: tuple[Floats, Floats, Floats]) -> Floats:
+        """Go back to where `snapshot` was taken; logits `(1, V)`."""
+        h, c, *_ = self._state
+        h[:], c[:], self._logits[:] = snapshot
         return self._logits[None]
 
     def step(self, tokens: Tokens) -> Floats:
@@ -137,11 +152,6 @@ class FoldedStepper:
 
     def select(self, rows: Tokens) -> None:
         """Go on with the text."""
-
-    def state(self) -> tuple[Floats, Floats]:
-        """A copy of h and c, `(L, H)` each."""
-        h, c, *_ = self._state
-        return h.copy(), c.copy()
 
     def write(self, uniform: NDArray[np.float64], temperatures: NDArray[np.float64], cut: Cut) -> Tokens:
         """Draw tokens `(N, 1)` one after another and read them.

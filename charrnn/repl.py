@@ -9,7 +9,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,7 +19,7 @@ from platformdirs import user_state_dir
 from charrnn import console
 from charrnn.atomic import write_atomically
 from charrnn.config import ESCAPES, ConfigError, GenerationConfig, RunConfig, escaped, unescaped
-from charrnn.sampling import Reshaping, TextGenerator
+from charrnn.sampling import Reshaping, TextGenerator, TextStream
 from charrnn.sampling_params import SEEDS, SamplingParams
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ class Session:
         self._config = RunConfig(generation=GenerationConfig(**values | {"length": settings["length"] or 0}))
         self.seed: int = settings["seed"]
         self._text = io.StringIO()
+        self._stream: TextStream | None = None
 
     @property
     def text(self) -> str:
@@ -172,9 +173,7 @@ class Session:
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
         """
-        pieces = self._stream(prompt)
-        self._text = io.StringIO()
-        return map(self._noted, pieces)
+        return self._begin(self._generator.stream, prompt=prompt)
 
     def more(self) -> Iterator[str]:
         """What follows the last text, in pieces; the seed goes up by one.
@@ -182,17 +181,18 @@ class Session:
         Raises:
             ConfigError: there is no text.
         """
-        if not self.text:
+        if self._stream is None or not self.text:
             raise ConfigError(":more: expected a text to go on from, got none; type a prompt first")
-        pieces = self._stream(self.text)
-        next(pieces)  # the text so far
-        return map(self._noted, pieces)
+        return self._begin(self._stream.go_on)
 
-    def _stream(self, prompt: str) -> Iterator[str]:
-        settings = self._config.generation.settings() | {"prompt": prompt, "seed": self.seed}
-        pieces = self._generator.stream(**settings)
+    def _begin(self, start: Callable[..., TextStream], **prompt: str) -> Iterator[str]:
+        settings = self._config.generation.settings() | {"seed": self.seed}
+        del settings["prompt"]
+        self._stream = start(**settings, **prompt)
         self.seed = (self.seed + 1) % SEEDS
-        return pieces
+        if prompt:
+            self._text = io.StringIO()
+        return map(self._noted, self._stream)
 
     def _noted(self, piece: str) -> str:
         self._text.write(piece)

@@ -6,6 +6,7 @@ asked for, streamed or whole, alone or in a batch. A model of documents begins a
 where it draws that token.
 """
 
+import copy
 import itertools
 import math
 import time
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from charrnn import transforms
 from charrnn.beams import Beam, search
-from charrnn.config import ConfigError
+from charrnn.config import LONGEST_STOP, ConfigError
 from charrnn.installed import giving_up_numba, has_numba
 from charrnn.sampling_params import SEEDS, BeamSearchParams, SamplingParams, SamplingSettings, list_prompts
 from charrnn.tokenizer import UNKNOWN, StreamDecoder, Tokenizer
@@ -33,6 +34,7 @@ Tokens = NDArray[np.integer]
 RECENT = 32  # tokens that the repetition penalty remembers
 LARGEST_UNSORTED = 1024  # vocabulary size
 CHARACTERS_AT_ONCE = 1 << 16  # of a batch, between two steps of its progress, if all are wanted
+CHUNK = 1024  # tokens of a prompt that are read between two of its pieces
 LARGEST_BLOCK, LONGEST_BLOCK = 64, 0.01  # tokens, and about as many seconds, between two pieces of a streamed text
 
 
@@ -66,6 +68,19 @@ class Stepper(Protocol):
 
     def select(self, rows: Tokens) -> None:
         """Go on with the texts at these places `(B',)`; one may be taken twice."""
+
+
+class ResumableStepper(Stepper, Protocol):
+    """A stepper for one text that can go back."""
+
+    def extend(self, tokens: Tokens) -> Floats:
+        """Read more tokens, `(T,)`; logits `(1, V)` after them."""
+
+    def snapshot(self) -> Any:
+        """The state and the logits as they are now."""
+
+    def restore(self, snapshot: Any) -> Floats:
+        """Go back to where `snapshot` was taken; logits `(1, V)`."""
 
 
 class TextGenerator:
@@ -106,15 +121,13 @@ class TextGenerator:
         """
         return self.generate_batch([prompt], length, **settings)[0]
 
-    def stream(
-        self, prompt: str = "", length: int | None = 1000, **settings: Unpack[SamplingSettings]
-    ) -> Iterator[str]:
-        """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None sets no limit."""
-        # wrong settings are reported here and now, not when the first piece is asked for
+    def stream(self, prompt: str = "", length: int | None = 1000, **settings: Unpack[SamplingSettings]) -> "TextStream":
+        """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None sets no limit.
+
+        A long prompt comes in pieces, too, each before it is read.
+        """
         params = SamplingParams(prompt=prompt, length=length, **settings)
-        blocks = self._blocks([prompt], None, params)
-        text = _Text(self.tokenizer, params.length, params.stop, prompt)
-        return itertools.chain([prompt] if prompt else [], _pieces(text, blocks))
+        return TextStream(self.tokenizer, self._stepper(1), params, self.encode_prompt(prompt))
 
     def generate_batch(
         self,
@@ -142,8 +155,11 @@ class TextGenerator:
         if length and len(prompts) > 1 and self.tokenizer.end is None and not params.stop:
             most = min(max(CHARACTERS_AT_ONCE // len(prompts), 16), 4 * LARGEST_BLOCK)
             size = math.ceil(length / math.ceil(length / most))  # blocks of one size: none is drawn in vain
-        blocks = self._blocks(prompts, size, params, precision)
+        reshape, uniform = Reshaping(self.tokenizer, params), _Uniform(len(prompts), params.seed)
+        encoded = [self.encode_prompt(prompt) for prompt in prompts]
         if length:
+            stepper = self._stepper(len(prompts), precision)
+            blocks = _draw(stepper, stepper.read(encoded), reshape, uniform, itertools.repeat(size))
             for block in progress(blocks):
                 for text, part, tokens in zip(texts, parts, block.T.tolist(), strict=True):
                     part.append(text.push(tokens))
@@ -182,15 +198,6 @@ class TextGenerator:
             return prompt + text.push(tokens), text.ended
 
         return search(self._stepper(width), self.encode_prompt(prompt), read, length, width, alpha)
-
-    def _blocks(
-        self, prompts: Sequence[str], size: int | None, params: SamplingParams, precision: str = "fp32"
-    ) -> Iterator[Tokens]:
-        """The next tokens `(N, B)` of B texts, again and again; without a size N is small first, for them to come."""
-        reshape, uniform = Reshaping(self.tokenizer, params), _Uniform(len(prompts), params.seed)
-        encoded = [self.encode_prompt(prompt) for prompt in prompts]
-        sizes = _growing() if size is None else itertools.repeat(size)
-        return _draw(self._stepper(len(prompts), precision), encoded, reshape, uniform, sizes)
 
     def _stepper(self, batch_size: int, precision: str = "fp32") -> Stepper:
         """What reads `batch_size` texts: the fused path where there is one for this model on this machine."""
@@ -256,10 +263,9 @@ class TextGenerator:
 
 
 def _draw(
-    stepper: Stepper, prompts: Sequence[Tokens], reshape: "Reshaping", uniform: "_Uniform", sizes: Iterator[int]
+    stepper: Stepper, logits: Floats, reshape: "Reshaping", uniform: "_Uniform", sizes: Iterator[int]
 ) -> Iterator[Tokens]:
-    """Blocks `(N, B)` of tokens, of these sizes N, each token drawn from what the ones before leave."""
-    logits = stepper.read(prompts)
+    """Blocks `(N, B)` of tokens, of these sizes N, each token drawn from what the ones before leave; first `logits`."""
     write = getattr(stepper, "write", None) if reshape.cut else None
     if logits.shape[-1] > LARGEST_UNSORTED and reshape.cut and reshape.cut[:3] != Cut()[:3]:
         write = None  # it looks for the likeliest one by one, which is slow among many
@@ -289,10 +295,87 @@ def _growing() -> Iterator[int]:
         asked = now
 
 
-def _pieces(text: "_Text", blocks: Iterator[Tokens]) -> Iterator[str]:
-    while not text.ended:
-        if piece := text.push(next(blocks)[:, 0].tolist()):
-            yield piece
+class TextStream(Iterator[str]):
+    """A text that comes piece by piece, as `TextGenerator.stream` gives it; `go_on` continues it where it is."""
+
+    def __init__(self, tokenizer: Tokenizer, stepper: ResumableStepper, params: SamplingParams, tokens: Tokens):
+        prompt, count = params.prompt, math.ceil(len(tokens) / CHUNK)
+        borders = [len(prompt) * i // count for i in range(count + 1)]
+        self._unread = [
+            (prompt[start:end], tokens[i * CHUNK : (i + 1) * CHUNK])
+            for i, (start, end) in enumerate(itertools.pairwise(borders))
+        ]
+        self._tokenizer, self._stepper = tokenizer, stepper
+        # where the text is: the state of the model, the tokens beyond it that were shown, characters half written
+        self._state, self._shown, self._decoder = stepper.snapshot(), tokens[:0], StreamDecoder(tokenizer)
+        self._tail = ""  # as much of what was shown as a stop string may begin in
+        self._begin(params)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def go_on(self, length: int | None = 1000, **settings: Unpack[SamplingSettings]) -> "TextStream":
+        """Continue after the last piece, which may be any, without reading the text again; this stream is at its end.
+
+        If it stopped within its prompt, the rest of that comes first.
+
+        Args:
+            length: as for `TextGenerator.stream`, counted from here.
+            **settings: likewise; none is taken over from this stream, so another seed is wise.
+        """
+        other = copy.copy(self)
+        other._begin(SamplingParams(prompt="", length=length, **settings))
+        self._pieces = iter(())
+        return other
+
+    def _begin(self, params: SamplingParams) -> None:
+        # wrong settings are reported here and now, not when the first piece is asked for
+        self._pieces = self._write(params, Reshaping(self._tokenizer, params), _Uniform(1, params.seed))
+
+    def _write(self, params: SamplingParams, reshape: "Reshaping", uniform: "_Uniform") -> Iterator[str]:
+        logits = self._read()
+        while self._unread:
+            (piece, self._shown), self._unread = self._unread[0], self._unread[1:]
+            if piece:
+                yield self._noted(piece)
+            logits = self._read()
+        text = _Text(self._tokenizer, params.length, params.stop, self._tail)
+        blocks = _draw(self._stepper, logits, reshape, uniform, _growing())
+        while not text.ended:
+            tokens = next(blocks)[:, 0]
+            text.decoder = self._decoder.copy()
+            piece = text.push(tokens.tolist())
+            if text.ended:
+                self._shown, self._decoder = self._part(tokens, piece)
+            else:
+                self._state, self._decoder = self._stepper.snapshot(), text.decoder
+            if piece:
+                yield self._noted(piece)
+
+    def _read(self) -> Floats:
+        """Read what was shown but not read, from the last known state on; an interrupt may have left another."""
+        logits = self._stepper.restore(self._state)
+        if len(self._shown):
+            logits = self._stepper.extend(self._shown)
+            self._state, self._shown = self._stepper.snapshot(), self._shown[:0]
+        return logits
+
+    def _noted(self, piece: str) -> str:
+        self._tail = (self._tail + piece)[-LONGEST_STOP:]
+        return piece
+
+    def _part(self, tokens: Tokens, piece: str) -> tuple[Tokens, StreamDecoder]:
+        """Those of the last tokens that spell `piece`, which may end within one, and the decoder after them."""
+        decoder, missing = self._decoder.copy(), piece
+        for i, token in enumerate(tokens.tolist()):
+            if not missing or token == self._tokenizer.end:
+                return tokens[:i], decoder
+            characters = decoder.push([token])
+            if len(characters) > len(missing):
+                spelled = self._tokenizer.encode(missing).astype(np.int64)
+                return np.concatenate([tokens[:i], spelled]), StreamDecoder(self._tokenizer)
+            missing = missing[len(characters) :]
+        return tokens, decoder
 
 
 class Reshaping:
@@ -377,7 +460,7 @@ class _Text:
         self._stops = stops
         self._longest = max(map(len, stops), default=0)
         self._tail = self._end_of(before)
-        self._decoder = StreamDecoder(tokenizer)
+        self.decoder = StreamDecoder(tokenizer)
         self._end = tokenizer.end
         self.ended = length == 0
 
@@ -387,8 +470,8 @@ class _Text:
             return ""
         tokens = list(tokens)
         at_end = self._end is not None and self._end in tokens
-        piece = self._decoder.push(tokens[: tokens.index(self._end)] if at_end else tokens)
-        piece = (piece + self._decoder.flush() if at_end else piece)[: self._missing]
+        piece = self.decoder.push(tokens[: tokens.index(self._end)] if at_end else tokens)
+        piece = (piece + self.decoder.flush() if at_end else piece)[: self._missing]
         if self._stops:
             piece = self._up_to_a_stop(piece)
         self.ended |= at_end

@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from charrnn.config import ConfigError, GenerationConfig, explain
+from charrnn.config import LONGEST_STOP, ConfigError, GenerationConfig, explain
 
 SEEDS = 2**32  # the Mersenne Twister takes 32 bits
+StopString = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Temperature = float | Callable[[int], float]  # a function gives the temperature of each step, counted from 0
 
 
@@ -71,7 +72,7 @@ class SamplingParams(_Call, GenerationConfig):
         1.0, description=GenerationConfig.model_fields["temperature"].description
     )
     top_p: float | None = Field(None, gt=0, le=1, description=GenerationConfig.model_fields["top_p"].description)
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    stop: tuple[StopString, ...] = Field(
         (), description="end right after this string, or after the first of several to be complete"
     )
     seed: int | None = Field(
@@ -90,7 +91,7 @@ class BeamSearchParams(_Call):
     length: int = Field(100, ge=1, description="tokens to generate, at most")
     width: int = Field(4, ge=1, description="texts that are followed side by side")
     alpha: float = Field(0.0, ge=0, le=10, allow_inf_nan=False, description="how much the score makes up for length")
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    stop: tuple[StopString, ...] = ()
 
 
 def list_prompts(prompts: Iterable[str]) -> list[str]:

@@ -26,18 +26,32 @@ class ModelStepper:
         self._model, self._precision, self._chunk = evaluation_view(model), precision, chunk
         self._device = next(model.parameters()).device
         self._state: State = None
+        self._logits = np.zeros((1, 0), np.float32)
 
     def read(self, prompts: Sequence[Tokens]) -> NDArray[np.float32]:
         """Start with these prompts, read one by one, so that each is as it would be alone; logits `(B, V)`."""
         logits, states = [], []
         for prompt in prompts:
             self._state = None
-            for part in torch.from_numpy(prompt).split(self._chunk):
-                last = self._run(part[None])
-            logits.append(last)
+            logits.append(self.extend(prompt))
             states.append(self._state)
         self._state = map_state(lambda *parts: torch.cat(parts), *states)
         return np.concatenate(logits)
+
+    def extend(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Read more tokens of the one text, `(T,)`; logits `(1, V)` after them."""
+        for part in torch.from_numpy(tokens).split(self._chunk):
+            self._run(part[None])
+        return self._logits
+
+    def snapshot(self) -> tuple[State, NDArray[np.float32]]:
+        """The state and the logits, for `restore`; a step makes new ones and changes neither."""
+        return self._state, self._logits
+
+    def restore(self, snapshot: tuple[State, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Go back to where `snapshot` was taken; logits `(1, V)`."""
+        self._state, self._logits = snapshot
+        return self._logits
 
     def step(self, tokens: Tokens) -> NDArray[np.float32]:
         """Read one more token of each text, `(B,)`; logits `(B, V)`."""
@@ -50,4 +64,5 @@ class ModelStepper:
     def _run(self, tokens: Tensor) -> NDArray[np.float32]:
         with torch.inference_mode(), autocast(self._device, self._precision):
             logits, self._state = self._model(tokens.to(self._device), self._state)
-            return logits[:, -1].float().numpy(force=True)
+            self._logits = logits[:, -1].float().numpy(force=True)
+            return self._logits

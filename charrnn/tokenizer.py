@@ -13,6 +13,7 @@ needs nothing but the vocabulary.
 """
 
 import codecs
+import copy
 import json
 import math
 import os
@@ -568,6 +569,12 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer):
         self._token_bytes = tokenizer.token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(getattr(tokenizer, "errors", "replace"))
+
+    def copy(self) -> "StreamDecoder":
+        """Another decoder in the same state."""
+        other = copy.copy(self)
+        other._decoder = copy.copy(self._decoder)
+        return other
 
     def push(self, tokens: Iterable[int]) -> str:
         """The characters that are complete with these tokens; may be empty."""

@@ -332,7 +332,7 @@ def test_a_text_is_what_the_tokens_up_to_the_end_say(ending):
 
 
 def test_a_byte_that_no_end_completes_comes_out_as_unknown():
-    text = _Text(None, None, DocumentTokenizer(ByteTokenizer()))
+    text = _Text(DocumentTokenizer(ByteTokenizer()), None, (), "")
     assert text.push([0xC3, 256, 65]) == "\ufffd"  # half of é, the end, and what was drawn in vain
     assert text.ended
 

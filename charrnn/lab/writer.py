@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from charrnn.lab.worker import Worker
-from charrnn.sampling import TextGenerator
+from charrnn.sampling import TextGenerator, TextStream
+from charrnn.sampling_params import SEEDS
 
 LONGEST = 100_000  # characters of a text that are kept
 REFRESH = 1 / 30  # seconds between two updates of the view; more often costs speed and shows nothing
@@ -32,6 +33,9 @@ class Writer:
         self._show, self._longest = show, longest
         self._worker = Worker()
         self.text, self.characters, self.latest, self.speed, self.turns = "", 0, 0, 0.0, 0
+        self._stream: TextStream | None = None  # writes the text, with
+        self._generator: TextGenerator | None = None
+        self._given = 0  # characters of the prompt that are to come before those that are written
 
     @property
     def running(self) -> bool:
@@ -50,17 +54,29 @@ class Writer:
             generator: writes it.
             settings: as `TextGenerator.stream` takes them; the text is that of `TextGenerator.generate`.
         """
-        if not self.running:
-            self.text, self.characters, self.turns = "", 0, 0
-            self._begin(generator, settings)
+
+        def begin() -> TextStream:
+            stream = generator.stream(**settings)
+            self.text, self.characters, self.turns, self._given = "", 0, 0, len(settings["prompt"])
+            return stream
+
+        self._begin(generator, begin)
 
     def go_on(self, generator: TextGenerator, settings: Mapping[str, Any]) -> None:
         """Go on from the text so far, whatever the prompt; each time with another seed, lest it repeat itself."""
-        if not self.running:
+        rest = {name: value for name, value in settings.items() if name != "prompt"}
+
+        def begin() -> TextStream:
             self.turns += 1
-            seed = settings["seed"]
-            moved = {"prompt": self.text, "seed": None if seed is None else seed + self.turns}
-            self._begin(generator, {**settings, **moved})
+            if rest["seed"] is not None:
+                rest["seed"] = (rest["seed"] + self.turns) % SEEDS
+            if self._stream is not None and self._generator is generator:
+                return self._stream.go_on(**rest)
+            stream = generator.stream(self.text, **rest)  # another network has to read the text
+            self.text, self._given = "", len(self.text)
+            return stream
+
+        self._begin(generator, begin)
 
     def stop(self) -> None:
         """End the text after the characters that are at work."""
@@ -70,21 +86,24 @@ class Writer:
         """Return when nothing is written any more, True, or after `timeout` seconds, False."""
         return self._worker.wait(timeout)
 
-    def _begin(self, generator: TextGenerator, settings: Mapping[str, Any]) -> None:
-        self.latest, self.speed = 0, 0.0
-        self._worker.start(lambda stopping: self._write(generator, dict(settings), stopping), self._show)
+    def _begin(self, generator: TextGenerator, begin: Callable[[], TextStream]) -> None:
+        if not self.running:
+            self.latest, self.speed = 0, 0.0
+            self._worker.start(lambda stopping: self._write(generator, begin, stopping), self._show)
 
-    def _write(self, generator: TextGenerator, settings: dict[str, Any], stopping: threading.Event) -> None:
-        pieces = generator.stream(**settings)
-        if settings["prompt"]:
-            self.text = next(pieces)[-self._longest :]
+    def _write(self, generator: TextGenerator, begin: Callable[[], TextStream], stopping: threading.Event) -> None:
+        self._stream, self._generator = begin(), generator  # the text stays as it is if the settings are wrong
         began, shown = time.monotonic(), 0.0
-        for piece in pieces:
-            self.text = (self.text + piece)[-self._longest :]
-            self.characters += len(piece)
-            self.latest += len(piece)
+        for piece in self._stream:
             now = time.monotonic()
-            self.speed = self.latest / max(now - began, 1e-9)
+            self.text = (self.text + piece)[-self._longest :]
+            if self._given:
+                self._given -= len(piece)
+                began = now
+            else:
+                self.characters += len(piece)
+                self.latest += len(piece)
+                self.speed = self.latest / max(now - began, 1e-9)
             if stopping.is_set():
                 return
             if now - shown >= REFRESH:
