@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from charrnn.lab.draws import plot_draw, plot_following, plot_kept, plot_measures_over, plot_profiles
+from charrnn.lab.draws import (
+    plot_draw,
+    plot_following,
+    plot_frontier,
+    plot_kept,
+    plot_measures_over,
+    plot_profiles,
+    tail_after_slip,
+)
 from charrnn.lab.figures import next_character_probabilities
 from charrnn.models import CharLSTM
 from charrnn.sampling import TextGenerator, sample
@@ -87,3 +95,32 @@ def test_the_smooth_curve_is_the_mean_around_each_place():
         assert value == pytest.approx(bits[place - 2 : place + 3].mean())
     follows = plot_following(np.arange(50.0), np.arange(50.0), window=5)
     assert "correlation is 1.00" in follows.alt
+
+
+def test_a_frontier_names_each_setting():
+    curves = {"cold": [(0.5, 0.9, 0.7), (1, 0.8, 0.9)], "top": [(5, 0.85, 0.75)]}
+    picture = plot_frontier(curves, "words", "variety", "A trade")
+    axes = picture.figure.axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0.9, 0.7], [0.8, 0.9]], [[0.85, 0.75]]]
+    assert [text.get_text() for text in axes.texts] == ["0.5", "1", "5"]
+    assert "cold 0.5 at (0.900, 0.700), 1 at (0.800, 0.900); top 5 at (0.850, 0.750)" in picture.alt
+    with pytest.raises(ValueError, match="at most 4 rules, got 5"):
+        plot_frontier({str(n): curves["top"] for n in range(5)}, "", "", "")
+
+
+def test_the_tail_after_a_slip_is_what_the_model_holds_there():
+    torch.manual_seed(0)
+    generator = TextGenerator(CharLSTM(6, 4), CharTokenizer("\n abcd"))
+    slipped, plain = tail_after_slip(generator, texts=3, length=4, seed=1, tail=0.15)
+    assert slipped.shape == plain.shape == (3, 4)
+    assert ((slipped > 0) & (slipped < 1)).all()
+    assert not np.allclose(slipped[:, 0], plain[:, 0])  # another token was read
+    again, _ = tail_after_slip(generator, texts=3, length=4, seed=1, tail=0.15)
+    assert np.array_equal(slipped, again)
+
+    with torch.no_grad():
+        generator.model.head.weight.zero_()
+        generator.model.head.bias.copy_(torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2, 0.2]).log())
+    slipped, plain = tail_after_slip(generator, texts=2, length=3, seed=1, tail=0.15)  # nothing depends on the text
+    assert np.allclose(slipped, 0.2)
+    assert np.allclose(plain, 0.2)

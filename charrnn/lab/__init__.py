@@ -4,7 +4,15 @@ from charrnn.lab.chooser import ChooserPanel, plot_choice
 from charrnn.lab.curves import plot_curves
 from charrnn.lab.differences import plot_differences
 from charrnn.lab.distribution import DistributionPanel, entropy, next_distribution, plot_distribution
-from charrnn.lab.draws import plot_draw, plot_following, plot_kept, plot_measures_over, plot_profiles
+from charrnn.lab.draws import (
+    plot_draw,
+    plot_following,
+    plot_frontier,
+    plot_kept,
+    plot_measures_over,
+    plot_profiles,
+    tail_after_slip,
+)
 from charrnn.lab.figures import (
     Picture,
     next_character_probabilities,
@@ -121,6 +129,7 @@ __all__ = [
     "plot_draw",
     "plot_following",
     "plot_frequencies",
+    "plot_frontier",
     "plot_gates",
     "plot_ingredients",
     "plot_kept",
@@ -165,6 +174,7 @@ __all__ = [
     "state_gradients",
     "surprise_and_entropy",
     "surprise_to_html",
+    "tail_after_slip",
     "tokens_of",
     "window_table",
     "word_places",

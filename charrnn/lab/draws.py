@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
@@ -11,6 +12,7 @@ from charrnn.characters import visible
 from charrnn.lab.curves import LOOKS
 from charrnn.lab.distribution import entropy
 from charrnn.lab.figures import BLUE, GREY, ORANGE, Picture, course_style, new_figure, percent
+from charrnn.models import evaluation_view
 from charrnn.sampling import TextGenerator
 from charrnn.transforms import softmax
 
@@ -180,3 +182,63 @@ def plot_following(temperatures: ArrayLike, bits: ArrayLike, window: int = 9) ->
         f"{np.max(temperatures):g}, the mean surprise between {smooth.min():.2f} and {smooth.max():.2f} bits; their "
         f"correlation is {np.corrcoef(middle, smooth)[0, 1]:.2f}.",
     )
+
+
+@course_style()
+def plot_frontier(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]], xlabel: str, ylabel: str, title: str
+) -> Picture:
+    """What settings trade for each other: a curve for each rule, each of its points named by its setting.
+
+    Args:
+        curves: by rule a list of (setting, x, y).
+        xlabel: what x is.
+        ylabel: what y is.
+        title: stands above.
+
+    Raises:
+        ValueError: more than four rules.
+    """
+    if len(curves) > len(LOOKS):
+        raise ValueError(f"expected at most {len(LOOKS)} rules, got {len(curves)}")
+    figure, axes = new_figure(8.0, 4.2)
+    said = []
+    for (name, points), (color, line, marker) in zip(curves.items(), LOOKS, strict=False):
+        _, x, y = zip(*points, strict=True)
+        axes.plot(x, y, line, marker=marker, color=color, markersize=6, label=name)
+        for setting, *place in points:
+            axes.annotate(f"{setting:g}", place, (5, 4), textcoords="offset points", color=color, fontsize=8)
+        said.append(f"{name} " + ", ".join(f"{s:g} at ({a:.3f}, {b:.3f})" for s, a, b in points))
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.legend(frameon=False)
+    return Picture(figure, f"{ylabel} over {xlabel}, a curve for each rule: {'; '.join(said)}.")
+
+
+def tail_after_slip(
+    generator: TextGenerator, texts: int, length: int, seed: int, tail: float = 0.001
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probability of a slip, a token less likely than `tail`, at each place after a forced slip, and after none.
+
+    Each text begins with 100 tokens drawn at temperature 1. Then it goes on twice: with a token from the tail, and with
+    one from outside it.
+
+    Returns:
+        `(texts, length)` each: what the tail holds at the places that follow.
+    """
+    random = torch.Generator().manual_seed(seed)
+    model = evaluation_view(generator.model)
+    begun = generator.generate_batch([""] * texts, 100, seed=seed)
+    tokens = torch.from_numpy(np.stack([generator.tokenizer.encode("\n" + text) for text in begun]).astype(np.int64))
+    with torch.no_grad():
+        logits, start = model(tokens)
+        p = logits[:, -1].softmax(-1)
+        held = []
+        for first in (p * (p < tail), p * (p >= tail)):
+            token, state, places = torch.multinomial(first, 1, generator=random), start, []
+            for _ in range(length):
+                logits, state = model(token, state)
+                q = logits[:, -1].softmax(-1)
+                places.append((q * (q < tail)).sum(-1))
+                token = torch.multinomial(q, 1, generator=random)
+            held.append(torch.stack(places, dim=1).double().numpy())
+    return held[0], held[1]
