@@ -60,7 +60,7 @@ class Picture:
         drawn, small = io.BytesIO(), io.BytesIO()
         self.figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight", facecolor="white")
         image = Image.open(drawn).convert("RGB")
-        image.quantize(256, dither=Image.Dither.NONE).save(small, format="png")
+        image.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
         return small.getvalue()
 
     def _ipython_display_(self) -> None:
@@ -220,7 +220,11 @@ def plot_real_words(temperatures: Sequence[float], shares: Sequence[float]) -> P
     for temperature, share in zip(temperatures, shares, strict=True):
         axes.annotate(f"{share:.0%}", (temperature, share), (0, 7), textcoords="offset points", ha="center")
     axes.set(
-        xlabel="temperature", ylabel="share of real words", ylim=(0, 1.12), title="How many of its words are real?"
+        xlabel="temperature",
+        ylabel="share of real words",
+        ylim=(0, 1.12),
+        xticks=temperatures,
+        title="How many of its words are real?",
     )
     alt = (
         f"Line chart: {shares[0]:.0%} of the words are Shakespeare's at temperature {temperatures[0]}, "

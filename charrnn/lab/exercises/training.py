@@ -264,38 +264,38 @@ TRAINING["smoothed_loss"] = Exercise(
 # ------------------------------------------------------------------------------------------------------ muon_direction
 
 
-def _with_singular_values(gradient: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    U, S, Vh = torch.linalg.svd(gradient, full_matrices=False)  # noqa: N806
+def _with_singular_values(momentum: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    U, S, Vh = torch.linalg.svd(momentum, full_matrices=False)  # noqa: N806
     return U * function(S) @ Vh
 
 
-def _with_v_transposed(gradient: Tensor) -> Tensor:
-    U, _, Vh = torch.linalg.svd(gradient, full_matrices=False)  # noqa: N806
+def _with_v_transposed(momentum: Tensor) -> Tensor:
+    U, _, Vh = torch.linalg.svd(momentum, full_matrices=False)  # noqa: N806
     return U @ Vh.T
 
 
 TRAINING["muon_direction"] = Exercise(
     task=(
-        "Take a gradient (M, N) of full rank; return the matrix of the same shape with the same singular vectors, "
+        "Take a momentum (M, N) of full rank; return the matrix of the same shape with the same singular vectors, "
         "whose singular values are all 1. Here exactly: use torch.linalg.svd."
     ),
-    solution=lambda gradient: _with_singular_values(gradient, torch.ones_like),
+    solution=lambda momentum: _with_singular_values(momentum, torch.ones_like),
     mistakes={
-        "the gradient is divided by the norm of all its entries; its singular values have become smaller, but keep "
-        "their proportions.": lambda gradient: gradient / gradient.norm(),
-        "the gradient is divided by its largest singular value; the others should become 1, too.": lambda gradient: (
-            gradient / torch.linalg.matrix_norm(gradient, 2)
+        "the matrix is divided by the norm of all its entries; its singular values have become smaller, but keep "
+        "their proportions.": lambda momentum: momentum / momentum.norm(),
+        "the matrix is divided by its largest singular value; the others should become 1, too.": lambda momentum: (
+            momentum / torch.linalg.matrix_norm(momentum, 2)
         ),
         "those are the signs of the entries, Adam's first step; the singular values have to become 1.": torch.sign,
         "each row is given the length 1, which leaves the rows as they point; they have to stand at right angles "
-        "as well.": lambda gradient: gradient / gradient.norm(dim=1, keepdim=True),
+        "as well.": lambda momentum: momentum / momentum.norm(dim=1, keepdim=True),
         "each column is given the length 1, which leaves the columns as they point; they have to stand at right angles "
-        "as well.": lambda gradient: gradient / gradient.norm(dim=0, keepdim=True),
+        "as well.": lambda momentum: momentum / momentum.norm(dim=0, keepdim=True),
         "torch.linalg.svd returns V already transposed, as Vh, and yours transposes it again: the product is U @ Vh.": (
             _with_v_transposed
         ),
-        "the singular values are turned over, 1/s for s: what was small is now large.": lambda gradient: (
-            _with_singular_values(gradient, torch.reciprocal)
+        "the singular values are turned over, 1/s for s: what was small is now large.": lambda momentum: (
+            _with_singular_values(momentum, torch.reciprocal)
         ),
     },
     cases=lambda: [randn((4, 4), seed=1), randn((6, 3), seed=2), randn((2, 5), seed=3)],
