@@ -16,6 +16,8 @@ from charrnn.lab.surprise import (
     plot_surprise,
     summary,
     surprise,
+    surprise_and_entropy,
+    surprise_and_entropy_at,
     surprise_to_html,
     tokens_of,
 )
@@ -133,3 +135,11 @@ def test_the_box_has_a_class_and_a_name(generator):
     assert "t-text" in box._dom_classes
     assert box.description == "text"
     assert not box.continuous_update
+
+
+def test_at_temperature_1_the_bits_are_those_of_the_text(generator):
+    bits, entropy = surprise_and_entropy(generator, "abba")
+    (came, _), (expected, flat) = surprise_and_entropy_at(generator, "abba", [1.0, 1e9])
+    assert came == pytest.approx(bits.mean(), abs=1e-5)
+    assert expected == pytest.approx(entropy.mean(), abs=1e-5)
+    assert flat == pytest.approx(np.log2(generator.tokenizer.vocab_size))

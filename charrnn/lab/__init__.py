@@ -71,8 +71,10 @@ from charrnn.lab.states import (
 from charrnn.lab.states_panel import StatesPanel
 from charrnn.lab.surprise import (
     SurprisePanel,
+    logits_along,
     plot_surprise,
     surprise_and_entropy,
+    surprise_and_entropy_at,
     surprise_to_html,
     tokens_of,
 )
@@ -113,6 +115,7 @@ __all__ = [
     "learning_rate_picture",
     "line_positions",
     "log_slope",
+    "logits_along",
     "losses_of",
     "next_character_probabilities",
     "next_distribution",
@@ -173,6 +176,7 @@ __all__ = [
     "small_trainer",
     "state_gradients",
     "surprise_and_entropy",
+    "surprise_and_entropy_at",
     "surprise_to_html",
     "tail_after_slip",
     "tokens_of",

@@ -4,20 +4,24 @@ T  tokens of the text     V  vocab_size     surprise  -log2 p in bits, where p i
 """
 
 import html
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ipywidgets
 import numpy as np
+import torch
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.patches import Rectangle
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from charrnn.characters import visible
 from charrnn.lab.figures import ORANGE, Picture, course_style, new_figure
 from charrnn.lab.panel import WIDE, ControlPanel, alert
+from charrnn.models import evaluation_view
 from charrnn.sampling import TextGenerator
 from charrnn.scoring import Bits, score
+from charrnn.transforms import log_softmax
 
 GROUND = LinearSegmentedColormap.from_list("surprise", ["white", ORANGE])  # black on each has a contrast of at least 5
 STRONGEST = 8.0  # bits that have the full colour
@@ -36,6 +40,29 @@ def surprise_and_entropy(generator: TextGenerator, text: str, chunk: int = 1024)
     """
     found = score(generator, text, chunk)
     return found.surprisal, found.entropy
+
+
+def logits_along(generator: TextGenerator, text: str) -> NDArray[np.float64]:
+    """Logits `(T, V)` of each token of `text`, which is read after a newline."""
+    tokens = torch.from_numpy(generator.tokenizer.encode("\n" + text).astype(np.int64))
+    with torch.no_grad():
+        return evaluation_view(generator.model)(tokens[None, :-1])[0][0].double().numpy(force=True)
+
+
+def surprise_and_entropy_at(
+    generator: TextGenerator, text: str, temperatures: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean surprise and mean entropy of the tokens of `text` at each temperature, in bits: `(len(temperatures),)` each.
+
+    The first is the cross-entropy of text and network, the second the surprise that the network expects.
+    """
+    logits, ids = logits_along(generator, text), generator.tokenizer.encode(text)
+    came, expected = [], []
+    for temperature in temperatures:
+        log_p = log_softmax(logits / temperature) / math.log(2)  # (T, V)
+        came.append(-log_p[np.arange(len(ids)), ids].mean())
+        expected.append(-(np.exp2(log_p) * log_p).sum(axis=-1).mean())
+    return np.array(came), np.array(expected)
 
 
 def tokens_of(generator: TextGenerator, text: str) -> list[str]:
