@@ -312,3 +312,16 @@ def test_every_control_has_a_class_and_a_label(generator):
     for name, control in lab.GenerationPanel(generator).controls.items():
         assert f"t-{name}" in control._dom_classes
         assert control.description
+
+
+def test_real_words_have_a_tick_for_each_temperature():
+    axes = lab.plot_real_words([0.2, 0.5, 2.0], [0.9, 0.8, 0.4]).figure.axes[0]
+    assert axes.get_xticks().tolist() == [0.2, 0.5, 2.0]
+
+
+def test_a_speakers_colon_leaves_less_choice_than_a_q():
+    """An answer in notebook 00."""
+    generator = charrnn.load_model("checkpoints/shakespeare-lstm")
+    (end, surest), (u, sure) = (lab.next_character_probabilities(generator, p, 1)[0] for p in ("TROILUS:", "The q"))
+    assert (end, u) == ("\n", "u")
+    assert surest > sure > 0.99

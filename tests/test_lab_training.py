@@ -9,8 +9,10 @@ import torch
 
 import charrnn
 from charrnn import lab
-from charrnn.config import ConfigError, TrainingConfig
+from charrnn.config import ConfigError, ModelConfig, TrainingConfig
+from charrnn.corpus import CharDataset
 from charrnn.lab.speedrun import best_before
+from charrnn.models import build_model
 from charrnn.schedules import plateau, rate_factor
 from charrnn.training import Stepped
 from tests.conftest import globals_kept
@@ -218,3 +220,16 @@ def test_all_of_a_speedrun_is_inside_the_picture():
     low, high = lab.plot_speedrun(LOG, "Title").figure.axes[0].get_xlim()
     assert low < 1.6  # the lowest prediction
     assert high > 2.2
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_windows_are_read_with_the_state_carried_or_from_nothing(carry):
+    tokens = np.random.default_rng(0).integers(5, size=200).astype(np.uint8)
+    model = build_model(ModelConfig(type="lstm", hidden_size=4, num_layers=1, dropout=0.0), 5, seed=1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    seen = []
+    model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    lab.train_on_windows(model, CharDataset(tokens, batch_size=2, seq_length=10, seed=1), steps=4, carry=carry)
+    assert [state is not None for state in seen] == [False, carry, carry, carry]
+    assert not any(tensor.requires_grad for state in seen[1:] if state for layer in state for tensor in layer)
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))

@@ -55,7 +55,7 @@ from charrnn.lab.playground import Playground
 from charrnn.lab.rates import plot_plateau, plot_schedules
 from charrnn.lab.runs import learning_rate_picture, run_picture
 from charrnn.lab.setting import Profile, check_machine, profile
-from charrnn.lab.small_runs import SMALL, losses_of, recorded, records_of, small_trainer
+from charrnn.lab.small_runs import SMALL, losses_of, recorded, records_of, small_trainer, train_on_windows
 from charrnn.lab.speedrun import plot_speedrun
 from charrnn.lab.states import (
     Components,
@@ -180,6 +180,7 @@ __all__ = [
     "surprise_to_html",
     "tail_after_slip",
     "tokens_of",
+    "train_on_windows",
     "window_table",
     "word_places",
 ]

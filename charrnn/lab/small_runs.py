@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from charrnn.config import RunConfig
-from charrnn.corpus import Tokens
-from charrnn.models import build_model
+from charrnn.corpus import CharDataset, Tokens
+from charrnn.models import CharModel, build_model, detach_state
 from charrnn.training import Evaluated, Event, Logged, Trainer
 
 SMALL: dict[str, Any] = {  # named as on the command line; the loop without any ingredient
@@ -66,3 +70,17 @@ def recorded(trainer: Trainer, *monitors: Callable[[Event], None]) -> Iterator[d
 def losses_of(records: Sequence[Mapping[str, Any]], event: str = "evaluated") -> list[float]:
     """The losses of `logged` or `evaluated` records, in order."""
     return [record["loss"] for record in records if record["event"] == event]
+
+
+def train_on_windows(
+    model: CharModel, dataset: CharDataset, steps: int, carry: bool, learning_rate: float = 0.01
+) -> None:
+    """Train a model on the first windows of an epoch, its state carried from one to the next, or empty in each."""
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.0, fused=True)
+    state = None
+    for window in islice(dataset.windows(epoch=0), steps):
+        logits, state = model(window.inputs, detach_state(state) if carry and state else None)
+        optimizer.zero_grad()
+        F.cross_entropy(logits.flatten(0, 1), window.targets.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
+        optimizer.step()
