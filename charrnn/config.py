@@ -473,7 +473,7 @@ def explain(error: ValidationError, known: Mapping[str, Any], where: str = "") -
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}"
     message = problem["msg"].replace("Input should be ", "expected ").replace("or instance of ", "or section ")
-    message = message.replace("String should have", "expected")
+    message = message.replace("String should have", "expected").split(", unable to parse")[0]
     for comparison in ("greater", "less"):
         message = message.replace(f"expected {comparison}", f"expected a value {comparison}")
     got = repr(problem["input"])

@@ -107,5 +107,5 @@ def list_prompts(prompts: Iterable[str]) -> list[str]:
         raise ConfigError("prompts: expected at least one, got none")
     for i, prompt in enumerate(listed):
         if not isinstance(prompt, str):
-            raise ConfigError(f"prompts: expected strings, got {prompt!r} at position {i}")
+            raise ConfigError(f"prompt {i}: expected a string, got {prompt!r}")
     return listed
