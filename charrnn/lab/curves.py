@@ -54,7 +54,7 @@ def plot_curves(
             color=GREY,
         )
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, **limits)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2 if len(curves) > 3 else 1)
     ends = [np.asarray(curve["x"])[[0, -1]] for curve in curves.values()]
     begin, end = (f"{x:,.0f}" if x >= 1000 else f"{x:.3g}" for x in (np.min(ends), np.max(ends)))
     if np.max(ends) >= 10_000:
