@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 # the run you trained last, else the model that ships
-CHECKPOINT ?= $(patsubst %/config.json,%,$(firstword $(shell ls -t checkpoints/*/config.json checkpoints/*/best/config.json 2>/dev/null)))
+SHIPPED := checkpoints/shakespeare-lstm/config.json checkpoints/shakespeare-rnn/config.json
+OWN = $(filter-out $(SHIPPED),$(shell ls -t checkpoints/*/config.json checkpoints/*/best/config.json 2>/dev/null))
+CHECKPOINT ?= $(patsubst %/config.json,%,$(firstword $(OWN) $(SHIPPED)))
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 # what is taken out of a notebook before it is committed: widgets, which mean nothing without their kernel, and timings
 STRIP := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=widget \

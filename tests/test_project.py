@@ -1,7 +1,10 @@
 """The files around the code: pins, README, the shipped checkpoint, notebooks."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -143,3 +146,20 @@ def test_no_trace_of_a_pickle():
         assert not re.search(
             r"\bimport pickle\b|(?<!safetensors\.)\btorch\.(load|save)\b", path.read_text(encoding="utf-8")
         ), path
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_sample_takes_the_run_trained_last_else_the_lstm_that_ships(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+
+    def taken(**ages):
+        for name, age in ages.items():
+            path = tmp_path / "checkpoints" / name.replace("_", "-") / "config.json"
+            path.parent.mkdir(parents=True)
+            path.touch()
+            os.utime(path, (10**9 - age, 10**9 - age))
+        command = ["make", "--dry-run", "--old-file=.venv/ready", "sample"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()[-1]
+
+    assert taken(shakespeare_lstm=2, shakespeare_rnn=1) == "checkpoints/shakespeare-lstm"
+    assert taken(older=4, mine=3) == "checkpoints/mine"
