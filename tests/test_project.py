@@ -158,7 +158,7 @@ def test_make_sample_takes_the_run_trained_last_else_the_lstm_that_ships(tmp_pat
             path.parent.mkdir(parents=True)
             path.touch()
             os.utime(path, (10**9 - age, 10**9 - age))
-        command = ["make", "--dry-run", "--old-file=.venv/ready", "sample"]
+        command = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/ready", "sample"]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()[-1]
 
     assert taken(shakespeare_lstm=2, shakespeare_rnn=1) == "checkpoints/shakespeare-lstm"
