@@ -307,7 +307,7 @@ class TextStream(Iterator[str]):
         ]
         self._tokenizer, self._stepper = tokenizer, stepper
         # where the text is: the state of the model, the tokens beyond it that were shown, characters half written
-        self._state, self._shown, self._decoder = stepper.snapshot(), tokens[:0], StreamDecoder(tokenizer)
+        self._state, self._shown, self._text_decoder = stepper.snapshot(), tokens[:0], StreamDecoder(tokenizer)
         self._tail = ""  # as much of what was shown as a stop string may begin in
         self._begin(params)
 
@@ -343,12 +343,12 @@ class TextStream(Iterator[str]):
         blocks = _draw(self._stepper, logits, reshape, uniform, _growing())
         while not text.ended:
             tokens = next(blocks)[:, 0]
-            text.decoder = self._decoder.copy()
+            text.text_decoder = self._text_decoder.copy()
             piece = text.push(tokens.tolist())
             if text.ended:
-                self._shown, self._decoder = self._part(tokens, piece)
+                self._shown, self._text_decoder = self._part(tokens, piece)
             else:
-                self._state, self._decoder = self._stepper.snapshot(), text.decoder
+                self._state, self._text_decoder = self._stepper.snapshot(), text.text_decoder
             if piece:
                 yield self._noted(piece)
 
@@ -366,7 +366,7 @@ class TextStream(Iterator[str]):
 
     def _part(self, tokens: Tokens, piece: str) -> tuple[Tokens, StreamDecoder]:
         """Those of the last tokens that spell `piece`, which may end within one, and the decoder after them."""
-        decoder, missing = self._decoder.copy(), piece
+        decoder, missing = self._text_decoder.copy(), piece
         for i, token in enumerate(tokens.tolist()):
             if not missing or token == self._tokenizer.end:
                 return tokens[:i], decoder
@@ -460,7 +460,7 @@ class _Text:
         self._stops = stops
         self._longest = max(map(len, stops), default=0)
         self._tail = self._end_of(before)
-        self.decoder = StreamDecoder(tokenizer)
+        self.text_decoder = StreamDecoder(tokenizer)
         self._end = tokenizer.end
         self.ended = length == 0
 
@@ -470,8 +470,8 @@ class _Text:
             return ""
         tokens = list(tokens)
         at_end = self._end is not None and self._end in tokens
-        piece = self.decoder.push(tokens[: tokens.index(self._end)] if at_end else tokens)
-        piece = (piece + self.decoder.flush() if at_end else piece)[: self._missing]
+        piece = self.text_decoder.push(tokens[: tokens.index(self._end)] if at_end else tokens)
+        piece = (piece + self.text_decoder.flush() if at_end else piece)[: self._missing]
         if self._stops:
             piece = self._up_to_a_stop(piece)
         self.ended |= at_end
