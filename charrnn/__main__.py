@@ -11,7 +11,7 @@ def main() -> int:
     if before is signal.default_int_handler:  # a shell script starts background jobs with SIGINT ignored: keep that
         # not a KeyboardInterrupt: an extension module that is loading can turn it into an ImportError or swallow it
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    from charrnn.cli import main
+    from charrnn.cli.main import main
 
     signal.signal(signal.SIGINT, before)
     return main()

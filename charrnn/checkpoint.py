@@ -30,24 +30,25 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from charrnn.atomic import rename
-from charrnn.config import ConfigError, ModelConfig, RunConfig, parse_config
-from charrnn.tokenizer import Tokenizer, tokenizer_from_json
+from charrnn.config import RENAMED_BACKENDS, ModelConfig, RunConfig, parse_config, with_new_names
+from charrnn.data.tokenizer import Tokenizer, tokenizer_from_json
+from charrnn.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:  # what only reads weights does without PyTorch, which takes seconds to load
     import torch
     from torch import Tensor
 
-    from charrnn.models import CharModel
+    from charrnn.models.recurrent import CharModel
 
 FORMAT = 1
+
 FILES = ("config.json", "tokenizer.json", "training_state.json", "model.safetensors")
+
 OPTIMIZER = "optimizer.safetensors"
+
 STALE = 3600  # seconds after which nobody writes to a temporary directory any more
+
 ATTEMPTS = 20  # at reading a checkpoint that is being replaced
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is absent, damaged or does not fit; the message names the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Checkpoint:
         weights: by their names in the model's state_dict, in fp32.
         training_state: where the run stood.
         bytes: size of its files on disk, without the optimizer's.
-        tensors: what `Trainer.restore` needs, where it was read to resume.
+        tensors: what `Trainer.load_state_dict` needs, where it was read to resume.
     """
 
     path: Path
@@ -77,7 +78,7 @@ class Checkpoint:
         """The model, on the CPU, in fp32 and evaluation mode."""
         import torch
 
-        from charrnn.models import build_model
+        from charrnn.models.build import build_model
 
         model = build_model(self.config.model, self.tokenizer.vocab_size)
         model.load_state_dict({name: torch.tensor(weight) for name, weight in self.weights.items()})
@@ -101,7 +102,7 @@ def save_checkpoint(
         tokenizer: the one it was trained with.
         config: of the run; its model section is replaced by what `model` is.
         training_state: plain numbers and strings.
-        tensors: what `Trainer.tensors` gave, to resume from.
+        tensors: what `Trainer.state_dict` gave, to resume from.
         dtype: of the weights on disk; None keeps fp32.
 
     Raises:
@@ -153,7 +154,7 @@ def load_checkpoint(path: str | Path, resume: bool = False) -> Checkpoint:
             + (newer if isinstance(theirs, int) and theirs > FORMAT else "")
         )
     try:
-        config = parse_config(about["config"], str(path / "config.json"))
+        config = parse_config(with_new_names(about["config"]), str(path / "config.json"))
         tokenizer = tokenizer_from_json(files["tokenizer.json"].decode("utf-8", "replace"))
     except KeyError as error:
         raise CheckpointError(f"{path / 'config.json'}: expected the key {error}, got none") from error
@@ -161,12 +162,15 @@ def load_checkpoint(path: str | Path, resume: bool = False) -> Checkpoint:
         raise CheckpointError(str(error)) from error
     except ValueError as error:
         raise CheckpointError(f"{path / 'tokenizer.json'}: {error}") from error
+    state = _parse_json(path / "training_state.json", files["training_state.json"])
+    if isinstance(progress := state.get("progress"), dict) and "backend" in progress:
+        progress["backend"] = RENAMED_BACKENDS.get(progress["backend"], progress["backend"])
     return Checkpoint(
         path,
         config,
         tokenizer,
         _parse_weights(path / "model.safetensors", files["model.safetensors"], config.model, tokenizer.vocab_size),
-        _parse_json(path / "training_state.json", files["training_state.json"]),
+        state,
         sum(len(files[name]) for name in FILES),
         _parse_tensors(path / OPTIMIZER, files[OPTIMIZER]) if resume else None,
     )

@@ -16,9 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-
-class ConfigError(ValueError):
-    """A setting that is unknown or out of range; the message names it and where it came from."""
+from charrnn.errors import ConfigError
 
 
 class _Section(BaseModel):
@@ -65,7 +63,7 @@ class ModelConfig(_Section):
     tie_weights: bool = Field(False, description="the head reads with the embedding's vectors (Press & Wolf, 2017)")
     input_dropout: float = Field(0.0, ge=0, lt=1, description="share of the embedding's units dropped while training")
     output_dropout: float = Field(0.0, ge=0, lt=1, description="share of the top layer's units dropped for the head")
-    variational: bool = Field(
+    variational_dropout: bool = Field(
         False, description="drop the same units at every step of a window (Gal & Ghahramani, 2016)"
     )
 
@@ -110,11 +108,13 @@ class TrainingConfig(_Section):
     seq_length: int = Field(
         50, ge=1, le=2**20, description="tokens a gradient flows back through; context is carried beyond it"
     )
-    start_length: int | None = Field(
+    seq_length_start: int | None = Field(
         None, ge=1, description="tokens in the first windows, which double up to seq_length; null: all are that long"
     )
-    growth: float = Field(0.25, gt=0, description="epochs in which the windows grow from start_length to seq_length")
-    accumulation: int = Field(
+    seq_length_warmup_epochs: float = Field(
+        0.25, gt=0, description="epochs in which the windows grow from seq_length_start to seq_length"
+    )
+    micro_batches: int = Field(
         1, ge=1, description="parts that the streams of a step are computed in, one after another, to save memory"
     )
     optimizer: Literal["adamw", "adam", "muon", "rmsprop", "sgd"] = Field(
@@ -130,7 +130,7 @@ class TrainingConfig(_Section):
     grad_clip: float | None = Field(
         5.0, gt=0, description="largest norm of the whole gradient; longer ones are scaled down; null: no clipping"
     )
-    clip_by: Literal["norm", "value"] = Field(
+    grad_clip_mode: Literal["norm", "value"] = Field(
         "norm", description="value: grad_clip bounds each entry of the gradient, as in 2015"
     )
     label_smoothing: float = Field(
@@ -186,8 +186,11 @@ class TrainingConfig(_Section):
 
 
 WITH_ESCAPES = ("separator", "allow", "forbid", "stop", "prompt")  # settings in which a newline can be typed
+
 ESCAPES = r"\n is a newline, \t a tab, \\ a backslash"
+
 TOKENS = ("tokenizer", "vocab_size", "min_frequency")  # the settings that a trained model's vocabulary decides
+
 BUDGETS = ("max_epochs", "max_steps", "max_seconds")
 
 
@@ -284,7 +287,7 @@ class GenerationConfig(_Section):
         None, ge=0, le=1, description="leave out tokens less likely than this share of the likeliest"
     )
     typical_p: float | None = Field(
-        None, gt=0, le=1, description="sample among the tokens of the most typical surprise that hold this probability"
+        None, gt=0, le=1, description="sample among the tokens of the most typical surprisal that hold this probability"
     )
     repetition_penalty: float | None = Field(
         None,
@@ -315,7 +318,7 @@ class LoggingConfig(_Section):
     checkpoint_dir: str = Field("checkpoints", description="folder that a run's own folder is made in")
     log_interval: int = Field(100, ge=1, description="steps between reports of the training loss")
     tensorboard: bool = Field(False, description="write TensorBoard files, too")
-    keep_best: int = Field(
+    save_top_k: int = Field(
         0, ge=0, description="best checkpoints kept beside best/, in folders such as lm_lstm_step4000_epoch10.00_1.2345"
     )
 
@@ -327,7 +330,7 @@ class DeviceConfig(_Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the large products; auto: the fastest that is safe here"
     )
-    backend: Literal["auto", "native", "compiled", "fused", "readable"] = Field(
+    backend: Literal["auto", "torch", "numba", "fused", "reference"] = Field(
         "auto",
         description="what trains the layers: PyTorch's own, our kernels (compiled: an LSTM's, on a CPU) or the "
         "equations step by step; auto: the fastest",
@@ -373,6 +376,18 @@ class RunConfig(_Section):
             section, key = fields[name]
             tree[section][key] = value
         return parse_config(tree)
+
+
+# names of earlier versions: checkpoints that have them are read, and errors about them give the new name
+RENAMED = {
+    "variational": "variational_dropout",
+    "start_length": "seq_length_start",
+    "growth": "seq_length_warmup_epochs",
+    "accumulation": "micro_batches",
+    "clip_by": "grad_clip_mode",
+    "keep_best": "save_top_k",
+}
+RENAMED_BACKENDS = {"native": "torch", "compiled": "numba", "readable": "reference"}
 
 
 def config_fields(*sections: str) -> Iterator[tuple[str, str, str, FieldInfo]]:
@@ -438,6 +453,20 @@ def _with_each_text(change: Callable[[str], str], tree: Any) -> Any:
     }
 
 
+def with_new_names(tree: Any) -> Any:
+    """The configuration in a checkpoint, which may be of an earlier version, under today's names."""
+    if not isinstance(tree, Mapping):
+        return tree
+    renamed = {
+        section: {RENAMED.get(key, key): value for key, value in values.items()}
+        for section, values in tree.items()
+        if isinstance(values, Mapping)
+    }
+    if "backend" in (device := renamed.get("device", {})):
+        device["backend"] = RENAMED_BACKENDS.get(device["backend"], device["backend"])
+    return {**tree, **renamed}
+
+
 def parse_config(tree: Any, source: str = "") -> RunConfig:
     """The run that nested dictionaries describe; `source` is named in errors.
 
@@ -481,6 +510,8 @@ def explain(error: ValidationError, known: Mapping[str, Any], where: str = "") -
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    if name in RENAMED:
+        return f"; it is now called {RENAMED[name]!r}"
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
 
@@ -512,7 +543,9 @@ def _whole_number(_: yaml.Loader, node: yaml.ScalarNode) -> int:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
 _Dumper.add_representer(str, _Dumper.represent_str)
+
 for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -522,3 +555,5 @@ for _kind, _pattern, _first in (
 ):
     for _yaml in (_Loader, _Dumper):
         _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), _first)
+
+EPS = 1e-5  # added to a variance before it divides

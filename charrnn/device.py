@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from charrnn.config import ConfigError, DeviceConfig, RunConfig
+from charrnn.config import DeviceConfig, RunConfig
+from charrnn.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 POSSIBLE = {"cpu": ("fp32", "bf16"), "mps": ("fp32",), "cuda": ("fp32", "bf16", "fp16")}
 
 
@@ -60,17 +62,17 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
-def select_fastest(
+def autotune(
     config: DeviceConfig, device: torch.device, backends: Sequence[str], run_once: Callable[[str, str], None]
 ) -> tuple[str, str]:
     """The backend and the precision that `config` asks for; `auto` is the fastest of what is safe.
 
     A GPU is fastest with half precision and the first of `backends`. On a CPU it depends on processor, cell and size,
-    so `run_once`, one training step without its update, is timed with each combination. The readable backend is for
+    so `run_once`, one training step without its update, is timed with each combination. The reference backend is for
     reading: it is used where it is asked for.
     """
     precisions = candidate_precisions(device) if config.precision == "auto" else [config.precision]
-    backends = [name for name in backends if name != "readable"] if config.backend == "auto" else [config.backend]
+    backends = [name for name in backends if name != "reference"] if config.backend == "auto" else [config.backend]
     if device.type != "cpu":
         return backends[0], precisions[-1]
     candidates = list(itertools.product(backends, precisions))

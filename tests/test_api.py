@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import charrnn
-from charrnn.api import Run, new_run_directory
-from charrnn.checkpoint import CheckpointError, load_checkpoint
-from charrnn.config import ConfigError, RunConfig, dump_config
-from charrnn.monitors import read_metrics
-from charrnn.sources import CorpusError
-from charrnn.training import DivergedError, Evaluated, Stepped
+from charrnn.checkpoint import load_checkpoint
+from charrnn.config import RunConfig, dump_config
+from charrnn.errors import CheckpointError, ConfigError, CorpusError, DivergedError
+from charrnn.training.callbacks import read_metrics
+from charrnn.training.events import Evaluated, Stepped
+from charrnn.training.run import Run, new_run_directory
 
 from .conftest import TINY
 
@@ -124,7 +124,7 @@ def test_training_leaves_the_process_as_it_was(text_file):
     torch.set_num_threads(3)
     during = set()
     try:
-        charrnn.train(text_file, monitors=(lambda event: during.add(torch.get_num_threads()),), **TINY)
+        charrnn.train(text_file, callbacks=(lambda event: during.add(torch.get_num_threads()),), **TINY)
         assert torch.get_num_threads() == 3
         assert during == {TINY["threads"]}
     finally:
@@ -474,7 +474,7 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(tiny, tmp_path, monkey
     def acquire(lock):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("charrnn.api.FileLock.acquire", acquire)
+    monkeypatch.setattr("charrnn.training.run.FileLock.acquire", acquire)
     Run.start(tiny, tmp_path / "run").fit()
     assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 12
 
@@ -527,14 +527,14 @@ def test_what_is_kept_is_the_mean_of_the_weights_that_was_measured(tiny, tmp_pat
     assert charrnn.evaluate(best).loss == pytest.approx(run.trainer.progress.best_loss)
     last = load_checkpoint(tmp_path / "run" / "last")
     flat, of_run = torch.nn.utils.parameters_to_vector, run.trainer
-    assert torch.equal(weights(last), flat(of_run.average.parameters()))
+    assert torch.equal(weights(last), flat(of_run.ema_model.parameters()))
     assert not torch.equal(weights(last), flat(of_run.model.parameters()))
     unwritten = Run.start(tiny.override({"ema_decay": 0.9, "max_steps": 5}))
-    assert unwritten.fit().model is unwritten.trainer.average
+    assert unwritten.fit().model is unwritten.trainer.ema_model
 
 
 def test_the_best_few_are_kept_under_names_that_say_it(tiny, tmp_path):
-    run = Run.start(tiny.override({"keep_best": 2, "max_steps": 40, "learning_rate": 0.01}), tmp_path / "run")
+    run = Run.start(tiny.override({"save_top_k": 2, "max_steps": 40, "learning_rate": 0.01}), tmp_path / "run")
     run.fit()
     lowest = sorted((loss, step, epoch) for step, epoch, loss in run.trainer.progress.history)[:2]
     expected = {f"lm_lstm_step{step}_epoch{epoch:.2f}_{loss:.4f}" for loss, step, epoch in lowest}
@@ -547,7 +547,7 @@ def test_the_best_few_are_kept_under_names_that_say_it(tiny, tmp_path):
 
 def test_kept_checkpoints_of_equal_epoch_and_loss_are_all_kept(tiny, tmp_path):
     """With a rate of nearly nothing every loss rounds alike, and on a long text so does the epoch."""
-    tiny = tiny.override({"keep_best": 3, "learning_rate": 1e-12, "eval_interval": 1, "max_steps": 3})
+    tiny = tiny.override({"save_top_k": 3, "learning_rate": 1e-12, "eval_interval": 1, "max_steps": 3})
     Run.start(tiny, tmp_path / "run").fit()
     kept = sorted(path.name.split("_epoch")[0] for path in (tmp_path / "run").glob("lm_*"))
     assert kept == ["lm_lstm_step1", "lm_lstm_step2", "lm_lstm_step3"]
@@ -579,7 +579,7 @@ def test_what_only_looks_like_a_kept_checkpoint_is_left_alone(tiny, tmp_path):
     ]
     for path in mine:
         path.mkdir(parents=True)
-    Run.start(tiny.override({"keep_best": 1, "learning_rate": 0.01}), tmp_path / "run").fit()
+    Run.start(tiny.override({"save_top_k": 1, "learning_rate": 0.01}), tmp_path / "run").fit()
     assert all(path.is_dir() for path in mine)
     assert len(list((tmp_path / "run").glob("lm_*"))) == 4
 
@@ -598,14 +598,14 @@ def test_streams_that_a_short_text_no_longer_has_are_named(tiny, tmp_path):
 
 def test_a_backend_that_is_not_here_is_chosen_anew(tiny, tmp_path, monkeypatch):
     pytest.importorskip("numba")
-    Run.start(tiny.override({"backend": "compiled", "max_steps": 3}), tmp_path / "run").fit()
-    monkeypatch.setattr("charrnn.models.has_numba", lambda: False)
+    Run.start(tiny.override({"backend": "numba", "max_steps": 3}), tmp_path / "run").fit()
+    monkeypatch.setattr("charrnn.models.recurrent.numba_available", lambda: False)
     run = Run.resume(tmp_path / "run", {"backend": "auto", "max_steps": 6})
     run.fit()
-    assert run.trainer.progress.backend in ("native", "fused")
+    assert run.trainer.progress.backend in ("torch", "fused")
 
 
-@pytest.mark.parametrize("asked", [{"patience": 1}, {"schedule": "plateau"}, {"keep_best": 2}])
+@pytest.mark.parametrize("asked", [{"patience": 1}, {"schedule": "plateau"}, {"save_top_k": 2}])
 def test_what_goes_by_evaluations_needs_a_validation_split(tiny, asked):
     with pytest.raises(ConfigError, match="expected a validation split to go by, got 0 tokens"):
         Run.start(tiny.override({"train_frac": 1.0, "val_frac": 0.0, **asked}))

@@ -13,10 +13,12 @@ import torch
 
 import charrnn.atomic
 import charrnn.checkpoint
-from charrnn.checkpoint import CheckpointError, find_checkpoint, holds_run, load_checkpoint, save_checkpoint
-from charrnn.config import RunConfig
-from charrnn.models import CharGRU, CharLSTM
-from charrnn.tokenizer import CharTokenizer
+from charrnn.checkpoint import find_checkpoint, holds_run, load_checkpoint, save_checkpoint
+from charrnn.config import RENAMED, RENAMED_BACKENDS, RunConfig
+from charrnn.data.tokenizer import CharTokenizer
+from charrnn.errors import CheckpointError
+from charrnn.models.recurrent import CharGRU, CharLSTM
+from charrnn.training.run import Run
 
 from .conftest import killed_at_each_touch
 
@@ -351,3 +353,21 @@ def test_options_of_the_model_come_back(tmp_path, options):
     assert torch.equal(again(tokens)[0], model(tokens)[0])
     assert again.config == model.config
     assert (again.head.weight is again.embedding.weight) == model.config.tie_weights
+
+
+def test_a_checkpoint_with_the_names_of_an_earlier_version_is_read(tiny, tmp_path):
+    run = Run.start(tiny.override({"micro_batches": 2, "backend": "reference", "save_top_k": 2}), tmp_path / "run")
+    run.fit()
+    for name in ("config.json", "training_state.json"):
+        path = tmp_path / "run" / "last" / name
+        text = path.read_text(encoding="utf-8")
+        for old, new in RENAMED.items():
+            text = text.replace(f'"{new}":', f'"{old}":')
+        for old, new in RENAMED_BACKENDS.items():
+            text = text.replace(f'"backend": "{new}"', f'"backend": "{old}"')
+        path.write_text(text, encoding="utf-8")
+    assert '"accumulation": 2' in (tmp_path / "run" / "last" / "config.json").read_text()
+    assert '"readable"' in text
+    again = load_checkpoint(tmp_path / "run", resume=True)
+    assert again.config == run.config
+    assert again.training_state["progress"]["backend"] == "reference"

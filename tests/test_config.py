@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from charrnn.config import (
     WITH_ESCAPES,
-    ConfigError,
     RunConfig,
     config_fields,
     dump_config,
@@ -14,6 +13,7 @@ from charrnn.config import (
     parse_config,
     unescaped,
 )
+from charrnn.errors import ConfigError
 
 CHECKED = ("encoding", "device")  # strings that are not free
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import charrnn
 from charrnn import lab
-from charrnn.lab import recall
+from charrnn.lab.probes import recall
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 READ, COME = [0, 1, 2, 2], [1, 2, 2, 3]  # h, e, l, l and e, l, l, o

@@ -7,16 +7,17 @@ import pytest
 import torch
 
 import charrnn.device
-from charrnn.config import ConfigError, DeviceConfig
+from charrnn.config import DeviceConfig
 from charrnn.device import (
     autocast,
+    autotune,
     candidate_precisions,
     describe_devices,
     is_out_of_memory,
     seeded_step,
     select_device,
-    select_fastest,
 )
+from charrnn.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -64,11 +65,11 @@ def test_only_a_lack_of_memory_is_out_of_memory(error, expected):
 
 
 def test_what_is_asked_for_is_not_measured():
-    asked = DeviceConfig(precision="bf16", backend="readable")
-    assert select_fastest(asked, CPU, ["native", "fused", "readable"], run_once=None) == ("readable", "bf16")
+    asked = DeviceConfig(precision="bf16", backend="reference")
+    assert autotune(asked, CPU, ["torch", "fused", "reference"], run_once=None) == ("reference", "bf16")
 
 
-@pytest.mark.parametrize("faster", list(itertools.product(["native", "fused"], ["fp32", "bf16"])))
+@pytest.mark.parametrize("faster", list(itertools.product(["torch", "fused"], ["fp32", "bf16"])))
 def test_auto_on_a_cpu_is_what_was_measured_fastest(monkeypatch, faster):
     monkeypatch.setattr(charrnn.device, "candidate_precisions", lambda device: ["fp32", "bf16"])
     clock = [0.0]
@@ -80,18 +81,18 @@ def test_auto_on_a_cpu_is_what_was_measured_fastest(monkeypatch, faster):
         clock[0] += seconds if candidate in tried else 60 / seconds  # the first time it compiles, the fastest longest
         tried.add(candidate)
 
-    assert select_fastest(DeviceConfig(), CPU, ["native", "fused", "readable"], run_once) == faster
+    assert autotune(DeviceConfig(), CPU, ["torch", "fused", "reference"], run_once) == faster
     assert len(tried) == 4  # nobody waits for the readable one
 
 
 def test_a_cpu_without_bf16_stays_at_fp32(monkeypatch):
     monkeypatch.setattr(charrnn.device, "candidate_precisions", lambda device: ["fp32"])
-    assert select_fastest(DeviceConfig(backend="fused"), CPU, ["fused"], run_once=None) == ("fused", "fp32")
+    assert autotune(DeviceConfig(backend="fused"), CPU, ["fused"], run_once=None) == ("fused", "fp32")
 
 
 def test_a_gpu_is_not_measured(monkeypatch):
     monkeypatch.setattr(charrnn.device, "candidate_precisions", lambda device: ["fp32", "bf16"])
-    assert select_fastest(DeviceConfig(), torch.device("cuda"), ["native", "fused"], None) == ("native", "bf16")
+    assert autotune(DeviceConfig(), torch.device("cuda"), ["torch", "fused"], None) == ("torch", "bf16")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from charrnn.api import Run
-from charrnn.bench.processes import MeasurementError, answer, measure_apart, peak_bytes
-from charrnn.config import ConfigError, RunConfig, parse_config
-from charrnn.corpus import load_corpus
+from charrnn.bench.processes import answer, measure_apart, peak_bytes
+from charrnn.config import RunConfig, parse_config
+from charrnn.data.corpus import load_corpus
 from charrnn.device import is_out_of_memory
-from charrnn.sources import CorpusError
-from charrnn.training import DivergedError, Evaluated, Event, Stepped
+from charrnn.errors import ConfigError, CorpusError, DivergedError, MeasurementError
+from charrnn.training.events import Evaluated, Event, Stepped
+from charrnn.training.run import Run
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
 SCALINGS: dict[str, float] = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # power of the batch size
@@ -39,7 +39,7 @@ def sized(config: RunConfig, batch_size: int, seconds: float, scaling: str = "no
 
 
 class Recorder:
-    """A monitor: `steps`, `speed` in tokens per second, and the validation `loss`, None before it is known."""
+    """A callback: `steps`, `speed` in tokens per second, and the validation `loss`, None before it is known."""
 
     def __init__(self, epoch_length: int):
         self._epoch_length = epoch_length

@@ -14,10 +14,12 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from charrnn.bench.usual import Windows, read_ids
+from charrnn.bench.baselines import Windows, read_ids
 from charrnn.config import TrainingConfig
-from charrnn.corpus import CharDataset, load_corpus
-from charrnn.sources import CorpusError, read_text
+from charrnn.data.corpora import read_text
+from charrnn.data.corpus import load_corpus
+from charrnn.data.streams import CharDataset
+from charrnn.errors import CorpusError
 
 
 def compare(

@@ -19,9 +19,10 @@ from charrnn.api import get_model_info
 from charrnn.bench.processes import run_apart
 from charrnn.config import DeviceConfig, ModelConfig, TrainingConfig, config_fields
 from charrnn.device import candidate_precisions, synchronize
-from charrnn.models import build_model
-from charrnn.monitors import read_metrics
-from charrnn.training import Event, Stepped, Trainer
+from charrnn.models.build import build_model
+from charrnn.training.callbacks import read_metrics
+from charrnn.training.events import Event, Stepped
+from charrnn.training.trainer import Trainer
 
 VOCAB_SIZE = 70  # that of Shakespeare
 NEVER = 2**40  # steps
@@ -41,14 +42,14 @@ def thread_counts(most: int) -> list[int]:
 
 
 def settings_here(model: ModelConfig) -> list[DeviceConfig]:
-    """Every combination that can train `model` here, the readable backend left out: it is for reading."""
-    backends = [name for name in build_model(model, VOCAB_SIZE).backends if name != "readable"]
+    """Every combination that can train `model` here, the reference backend left out: it is for reading."""
+    backends = [name for name in build_model(model, VOCAB_SIZE).backends if name != "reference"]
     return [
         DeviceConfig(device=str(device), precision=precision, backend=backend, threads=threads)
         for device in devices_here()
         for precision in candidate_precisions(device)
         for backend in backends
-        if device.type == "cpu" or backend != "compiled"
+        if device.type == "cpu" or backend != "numba"
         for threads in (thread_counts(os.cpu_count() or 1) if device.type == "cpu" else [None])
     ]
 

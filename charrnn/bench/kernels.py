@@ -16,7 +16,9 @@ from torch import nn
 
 from charrnn.config import ModelConfig
 from charrnn.device import autocast, candidate_precisions, keep_freed_memory
-from charrnn.models import CharModel, build_model, detach_state
+from charrnn.models.build import build_model
+from charrnn.models.recurrent import CharModel
+from charrnn.models.state import detach_state
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 70  # that of Shakespeare

@@ -22,13 +22,15 @@ import numpy as np
 import torch
 from scipy import stats
 
-from charrnn.api import Run
 from charrnn.atomic import write_atomically
 from charrnn.config import RunConfig
-from charrnn.corpus import load_corpus
+from charrnn.data.corpus import load_corpus
 from charrnn.device import cpu_name
-from charrnn.models import build_model, count_parameters
-from charrnn.training import DivergedError, Evaluated, Event, Stepped, Trainer
+from charrnn.errors import DivergedError
+from charrnn.models.build import build_model, count_parameters
+from charrnn.training.events import Evaluated, Event, Stepped
+from charrnn.training.run import Run
+from charrnn.training.trainer import Trainer
 
 KINDS: dict[str, dict[str, Any]] = {  # settings of each kind, named as on the command line
     "RNN": {"model_type": "rnn"},
@@ -103,7 +105,7 @@ def _config(kind: str, hidden_size: int, **settings: Any) -> RunConfig:
 
 
 class Recorder:
-    """A monitor: the validation loss over characters seen and over seconds of training.
+    """A callback: the validation loss over characters seen and over seconds of training.
 
     It takes the time of evaluations off the trainer's clock, so that they are no part of its budget.
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from charrnn.api import Run
-from charrnn.corpus import CharDataset, Window
+from charrnn.data.streams import Batch, CharDataset
 from charrnn.device import autocast, seeded_step
-from charrnn.models import CharModel, begin_rows, detach_state
-from charrnn.optimizers import build_optimizers, clip_gradients
+from charrnn.models.recurrent import CharModel
+from charrnn.models.state import begin_rows, detach_state
+from charrnn.training.optimizers import build_optimizers, clip_gradients
+from charrnn.training.run import Run
 
 LARGEST = 4.0  # times its lowest, and a loss has climbed away
 
@@ -95,7 +96,7 @@ def _losses(
             optimizer.zero_grad()
 
 
-def _windows(dataset: CharDataset) -> Iterator[tuple[bool, Window]]:
+def _windows(dataset: CharDataset) -> Iterator[tuple[bool, Batch]]:
     """Windows of one epoch after another, and whether an epoch begins."""
     for epoch in count():
         for place, window in enumerate(dataset.windows(epoch)):

@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
-class MeasurementError(ValueError):
-    """The process of a measurement failed; the message is the last line that it wrote."""
+from charrnn.errors import MeasurementError
 
 
 def measure_apart(module: str, **arguments: Any) -> Any:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from charrnn.api import create_model
+from charrnn.bench.baselines import PlainLSTM
 from charrnn.bench.processes import answer, measure_apart, seconds_to_output
-from charrnn.bench.usual import PlainLSTM
+from charrnn.data.tokenizer import CharTokenizer
 from charrnn.device import candidate_precisions
-from charrnn.sampling import TextGenerator
-from charrnn.tokenizer import CharTokenizer
+from charrnn.generation.generator import TextGenerator
 
 VOCABULARY = "".join(map(chr, range(33, 103)))  # 70 characters, as many as Shakespeare's plays have
 TEMPERATURE = 0.8

@@ -23,21 +23,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from charrnn.api import Run
+from charrnn.bench.baselines import PlainLSTM, Windows
 from charrnn.bench.processes import answer, measure_apart
-from charrnn.bench.usual import PlainLSTM, Windows
 from charrnn.config import RunConfig
-from charrnn.corpus import load_corpus
+from charrnn.data.corpus import load_corpus
 from charrnn.device import candidate_precisions
-from charrnn.sources import CorpusError
-from charrnn.training import Stepped, Trainer, evaluate
+from charrnn.errors import CorpusError
+from charrnn.training.evaluation import evaluate
+from charrnn.training.events import Stepped
+from charrnn.training.run import Run
+from charrnn.training.trainer import Trainer
 
 Shape = tuple[int, int, int, int]  # num_layers, hidden_size, batch_size, seq_length
 SHAPES: tuple[Shape, ...] = ((2, 128, 50, 50), (1, 384, 32, 64))
 NEVER = 2**40  # steps
 RATE, WEIGHT_DECAY, LARGEST_NORM = 2e-3, 1e-5, 5.0
-
-# ------------------------------------------------------------------------------------ what a user would write instead
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, state: Any, bf16: bool) -> Any:

@@ -57,16 +57,16 @@ def test_bars_after_another_prompt(bars, picture):
     picture(bars.root, "distribution")
 
 
-# -------------------------------------------------------------------------------------------------------- surprise
+# ------------------------------------------------------------------------------------------------------- surprisal
 
 
 @pytest.fixture(scope="module")
 def reader(course, everything):
-    return Widget(outputs_of(course, "reader = lab.SurprisePanel"), everything)
+    return Widget(outputs_of(course, "reader = lab.SurprisalPanel"), everything)
 
 
-def test_surprise_follows_what_is_typed(reader):
-    said = reader.control("surprise")
+def test_surprisal_follows_what_is_typed(reader):
+    said = reader.control("surprisal")
     before = said.text_content()
     reader.write("text", "To be")
     assert changed(said, before).startswith("5 characters with ")

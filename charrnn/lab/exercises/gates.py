@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from charrnn.cells import gru_cell, normalise
 from charrnn.lab.exercises.exercise import Exercise, randn
+from charrnn.models.cells import gru_cell, normalise
 
 GATES: dict[str, Exercise] = {}
-
-
-# ------------------------------------------------------------------------------------------------------------ lstm_step
 
 
 def lstm_step(

@@ -12,9 +12,6 @@ from charrnn.lab.exercises.exercise import Exercise, randn
 MEMORY: dict[str, Exercise] = {}
 
 
-# ------------------------------------------------------------------------------------------------------ state_jacobian
-
-
 def state_jacobian(weight_hh: Tensor, h: Tensor) -> Tensor:
     """Row i, column j: how h_t[i] changes with h_{t-1}[j]."""
     return (1 - h**2)[:, None] * weight_hh

@@ -12,9 +12,6 @@ from charrnn.lab.exercises.exercise import Exercise, randn
 SAMPLING: dict[str, Exercise] = {}
 
 
-# -------------------------------------------------------------------------------------------- temperature_probabilities
-
-
 def temperature_probabilities(
     logits: Tensor,
     temperature: float,

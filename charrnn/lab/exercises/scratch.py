@@ -15,7 +15,9 @@ from torch import Tensor
 
 from charrnn.config import ModelConfig
 from charrnn.lab.exercises.exercise import Exercise, randn
-from charrnn.models import CharModel, build_model, detach_state
+from charrnn.models.build import build_model
+from charrnn.models.recurrent import CharModel
+from charrnn.models.state import detach_state
 
 
 def _transposed(function: Callable[..., Any], *places: int) -> Callable[..., Any]:
@@ -453,7 +455,7 @@ WINDOW_LOSSES = Exercise(
     solution=window_losses,
     mistakes={
         "every loss is right, but its gradient reaches back into the windows before. The state has to be cut from its "
-        "graph at the border; charrnn.models has a helper.": _windows_with(carry=lambda state: state),
+        "graph at the border; charrnn.models.recurrent has a helper.": _windows_with(carry=lambda state: state),
         "each window starts with an empty memory. Hand the state on that the model has returned.": (
             _windows_with(carry=lambda state: None)
         ),

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from charrnn.config import ModelConfig
 from charrnn.lab.exercises.exercise import Exercise, randn
-from charrnn.models import CharModel, State, build_model, detach_state, flatten_state
+from charrnn.models.build import build_model
+from charrnn.models.recurrent import CharModel
+from charrnn.models.state import State, detach_state, flatten_state
 
 TRAINING: dict[str, Exercise] = {}
-
-
-# ---------------------------------------------------------------------------------------------------------- one_window
 
 
 def one_window(

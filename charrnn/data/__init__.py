@@ -1,0 +1,1 @@
+"""Text to tokens, splits, streams and batches."""

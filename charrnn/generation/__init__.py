@@ -1,0 +1,1 @@
+"""Generation: a model to text."""

@@ -1,0 +1,1 @@
+"""Figures of the course, each with its alt text."""

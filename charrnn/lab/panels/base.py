@@ -1,0 +1,189 @@
+"""What the widgets of the course have in common: named controls, a picture and a sentence, and what went wrong."""
+
+import html
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ipywidgets
+
+from charrnn.errors import DivergedError
+from charrnn.lab.figures.base import CaptionedFigure, course_style
+
+NARROW = {"max_width": "calc(100% - 4px)"}  # no wider than the page, with the margins of a widget
+
+WIDE = {"style": {"description_width": "8em"}, "layout": {"width": "460px", **NARROW}}
+
+SLIDING = WIDE | {"continuous_update": False}  # a picture for each place where the slider rests, not for those between
+
+FORESEEN = (ValueError, DivergedError)  # their sentence says all there is to say
+
+
+class ControlPanel:
+    """Named controls over what a subclass makes of their values.
+
+    Args:
+        controls: widgets by name.
+        *below: widgets that stand under them.
+
+    Attributes:
+        view: the widget.
+        controls: as given; the CSS class of each is its name after `t-`.
+    """
+
+    def __init__(self, controls: Mapping[str, Any], *below: ipywidgets.Widget):
+        self.controls = dict(controls)
+        self.view = ipywidgets.VBox().add_class("t-panel")
+        self.arrange(*self.controls.values(), *below)
+        for name, control in self.controls.items():
+            control.add_class(f"t-{name}")
+            control.observe(self.draw, names="value")
+
+    def arrange(self, *widgets: ipywidgets.Widget) -> None:
+        """Put these into the view, one under another."""
+        self.view.children = (*widgets, script(NAMING), ipywidgets.HTML(DISCONNECTED, layout={"display": "none"}))
+
+    def values(self) -> dict[str, Any]:
+        """What the controls say, by name."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def draw(self, change: Any = None) -> None:
+        """Show what the present values mean; called after each `change` of one."""
+
+
+class FigureBox:
+    """A place for a picture and the words about it, or for the sentence about what is wrong.
+
+    Attributes:
+        view: the widget.
+        image: the picture; hidden if there is none.
+        words: the words, or the sentence.
+    """
+
+    def __init__(self) -> None:
+        # in its own size: a column would stretch it
+        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.words = ipywidgets.HTML().add_class("t-words")
+        self.view = ipywidgets.VBox([self.image, self.words])
+
+    def show(self, draw: Callable[[], CaptionedFigure], describe: Callable[[CaptionedFigure], str]) -> None:
+        """Show what `draw` gives and, as HTML, what `describe` says of it; or the sentence of what they raise.
+
+        What nobody foresaw is a mistake in the program: it is shown and raised.
+        """
+        try:
+            with course_style():
+                picture = draw()
+                png = picture.png()
+            self.words.value = describe(picture)
+        except Exception as error:
+            self.image.layout.display = "none"
+            self.words.value = problem("Not drawn:", error)
+            if not isinstance(error, FORESEEN):
+                raise
+        else:
+            self.image.value, self.image.layout.display = png, None
+
+
+class Panel(ControlPanel):
+    """Controls whose values a subclass draws; when one of them changes, the picture follows.
+
+    What a subclass does not accept it says with a ValueError, whose sentence then stands in the place of the picture.
+
+    Args:
+        controls: widgets by name; each name is that of an argument of `picture`.
+
+    Attributes:
+        image: the picture.
+        words: its alt text, or the sentence about what is wrong.
+    """
+
+    def __init__(self, controls: Mapping[str, Any]):
+        self._box = FigureBox()
+        self.image, self.words = self._box.image, self._box.words
+        super().__init__(controls, self._box.view)
+        self.draw()
+
+    def picture(self, **values: Any) -> CaptionedFigure:
+        """What the controls' values look like.
+
+        Raises:
+            ValueError: there is no picture of them; its sentence says why.
+        """
+        raise NotImplementedError
+
+    def describe(self, picture: CaptionedFigure, **values: Any) -> str:
+        """The words under the picture, as HTML."""
+        return f"<p>{html.escape(picture.alt)}</p>"
+
+    def draw(self, change: Any = None) -> None:
+        """Show the picture of the present values, or the sentence."""
+        values = self.values()
+        self._box.show(lambda: self.picture(**values), lambda picture: self.describe(picture, **values))
+
+
+# ------------------------------------------------------------------------------------------------- in the browser
+
+# the handle and the number of a slider have no name that a screen reader could speak: they get that of its label
+NAMING = """
+const name = () => document.querySelectorAll(".widget-slider").forEach((slider) => {
+  const words = slider.querySelector(".widget-label")?.textContent;
+  slider.querySelectorAll(".noUi-handle, .ui-slider-handle").forEach((part) => part.setAttribute("aria-label", words));
+  slider.querySelectorAll(".widget-readout").forEach((part) => {
+    part.setAttribute("role", "textbox");
+    part.setAttribute("aria-label", words + ", as a number");
+  });
+});
+[0, 300, 1000, 3000].forEach((wait) => setTimeout(name, wait)); // widgets come one after another
+"""
+
+
+# Jupyter's widgets get this class when their kernel is restarted or crashes, but not when it is shut down.
+DISCONNECTED = """<style>
+.t-panel.jupyter-widgets-disconnected::before {
+  content: "This panel no longer works because its kernel was restarted. Run the cell again.";
+  align-self: stretch;
+  padding: 4px 8px;
+  font: bold 14px sans-serif;
+  color: #a00000;
+  background: #ffffff;
+  border: 1px solid #a00000;
+}
+.t-panel.jupyter-widgets-disconnected > * { opacity: 0.5; }
+.t-panel .jupyter-widgets-disconnected::before { display: none; } /* a broken link at each of thirty widgets */
+</style>"""
+
+
+def script(code: str) -> ipywidgets.Output:
+    """A widget that runs JavaScript where it is shown, in JupyterLab and in Voilà."""
+    output = ipywidgets.Output()
+    run(output, code)
+    return output
+
+
+def run(output: ipywidgets.Output, code: str) -> None:
+    """Run JavaScript in an Output; its `element` is the place to write in."""
+    bundle = {"application/javascript": code, "text/plain": ""}
+    output.outputs = ()  # the same again would be no change
+    output.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
+
+
+# ------------------------------------------------------------------------------------------------- what went wrong
+
+
+def alert(what: str, message: str) -> str:
+    """A sentence about what went wrong, as HTML that a screen reader speaks."""
+    return f'<p role="alert"><b>{html.escape(what)}</b> {html.escape(message)}</p>'
+
+
+def problem(what: str, error: BaseException) -> str:
+    """The sentence of `error`, as HTML; of one that nobody foresaw, also where it comes from, folded away."""
+    if isinstance(error, OSError) and error.strerror:
+        return alert(what, f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    if isinstance(error, FORESEEN):
+        return alert(what, str(error))
+    trace = "".join(traceback.format_exception(error))
+    return (
+        f"{alert(what, f'an error in the program, {type(error).__name__}: {error}')}"
+        f"<details><summary>where</summary><pre>{html.escape(trace)}</pre></details>"
+    )

@@ -1,0 +1,59 @@
+"""A widget: a network reads what you type, over the picture of its states."""
+
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import torch
+from torch import Tensor
+
+from charrnn.generation.generator import TextGenerator
+from charrnn.lab.figures.base import CaptionedFigure
+from charrnn.lab.figures.states import plot_reading
+from charrnn.lab.panels.base import SLIDING, Panel
+from charrnn.lab.probes.states import principal_components, read_states, word_places
+
+
+class StatesPanel(Panel):
+    """A network that reads what you type, step by step, over the picture of its states.
+
+    Args:
+        generator: the network and its tokenizer, of one token per character.
+        text: what the background shows; long enough for the plane to mean something.
+
+    Attributes:
+        components: the axes of the plane.
+    """
+
+    def __init__(self, generator: TextGenerator, text: str):
+        self._generator = generator
+        states = self._read(text)
+        self.components = principal_components(states)
+        self._points, self._groups = self.components.project(states), word_places(text)
+        super().__init__(
+            {
+                "text": ipywidgets.Text("the king and the queen", description="text", **SLIDING),
+                "step": ipywidgets.IntSlider(8, min=1, max=22, description="step", **SLIDING),
+            }
+        )
+
+    def _read(self, text: str) -> Tensor:
+        tokens = torch.as_tensor(self._generator.tokenizer.encode(text).astype(np.int64))
+        return read_states(self._generator.model, tokens[None])[0]  # (T, H)
+
+    def picture(self, text: str, step: int) -> CaptionedFigure:
+        """The states up to `step`, over those of the background."""
+        if not text:
+            raise ValueError("type a text for it to read")
+        return plot_reading(text, self._read(text), self.components, self._points, self._groups, step)
+
+    def draw(self, change: Any = None) -> None:
+        """Draw; a new text is read to its end first, and the slider is as long as the text."""
+        slider = self.controls["step"]
+        if change is not None and change.owner is self.controls["text"]:
+            before, end = slider.value, max(len(change.new), 1)
+            slider.max = end
+            slider.value = end
+            if slider.value != before:
+                return  # the slider, moved, has drawn it
+        super().draw()

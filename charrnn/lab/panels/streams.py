@@ -1,0 +1,34 @@
+"""A panel that shows the streams of a text."""
+
+import ipywidgets
+
+from charrnn.lab.figures.base import CaptionedFigure
+from charrnn.lab.figures.corpus import plot_streams, window_table
+from charrnn.lab.panels.base import SLIDING, Panel
+from charrnn.lab.panels.generation import text_to_html
+
+
+class StreamsPanel(Panel):
+    """Sliders for batch_size and seq_length over the picture of a text's streams; one window is marked.
+
+    Args:
+        text: a short one, of at least two characters.
+    """
+
+    def __init__(self, text: str):
+        self._text = text
+        ends = {"batch_size": (4, 1, 8), "seq_length": (10, 1, 24), "window": (1, 0, 12), "epoch": (0, 0, 5)}
+        super().__init__(
+            {
+                name: ipywidgets.IntSlider(value, min=low, max=high, description=name, **SLIDING)
+                for name, (value, low, high) in ends.items()
+            }
+        )
+
+    def picture(self, **values: int) -> CaptionedFigure:
+        """The streams, and the window."""
+        return plot_streams(self._text, **values)
+
+    def describe(self, _: CaptionedFigure, **values: int) -> str:
+        """What the window holds, line by line."""
+        return text_to_html(window_table(self._text, **values))

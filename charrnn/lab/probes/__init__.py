@@ -1,0 +1,1 @@
+"""Measurements that the notebooks make; nothing here draws."""

@@ -1,0 +1,1 @@
+"""Models: `(tokens, state)` to `(logits, state)`."""

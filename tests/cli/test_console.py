@@ -1,0 +1,117 @@
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from charrnn.cli import console
+from charrnn.config import config_fields
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(2.0, "2 s"), (0.0005, "500 µs"), (0.0321, "32.1 ms"), (12345.0, "12,345 s"), (1.0, "1 s"), (0.0, "0 µs")],
+)
+def test_seconds_are_shown_in_the_unit_that_suits_them(value, shown):
+    assert console.seconds(value) == shown
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "x", ""])
+def test_a_number_above_0_is_nothing_else(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number above 0, got"):
+        console.positive(text)
+    assert console.positive("1e-5") == 1e-5
+
+
+def test_whole_numbers_have_a_least():
+    assert console.whole(2)("2") == 2
+    for text in ("1", "2.0", "-3", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number of at least 2, got"):
+            console.whole(2)(text)
+
+
+def test_a_file_to_write_is_checked_before_the_work(tmp_path):
+    assert console.new_file(str(tmp_path / "a.json")) == tmp_path / "a.json"
+    assert console.picture_file(str(tmp_path / "a.SVG")) == tmp_path / "a.SVG"
+    for path in (tmp_path, tmp_path / "nowhere" / "a.json"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a file in a folder that exists"):
+            console.new_file(str(path))
+    with pytest.raises(argparse.ArgumentTypeError, match=r"ends in .png or .svg, got"):
+        console.picture_file(str(tmp_path / "a.pdf"))
+
+
+def test_only_flags_that_were_given_are_settings():
+    parser = argparse.ArgumentParser()
+    console.add_settings(parser, config_fields("generation", "data", "logging"), without=("data",))
+    given = [
+        "--top-p",
+        "None",
+        "--prompt",
+        "a\\n\\\\n",
+        "--log-dir",
+        "none",
+        "--separator",
+        "\\n\\t",
+        "--no-tensorboard",
+    ]
+    assert console.given_settings(parser.parse_args(given), config_fields()) == {
+        "top_p": None,
+        "prompt": "a\n\\n",
+        "log_dir": "none",
+        "separator": "\n\t",
+        "tensorboard": False,
+    }
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--data", "x"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two  blanks \n\t and a line"), "two  blanks and a line"),
+        (ValueError("run.yaml\r: a tab\t, \u00a0, \udce9, é"), "run.yaml\\r: a tab\\t, \\xa0, \\udce9, é"),
+        (FileNotFoundError(2, "No such file or directory", "my  run "), "'my  run ': No such file or directory"),
+        (FileNotFoundError(2, "No such file or directory", Path("a\n")), "'a\\n': No such file or directory"),
+        (OSError("nothing else"), "nothing else"),
+    ],
+)
+def test_an_error_is_a_line_in_which_everything_can_be_seen(error, line):
+    assert console.one_line(error) == line
+
+
+@pytest.mark.parametrize("read", [console.path, console.new_file, console.picture_file])
+def test_no_path_is_empty(read):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got ''"):
+        read("")
+
+
+def test_the_program_can_be_copied(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/my tools/charrnn"])
+    assert console.program() == "'/my tools/charrnn'"
+
+
+def test_json_has_null_for_what_is_not_finite(capsys):
+    console.print_json({"a": [1.5, float("inf"), {"b": float("nan")}], "c": (None, True, "NaN")})
+    assert capsys.readouterr().out == '{"a": [1.5, null, {"b": null}], "c": [null, true, "NaN"]}\n'
+
+
+def test_a_table_shows_markup_as_it_is(capsys):
+    console.show_rows("title", [{"a": "[bold]x[/bold]"}])
+    console.show("title", {"b": "[red]y"})
+    out = capsys.readouterr().out
+    assert "[bold]x[/bold]" in out
+    assert "[red]y" in out
+
+
+def test_what_is_shown_in_a_terminal_obeys_nothing(capsys, monkeypatch):
+    """A file may have any name."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(getattr(sys, name), "isatty", lambda: True)
+    console.write("a\x07\r\n\tb\x7f")
+    console.say("\x1b[2J")
+    console.show("\x1b]0;[red]title\x07", {"\x1b[1m": "\x9b2J"})
+    console.show_rows("\x1bc", [{"column": "\x1b[2J"}])
+    console.show_heat([("\x1b", "0.5", 1.0)])
+    out, err = capsys.readouterr()
+    assert re.sub(r"\x1b\[[\d;]*m|[\n\t]", "", out + err).isprintable()
