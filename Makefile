@@ -46,9 +46,10 @@ nbval: $(READY) ## run the notebooks alone, each cell's output compared with the
 browser: $(READY) ## run the tests that drive a real browser alone; they are skipped where there is no Chromium or Chrome
 	$(BIN)/pytest tests/browser
 
-lint: $(READY) ## check style and format, notebooks too
+lint: $(READY) ## check style, format and spelling, notebooks too, and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/typos
 
 format: $(READY) ## put style and format right
 	$(BIN)/ruff check --fix
