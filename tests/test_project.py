@@ -53,19 +53,37 @@ def test_conda_has_the_same_pins():
     assert pip == {"pip": ["-r requirements.txt", "-e ."]}
 
 
-def readme_example() -> str:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1
-    return blocks[0]
+def readme_examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_example_in_the_readme_runs(tmp_path, monkeypatch, capsys):
-    example = readme_example()
-    assert len(example.strip().splitlines()) <= 20
-    assert '"max_seconds": 60' in example
+@pytest.mark.parametrize(
+    ("example", "lines"), list(zip(readme_examples(), (5, 20), strict=True)), ids=("first", "second")
+)
+def test_an_example_in_the_readme_runs(example, lines, tmp_path, monkeypatch, capsys, text):
+    assert len(example.strip().splitlines()) <= lines
+    shutil.copytree(ROOT / "checkpoints" / "shakespeare-lstm", tmp_path / "checkpoints" / "shakespeare-lstm")
+    (tmp_path / "my-text.txt").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    exec(compile(example.replace('"max_seconds": 60', '"max_steps": 2'), "README.md", "exec"), {})
-    assert "JULIET:" in capsys.readouterr().out
+    short = re.sub(r"max_seconds(\W+)\d+", r"max_steps\g<1>2", example)
+    assert short != example
+    exec(compile(short, "README.md", "exec"), {})
+    assert re.search("ROMEO:|JULIET:", capsys.readouterr().out)
+
+
+def test_the_tree_in_the_readme_names_every_file():
+    tree = re.search(r"^charrnn/\n(.*?)^notebooks/", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)[1]
+    named, folders = set(), []
+    for line in tree.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = [*folders[: depth - 1], name]
+        named.add("".join(folders))
+    package = ROOT / "charrnn"
+    files = {path.relative_to(package) for path in package.rglob("*.py") if path.stem[0] != "_"}
+    lab = {Path(*path.parts[:2]) for path in files if path.parts[0] == "lab"}
+    expected = {path for path in files if path.parts[0] != "lab"} | lab
+    expected |= {path.parent for path in expected} - {Path(".")}
+    assert {name.rstrip("/") for name in named} == {str(path.as_posix()) for path in expected}
 
 
 def test_the_readme_names_only_what_exists():
