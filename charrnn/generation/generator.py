@@ -245,7 +245,7 @@ def _draw(
     decoder: "Decoder", logits: Floats, reshape: "LogitsPipeline", uniform: "_Uniform", sizes: Iterator[int]
 ) -> Iterator[Tokens]:
     """Blocks `(N, B)` of tokens, of these sizes N, each token drawn from what the ones before leave; first `logits`."""
-    write = getattr(decoder, "write", None) if reshape.cut else None
+    write = getattr(decoder, "decode_n", None) if reshape.cut else None
     if logits.shape[-1] > LARGEST_UNSORTED and reshape.cut and reshape.cut[:3] != Cut()[:3]:
         write = None  # it looks for the likeliest one by one, which is slow among many
     step = 0

@@ -168,6 +168,18 @@ def test_a_prompt_longer_than_what_is_read_at_once(model, monkeypatch):
     np.testing.assert_allclose(logits, ModelDecoder(model).prefill([prompt]), atol=2e-5)
 
 
+@pytest.mark.parametrize("prompts", [["a"], ["a", "b"]])
+def test_texts_are_drawn_in_compiled_blocks_wherever_that_is_possible(prompts, monkeypatch):
+    """One by one they are the same texts, but many times slower."""
+    generator, steps = TextGenerator(made({"type": "lstm"}), TOKENIZER), []
+    for decoder in (NumbaDecoder, BatchDecoder):
+        monkeypatch.setattr(
+            decoder, "decode", lambda self, tokens, plain=decoder.decode: steps.append(plain(self, tokens))
+        )
+    generator.generate_batch(prompts, 50, top_p=0.9)
+    assert len(steps) <= 3  # compiling, and reading the prompts
+
+
 EQUAL, TIES, TAIL = np.ones(12), np.array([2, 6, 3, 2, 6, 2, 2, 3, 2, 6, 1, 0]), np.array([1] * 11 + [1e-14])
 
 
