@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from charrnn.bench.processes import answer, measure_apart, peak_bytes
+from charrnn.bench.recorder import Recorder
 from charrnn.config import RunConfig, parse_config
 from charrnn.data.corpus import load_corpus
 from charrnn.device import is_out_of_memory
 from charrnn.errors import ConfigError, CorpusError, DivergedError, MeasurementError
-from charrnn.training.events import Evaluated, Event, Stepped
 from charrnn.training.run import Run
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
@@ -38,23 +38,6 @@ def sized(config: RunConfig, batch_size: int, seconds: float, scaling: str = "no
     return config.override({"batch_size": batch_size, "max_seconds": seconds, "eval_interval": NEVER, **rates})
 
 
-class Recorder:
-    """A callback: `steps`, `speed` in tokens per second, and the validation `loss`, None before it is known."""
-
-    def __init__(self, epoch_length: int):
-        self._epoch_length = epoch_length
-        self.steps, self.speed = 0, 0.0
-        self.loss: float | None = None
-
-    def __call__(self, event: Event) -> None:
-        """Take note."""
-        if isinstance(event, Stepped):
-            self.steps = event.step
-            self.speed = event.epoch * self._epoch_length / event.seconds
-        elif isinstance(event, Evaluated):
-            self.loss = event.loss
-
-
 def measure(config: dict[str, Any]) -> dict[str, Any]:
     """Train as `config`, a run as nested dictionaries, says.
 
@@ -68,7 +51,7 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
         dataset = run.trainer.dataset
         if dataset.batch_size < run_config.training.batch_size:
             return {"skipped": f"the training split is too short: room for {dataset.batch_size} streams"}
-        recorder = Recorder(dataset.epoch_tokens)
+        recorder = Recorder(run.trainer)
         run.fit(recorder)
     except (CorpusError, DivergedError) as error:
         return {"skipped": str(error)}
@@ -77,9 +60,9 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
             raise
         return {"skipped": "out of memory"}
     return {
-        "speed": recorder.speed * run.corpus.characters / len(run.corpus.tokens),
-        "steps": recorder.steps,
-        "val_loss": recorder.loss,
+        "speed": recorder.tokens / recorder.seconds * run.corpus.characters / len(run.corpus.tokens),
+        "steps": run.trainer.progress.step,
+        "val_loss": next(iter(recorder.curve["val_loss"]), None),
         "peak_bytes": _peak_bytes(run.trainer.device),
     }
 

@@ -23,14 +23,13 @@ import torch
 from scipy import stats
 
 from charrnn.atomic import write_atomically
+from charrnn.bench.recorder import Recorder
 from charrnn.config import RunConfig
 from charrnn.data.corpus import load_corpus
 from charrnn.device import cpu_name
 from charrnn.errors import DivergedError
 from charrnn.models.build import build_model, count_parameters
-from charrnn.training.events import Evaluated, Event, Stepped
 from charrnn.training.run import Run
-from charrnn.training.trainer import Trainer
 
 KINDS: dict[str, dict[str, Any]] = {  # settings of each kind, named as on the command line
     "RNN": {"model_type": "rnn"},
@@ -61,7 +60,6 @@ TRIAL_SEED = 0
 NEVER = 2**40  # steps
 PARAMETERS = 150_000
 TOLERANCE = 0.01  # by which the parameters may differ
-Curve = dict[str, list[float]]
 
 
 def equal_sizes(parameters: int, vocab_size: int, kinds: Iterable[str] = tuple(KINDS)) -> dict[str, dict[str, int]]:
@@ -102,32 +100,6 @@ def _config(kind: str, hidden_size: int, **settings: Any) -> RunConfig:
 
 
 # -------------------------------------------------------------------------------------------------------------- runs
-
-
-class Recorder:
-    """A callback: the validation loss over characters seen and over seconds of training.
-
-    It takes the time of evaluations off the trainer's clock, so that they are no part of its budget.
-
-    Attributes:
-        curve: `characters`, `seconds` and `val_loss` (nats per token), an entry for each evaluation.
-    """
-
-    def __init__(self, trainer: Trainer):
-        self.curve: Curve = {"characters": [], "seconds": [], "val_loss": []}
-        self._epoch_length = trainer.dataset.epoch_tokens
-        self._progress = trainer.progress
-        self._trained = 0.0
-
-    def __call__(self, event: Event) -> None:
-        """Take note of an evaluation."""
-        if isinstance(event, Stepped):
-            self._trained = event.seconds
-        elif isinstance(event, Evaluated):
-            self._progress.seconds = self._trained
-            self.curve["characters"].append(round(event.epoch * self._epoch_length))
-            self.curve["seconds"].append(self._trained)
-            self.curve["val_loss"].append(event.loss)
 
 
 def run(kind: str, hidden_size: int, seed: int, seconds: float, **settings: Any) -> dict[str, Any]:

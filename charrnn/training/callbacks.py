@@ -6,7 +6,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +14,7 @@ from tqdm.auto import tqdm
 from charrnn.atomic import write_atomically
 from charrnn.checkpoint import is_checkpoint
 from charrnn.generation.generator import TextGenerator
-from charrnn.training.events import CheckpointDue, Evaluated, Event, Finished, Logged, Stepped
+from charrnn.training.events import CheckpointDue, Evaluated, Event, Finished, Logged, Stepped, to_record
 
 
 class _Bar(tqdm):
@@ -108,9 +107,8 @@ class MetricsFile:
     def __call__(self, event: Event) -> None:
         """Append a line."""
         if isinstance(event, Logged | Evaluated | Finished):
-            record = {"event": type(event).__name__.lower(), **asdict(event)}
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(to_record(event)) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,8 @@
 """Events: what a `Trainer` yields, as frozen records of plain numbers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-
-# ---------------------------------------------------------------------------------------------------------- events
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Logged:
     seconds: float
     loss: float  # nats per token
     grad_norm: float  # before clipping
-    learning_rate: float  # Muon's has its own peak, and goes the same way
+    learning_rate: float  # Muon has its own peak rate, scaled by the same schedule
     tokens_per_second: float
 
 
@@ -38,12 +37,12 @@ class Evaluated:
     seconds: float
     loss: float  # nats per token
     best: bool  # the lowest ever, across resumes
-    bpc: float | None = None  # bits per character, where the trainer knows the characters
+    bpc: float | None = None  # bits per character, if the trainer can convert the loss
 
 
 @dataclass(frozen=True)
 class CheckpointDue:
-    """A good moment to write a checkpoint to resume from: the weights are known to be finite."""
+    """A checkpoint should be written now, to resume from; the weights are known to be finite."""
 
     step: int
     epoch: float
@@ -52,16 +51,21 @@ class CheckpointDue:
 
 @dataclass(frozen=True)
 class Finished:
-    """The budget is used up, the patience is at its end, or `stop` was called; nothing comes after."""
+    """The budget is used up, the patience is exhausted, or `stop` was called. This is the last event."""
 
     step: int
     epoch: float
     seconds: float
-    best_loss: float | None  # None where nothing was evaluated
-    stopped: bool  # on request
-    early: bool = False  # for want of a better loss
+    best_loss: float | None  # None if nothing was evaluated
+    stopped: bool  # by `stop`
+    early: bool = False  # by early stopping
 
 
 Event = Stepped | Logged | Evaluated | CheckpointDue | Finished
 
 Callback = Callable[[Event], None]
+
+
+def to_record(event: Event) -> dict[str, Any]:
+    """A line of `metrics.jsonl`: the fields of an event and its name, `{"event": "logged", "step": 100, …}`."""
+    return {"event": type(event).__name__.lower(), **asdict(event)}

@@ -1,13 +1,16 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from charrnn.bench import batch_size
-from charrnn.bench.batch_size import Recorder, best_of, conclusion, measure, sized, sweep
+from charrnn.bench.batch_size import best_of, conclusion, measure, sized, sweep
+from charrnn.bench.recorder import Recorder
 from charrnn.cli.main import main
 from charrnn.config import RunConfig
 from charrnn.errors import ConfigError, DivergedError, MeasurementError
 from charrnn.training.events import Evaluated, Stepped
+from charrnn.training.trainer import Progress
 
 MADE_UP = {
     16: {"speed": 1000.0, "steps": 40, "val_loss": 2.0, "peak_bytes": 10**8},
@@ -58,10 +61,12 @@ def test_a_size_is_trained_and_evaluated_once(tiny):
 
 
 def test_the_recorder_takes_the_evaluation_for_no_training():
-    recorder = Recorder(epoch_length=1000)
+    trainer = SimpleNamespace(dataset=SimpleNamespace(epoch_tokens=1000), progress=Progress(seconds=9.0))
+    recorder = Recorder(trainer)
     for event in (Stepped(1, 0.5, 2.0, 0.5), Stepped(2, 1.0, 4.0, 1.0), Evaluated(2, 1.0, 9.0, 1.5, True)):
         recorder(event)
-    assert (recorder.steps, recorder.speed, recorder.loss) == (2, 250.0, 1.5)
+    assert (recorder.tokens, recorder.seconds, trainer.progress.seconds) == (1000, 4.0, 4.0)
+    assert recorder.curve == {"characters": [1000], "seconds": [4.0], "val_loss": [1.5]}
 
 
 @pytest.mark.filterwarnings("ignore:the training split")

@@ -1,13 +1,12 @@
 """A plot that grows while a model trains."""
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 import ipywidgets
 
 from charrnn.lab.figures.curves import plot_losses
-from charrnn.training.events import Evaluated, Event, Finished, Logged, Stepped
+from charrnn.training.events import Evaluated, Event, Finished, Logged, Stepped, to_record
 
 
 class LivePlot:
@@ -38,7 +37,7 @@ class LivePlot:
     def __call__(self, event: Event) -> None:
         """Take a number, and draw if it is time."""
         if isinstance(event, Logged | Evaluated):
-            self.records.append({"event": type(event).__name__.lower(), **asdict(event)})
+            self.records.append(to_record(event))
             if time.monotonic() >= self._next:
                 self._draw()
         elif isinstance(event, Stepped) and event.progress - self._bar.value >= 0.01:

@@ -1,7 +1,6 @@
 """Small experiments: a little network on a little text, one setting changed at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -13,7 +12,7 @@ from charrnn.data.streams import CharDataset
 from charrnn.models.build import build_model
 from charrnn.models.recurrent import CharModel
 from charrnn.models.state import detach_state
-from charrnn.training.events import Evaluated, Event, Logged
+from charrnn.training.events import Evaluated, Event, Logged, to_record
 from charrnn.training.trainer import Trainer
 from charrnn.types import Tokens
 
@@ -68,7 +67,7 @@ def recorded(trainer: Trainer, *callbacks: Callable[[Event], None]) -> Iterator[
         for callback in callbacks:
             callback(event)
         if isinstance(event, Logged | Evaluated):
-            yield {"event": type(event).__name__.lower(), **asdict(event)}
+            yield to_record(event)
 
 
 def losses_of(records: Sequence[Mapping[str, Any]], event: str = "evaluated") -> list[float]:
