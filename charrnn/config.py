@@ -1,7 +1,7 @@
-"""What a run is: typed, frozen, validated; YAML in and out.
+"""The settings of a run: typed, frozen and validated; YAML in and out.
 
-A `RunConfig` has six sections. Each field says once what it is, what it may be and what it starts as; the command
-line's flags and help, the errors and `config/default.yaml` all follow from here.
+A `RunConfig` has six sections. Each field states its meaning, range and default once; the flags and help of the command
+line, the errors and `config/default.yaml` follow from it.
 """
 
 import codecs
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from shlex import quote
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,53 +18,58 @@ from pydantic.fields import FieldInfo
 
 from charrnn.errors import ConfigError
 
+EPS = 1e-5  # added to a variance before dividing by it, in layer normalisation
+
+LARGEST_ONE_HOT = 1024  # vocabulary size
+
+LONGEST_STOP = 1000  # characters
+
+TOKENS = ("tokenizer", "vocab_size", "min_frequency")  # fixed by the vocabulary of a trained model
+
+BUDGETS = ("max_epochs", "max_steps", "max_seconds")
+
+WITH_ESCAPES = ("separator", "allow", "forbid", "stop", "prompt")  # settings that may be typed with `ESCAPES`
+
+ESCAPES = r"\n is a newline, \t a tab, \\ a backslash"
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _true_is_no_number(cls, values: Any) -> Any:
+    def _refuse_true_for_numbers(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, Mapping) else ():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"expected {name} to be anything but {str(value).lower()}")
         return values
 
 
-LARGEST_ONE_HOT = 1024  # vocabulary size
-
-
 class ModelConfig(_Section):
-    """The network: how many units of which kind."""
+    """The architecture."""
 
     type: Literal["lstm", "gru", "rnn"] = Field(
-        "lstm", description="kind of cell", json_schema_extra={"flag": "model-type"}
+        "lstm", description="recurrent cell: lstm, gru or rnn", json_schema_extra={"flag": "model-type"}
     )
-    hidden_size: int = Field(128, ge=1, le=2**16, description="units in each layer")
-    num_layers: int = Field(2, ge=1, le=100, description="layers, one above the other")
-    dropout: float = Field(0.2, ge=0, lt=1, description="share of units dropped between layers while training")
+    hidden_size: int = Field(128, ge=1, le=2**16, description="units per layer")
+    num_layers: int = Field(2, ge=1, le=100, description="stacked layers")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout probability between layers")
     embedding_dim: int | None = Field(
-        None,
-        ge=1,
-        le=2**16,
-        description="size of a token's vector; null: one-hot, free to move (above 1024 tokens: hidden_size)",
+        None, ge=1, le=2**16, description="embedding size; null: trainable one-hot, or hidden_size above 1024 tokens"
     )
     forget_bias: float = Field(
-        0.0,
-        description="bias that an LSTM's forget gates start with, in total; the usual 1 is worse with a carried state",
+        0.0, description="initial bias of an LSTM's forget gates; the usual 1 is worse with carried state"
     )
     init: Literal["torch", "uniform", "orthogonal"] = Field(
-        "torch",
-        description="torch: ±1/sqrt(hidden_size); uniform: ±0.08 as in 2015; orthogonal: Xavier input, orthogonal "
-        "recurrent, no bias",
+        "torch", description="initial weights: torch (±1/sqrt(hidden_size)), uniform (±0.08, as in 2015) or orthogonal"
     )
-    layer_norm: bool = Field(False, description="normalise an LSTM's products and cell (Ba et al., 2016)")
-    residual: bool = Field(False, description="add the input of each layer but the first to its output")
-    tie_weights: bool = Field(False, description="the head reads with the embedding's vectors (Press & Wolf, 2017)")
-    input_dropout: float = Field(0.0, ge=0, lt=1, description="share of the embedding's units dropped while training")
-    output_dropout: float = Field(0.0, ge=0, lt=1, description="share of the top layer's units dropped for the head")
+    layer_norm: bool = Field(False, description="layer normalisation inside an LSTM (Ba et al., 2016)")
+    residual: bool = Field(False, description="residual connections around all layers but the first")
+    tie_weights: bool = Field(False, description="share the embedding's weights with the head (Press & Wolf, 2017)")
+    input_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the embeddings")
+    output_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the last layer's output")
     variational_dropout: bool = Field(
-        False, description="drop the same units at every step of a window (Gal & Ghahramani, 2016)"
+        False, description="one dropout mask for all steps of a window (Gal & Ghahramani, 2016)"
     )
 
     @model_validator(mode="after")
@@ -79,15 +84,15 @@ class ModelConfig(_Section):
         return self
 
     def one_hot(self, vocab_size: int) -> bool:
-        """Whether a token's vector starts as one-hot."""
+        """Whether the embedding starts as one-hot vectors."""
         return self.embedding_dim is None and vocab_size <= LARGEST_ONE_HOT and not self.tie_weights
 
     def width(self, vocab_size: int) -> int:
-        """Size E of a token's vector."""
+        """Embedding size E."""
         return vocab_size if self.one_hot(vocab_size) else self.embedding_dim or self.hidden_size
 
     def shapes(self, vocab_size: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each weight of such a model, by its name in the state_dict."""
+        """The shape of each weight, by its name in the state_dict."""
         size, width = self.hidden_size, self.width(vocab_size)
         gates = {"lstm": 4, "gru": 3, "rnn": 1}[self.type] * size
         biases = {"bias_ih_l0": (gates,), "bias_hh_l0": (gates,)}
@@ -102,74 +107,61 @@ class ModelConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """The loop: how much, how fast, when to look. Of several budgets the one that is used up first ends the run."""
+    """The training loop. A run ends when the first of its budgets is used up."""
 
     batch_size: int = Field(50, ge=1, le=2**20, description="parallel streams of text")
     seq_length: int = Field(
-        50, ge=1, le=2**20, description="tokens a gradient flows back through; context is carried beyond it"
+        50, ge=1, le=2**20, description="BPTT window in tokens; the state is carried across windows"
     )
     seq_length_start: int | None = Field(
-        None, ge=1, description="tokens in the first windows, which double up to seq_length; null: all are that long"
+        None, ge=1, description="first window of a sequence length warm-up; null: no warm-up"
     )
     seq_length_warmup_epochs: float = Field(
-        0.25, gt=0, description="epochs in which the windows grow from seq_length_start to seq_length"
+        0.25, gt=0, description="epochs in which the window doubles from seq_length_start up to seq_length"
     )
-    micro_batches: int = Field(
-        1, ge=1, description="parts that the streams of a step are computed in, one after another, to save memory"
-    )
+    micro_batches: int = Field(1, ge=1, description="gradient accumulation: parts of a batch, computed in turn")
     optimizer: Literal["adamw", "adam", "muon", "rmsprop", "sgd"] = Field(
-        "adamw", description="adamw, adam, rmsprop, sgd, or muon: Muon for the layers' matrices, AdamW for the rest"
+        "adamw", description="adamw, adam, rmsprop, sgd, or muon (Muon for the layers' matrices, AdamW for the rest)"
     )
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
-    muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon, for its matrices")
-    beta1: float = Field(0.9, ge=0, lt=1, description="share kept of the mean gradient: Adam's beta1, SGD's momentum")
-    beta2: float = Field(0.999, ge=0, lt=1, description="share kept of its mean square: Adam's beta2, RMSprop's alpha")
+    muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's beta1; momentum of SGD")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's beta2; alpha of RMSprop")
     weight_decay: float = Field(
-        1e-5, ge=0, description="shrinks the matrices of layers and head; decoupled with adamw and muon, else L2"
+        1e-5, ge=0, description="weight decay of layers and head; decoupled for adamw and muon, else an L2 penalty"
     )
-    grad_clip: float | None = Field(
-        5.0, gt=0, description="largest norm of the whole gradient; longer ones are scaled down; null: no clipping"
-    )
+    grad_clip: float | None = Field(5.0, gt=0, description="gradient clipping threshold; null: no clipping")
     grad_clip_mode: Literal["norm", "value"] = Field(
-        "norm", description="value: grad_clip bounds each entry of the gradient, as in 2015"
+        "norm", description="clip the norm of the whole gradient, or each value, as in 2015"
     )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of a target given to all tokens alike; never in a reported loss"
-    )
-    ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="share kept at each step by the mean of the weights that is evaluated; 0: no mean"
-    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing, of the training loss alone")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="EMA decay; 0 disables it")
     schedule: Literal["cosine", "onecycle", "plateau", "step", "constant"] = Field(
-        "cosine",
-        description="cosine, onecycle, plateau, step or constant: how the rate goes over the budget, whichever",
+        "cosine", description="learning rate schedule: cosine, onecycle, plateau, step or constant"
     )
     warmup_frac: float = Field(
-        0.02, ge=0, le=1, description="share of the budget in which the learning rate climbs; onecycle wants 0.3"
+        0.02, ge=0, le=1, description="fraction of the budget for learning rate warm-up; 0.3 is usual for onecycle"
     )
-    hold_frac: float = Field(
-        0.0, ge=0, le=1, description="share of the budget at the peak before the cosine falls to 0"
-    )
-    decay: float = Field(0.5, gt=0, le=1, description="factor at each fall of the schedules step and plateau")
-    decay_every: float = Field(5.0, gt=0, description="epochs from one fall to the next with the schedule step")
-    decay_after: float = Field(5.0, ge=0, description="epochs before the first fall with the schedule step")
+    hold_frac: float = Field(0.0, ge=0, le=1, description="fraction of the budget at the peak before cosine decay")
+    decay: float = Field(0.5, gt=0, le=1, description="learning rate factor of the step and plateau schedules")
+    decay_every: float = Field(5.0, gt=0, description="epochs between decays of the step schedule")
+    decay_after: float = Field(5.0, ge=0, description="epochs before the first decay of the step schedule")
     decay_patience: int = Field(
-        2, ge=1, description="evaluations without a better loss before a fall with the schedule plateau"
+        2, ge=1, description="evaluations without improvement before a decay of the plateau schedule"
     )
     patience: int | None = Field(
-        None, ge=1, description="evaluations without a better loss that end the run; null: it is never ended early"
+        None, ge=1, description="evaluations without improvement before early stopping; null: no early stopping"
     )
-    min_delta: float = Field(0.0, ge=0, description="nats by which a loss must be lower to count as better for these")
-    max_epochs: float | None = Field(50, gt=0, description="budget: passes over the training text")
-    max_steps: int | None = Field(None, ge=1, description="budget: updates")
-    max_seconds: float | None = Field(
-        None, gt=0, description="budget: seconds of training, evaluations included, pauses of the process not"
-    )
-    eval_interval: int = Field(1000, ge=1, description="steps between evaluations on the whole validation split")
+    min_delta: float = Field(0.0, ge=0, description="smallest improvement, in nats, that both kinds of patience count")
+    max_epochs: float | None = Field(50, gt=0, description="budget in epochs")
+    max_steps: int | None = Field(None, ge=1, description="budget in steps")
+    max_seconds: float | None = Field(None, gt=0, description="budget in seconds of training and evaluation")
+    eval_interval: int = Field(1000, ge=1, description="steps between evaluations on the validation split")
     save_interval: int = Field(1000, ge=1, description="steps between checkpoints to resume from")
 
     @model_validator(mode="before")
     @classmethod
-    def _budget_given_replaces_default(cls, values: Any) -> Any:
+    def _given_budget_replaces_default(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and "max_epochs" not in values and any(values.get(b) for b in BUDGETS):
             return {**values, "max_epochs": None}
         return values
@@ -178,58 +170,45 @@ class TrainingConfig(_Section):
     def _check(self) -> Self:
         if all(getattr(self, budget) is None for budget in BUDGETS):
             raise ValueError(f"expected a budget, got none: set one of {', '.join(BUDGETS)}")
-        if self.schedule == "cosine" and self.warmup_frac + self.hold_frac > 1:
-            raise ValueError(
-                f"expected --warmup-frac + --hold-frac of at most 1, got {self.warmup_frac + self.hold_frac:g}"
-            )
+        if self.schedule == "cosine":
+            _refuse_more_than_all("--warmup-frac + --hold-frac", self.warmup_frac + self.hold_frac)
         return self
 
 
-WITH_ESCAPES = ("separator", "allow", "forbid", "stop", "prompt")  # settings in which a newline can be typed
-
-ESCAPES = r"\n is a newline, \t a tab, \\ a backslash"
-
-TOKENS = ("tokenizer", "vocab_size", "min_frequency")  # the settings that a trained model's vocabulary decides
-
-BUDGETS = ("max_epochs", "max_steps", "max_seconds")
+def _refuse_more_than_all(names: str, total: float) -> None:
+    if total > 1 + 1e-9:
+        raise ValueError(f"expected {names} of at most 1, got {total:g}")
 
 
 class DataConfig(_Section):
-    """The text, how it is cut into tokens and splits; what train_frac and val_frac leave is the test split."""
+    """The text, its tokenizer and its splits. The test split is what train_frac and val_frac leave."""
 
-    name: str = Field(  # no min_length: pydantic would then refuse names that are not Unicode
+    name: str = Field(  # no min_length: pydantic would then refuse file names that are not valid Unicode
         "shakespeare",
-        description="corpus name, or path of a text file, a folder or a glob of them; - for standard input",
+        description="corpus name, text file, folder or glob; -: standard input",
         json_schema_extra={"flag": "data"},
     )
-    tokenizer: Literal["char", "byte", "word", "bpe"] = Field("char", description="what a token is")
-    vocab_size: int = Field(
-        4096,
-        ge=2,
-        le=2**24,
-        description="largest vocabulary of char, word and bpe; what is rarer is unknown or spelled",
-    )
-    min_frequency: int = Field(
-        1, ge=1, description="characters and words that occur less often are unknown; bpe joins no such pairs"
-    )
+    tokenizer: Literal["char", "byte", "word", "bpe"] = Field("char", description="char, byte, word or bpe")
+    vocab_size: int = Field(4096, ge=2, le=2**24, description="largest vocabulary of char, word and bpe")
+    min_frequency: int = Field(1, ge=1, description="smallest count for a character, word or pair to become a token")
     documents: bool = Field(
-        False,
-        description="each file of a folder or glob is a text of its own, of any other text each part between two "
-        "separators; where they end is learned",
+        False, description="each file, or each part between separators, is a document; its end is learned"
     )
-    separator: str = Field(
-        "\n",
-        description=f"text between the files of a folder or glob, or between the documents in one file; {ESCAPES}",
-    )
-    encoding: str = Field("utf-8", description="encoding of the files; byte tokens take them as they are")
+    separator: str = Field("\n", description=f"text between files or documents; {ESCAPES}")
+    encoding: str = Field("utf-8", description="text encoding; byte tokens are the raw bytes of a file")
     decode_errors: Literal["strict", "replace"] = Field(
-        "strict", description="bytes that are no text: strict refuses, replace makes them U+FFFD"
+        "strict", description="invalid bytes: strict is an error, replace turns them into U+FFFD"
     )
-    train_frac: float = Field(0.9, gt=0, le=1, description="share of the text to train on, from its beginning")
-    val_frac: float = Field(0.05, ge=0, lt=1, description="share to choose by, right after it")
+    train_frac: float = Field(0.9, gt=0, le=1, description="training fraction, from the start of the text")
+    val_frac: float = Field(0.05, ge=0, lt=1, description="validation fraction, right after it")
     val_data: str | None = Field(
-        None, min_length=1, description="a text of its own to choose by, named as data is; val_frac is not used then"
+        None, min_length=1, description="separate validation text, named as data is; replaces val_frac"
     )
+
+    @property
+    def raw(self) -> bool:
+        """Whether files are read as raw bytes: the byte tokenizer decodes them only with an encoding of the user's."""
+        return (self.tokenizer, self.encoding, self.decode_errors) == ("byte", "utf-8", "strict")
 
     @field_validator("name")
     @classmethod
@@ -237,11 +216,6 @@ class DataConfig(_Section):
         if not name:
             raise ValueError("expected the name of a corpus or a path, got ''")
         return name
-
-    @property
-    def raw(self) -> bool:
-        """Whether files are read as bytes: a byte tokenizer needs no encoding, unless one is named."""
-        return (self.tokenizer, self.encoding, self.decode_errors) == ("byte", "utf-8", "strict")
 
     @field_validator("encoding")
     @classmethod
@@ -263,80 +237,70 @@ class DataConfig(_Section):
             raise ValueError("expected a --separator with documents, got an empty one")
         if self.val_data == self.name:
             raise ValueError("expected another text for --val-data than for --data, got the same")
-        if self.val_data is None and self.train_frac + self.val_frac > 1 + 1e-9:
-            raise ValueError(
-                f"expected --train-frac + --val-frac of at most 1, got {self.train_frac + self.val_frac:g}"
-            )
+        if self.val_data is None:
+            _refuse_more_than_all("--train-frac + --val-frac", self.train_frac + self.val_frac)
         return self
 
 
-LONGEST_STOP = 1000  # characters
-
-
 class GenerationConfig(_Section):
-    """How text is sampled."""
+    """Sampling settings."""
 
-    temperature: float = Field(
-        1.0, ge=0, description="divides the logits: below 1 safer, above 1 wilder, 0 the likeliest"
-    )
-    top_k: int | None = Field(None, ge=1, description="sample among the k likeliest tokens only")
+    temperature: float = Field(1.0, ge=0, description="sampling temperature; 0 always takes the likeliest token")
+    top_k: int | None = Field(None, ge=1, description="sample from the k likeliest tokens")
     top_p: float | None = Field(
-        0.9, gt=0, le=1, description="sample among the likeliest tokens that hold this probability"
+        0.9, gt=0, le=1, description="sample from the likeliest tokens of this total probability"
     )
     min_p: float | None = Field(
-        None, ge=0, le=1, description="leave out tokens less likely than this share of the likeliest"
+        None, ge=0, le=1, description="smallest probability of a token, relative to the likeliest"
     )
     typical_p: float | None = Field(
-        None, gt=0, le=1, description="sample among the tokens of the most typical surprisal that hold this probability"
+        None, gt=0, le=1, description="sample from the most typical tokens of this total probability"
     )
     repetition_penalty: float | None = Field(
-        None,
-        ge=1,
-        le=1e6,
-        description="multiplies the log-probability of the last 32 tokens; above 1 they are less likely",
+        None, ge=1, le=1e6, description="factor on the log-probabilities of the last 32 tokens; above 1 avoids them"
     )
-    allow: str | None = Field(None, min_length=1, description=f"write with these characters only; {ESCAPES}")
-    forbid: str | None = Field(None, min_length=1, description=f"write without these characters; {ESCAPES}")
+    allow: str | None = Field(None, min_length=1, description=f"generate only these characters; {ESCAPES}")
+    forbid: str | None = Field(None, min_length=1, description=f"generate none of these characters; {ESCAPES}")
     stop: str | None = Field(
         None,
         min_length=1,
         max_length=LONGEST_STOP,
-        description=f"end right after this string; its beginning may be in the prompt; {ESCAPES}",
+        description=f"stop after this string, even if the prompt begins it; {ESCAPES}",
     )
-    length: int = Field(1000, ge=0, description="characters to generate, at most; 0: until stopped")
-    prompt: str = Field("", description=f"text to go on from; {ESCAPES}")
+    length: int = Field(1000, ge=0, description="largest number of characters to generate; 0: no limit")
+    prompt: str = Field("", description=f"text to continue; {ESCAPES}")
 
     def settings(self) -> dict[str, Any]:
-        """The same as `TextGenerator.stream` takes them."""
+        """The keyword arguments of `TextGenerator.stream`."""
         return self.model_dump() | {"length": self.length or None}
 
 
 class LoggingConfig(_Section):
-    """What is written down, where and how often."""
+    """What is recorded, where and how often."""
 
-    log_dir: str = Field("logs", description="folder for TensorBoard's files")
-    checkpoint_dir: str = Field("checkpoints", description="folder that a run's own folder is made in")
+    log_dir: str = Field("logs", description="folder of TensorBoard logs")
+    checkpoint_dir: str = Field("checkpoints", description="folder in which each run gets a directory")
     log_interval: int = Field(100, ge=1, description="steps between reports of the training loss")
-    tensorboard: bool = Field(False, description="write TensorBoard files, too")
+    tensorboard: bool = Field(False, description="write TensorBoard logs")
     save_top_k: int = Field(
-        0, ge=0, description="best checkpoints kept beside best/, in folders such as lm_lstm_step4000_epoch10.00_1.2345"
+        0, ge=0, description="best checkpoints to keep beside best/, named as lm_lstm_step4000_epoch10.00_1.2345"
     )
 
 
 class DeviceConfig(_Section):
-    """Where it runs and from which seed."""
+    """Device, precision, backend and random seed."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic of the large products; auto: the fastest that is safe here"
+        "auto", description="precision of the large matrix products; auto: the fastest that is safe here"
     )
     backend: Literal["auto", "torch", "numba", "fused", "reference"] = Field(
         "auto",
-        description="what trains the layers: PyTorch's own, our kernels (compiled: an LSTM's, on a CPU) or the "
-        "equations step by step; auto: the fastest",
+        description="layers of PyTorch (torch), our kernels (fused; numba: an LSTM on a CPU) or the equations "
+        "(reference); auto: the fastest",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch's choice")
-    seed: int = Field(1337, ge=0, lt=2**32, description="start of every random number")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch's default")
+    seed: int = Field(1337, ge=0, lt=2**32, description="random seed")
 
     @field_validator("device")
     @classmethod
@@ -347,7 +311,7 @@ class DeviceConfig(_Section):
 
 
 class RunConfig(_Section):
-    """Everything a run is made of."""
+    """All settings of a run."""
 
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -356,18 +320,18 @@ class RunConfig(_Section):
     logging: LoggingConfig = LoggingConfig()
     device: DeviceConfig = DeviceConfig()
 
-    def override(self, values: Mapping[str, Any]) -> Self:
+    def override(self, values: Mapping[str, Any]) -> "RunConfig":
         """A copy with the fields in `values`, named as on the command line (`hidden_size`, `model_type`, `data`).
 
-        A budget given here replaces the budgets that were there.
+        A budget in `values` replaces the old budgets.
 
         Raises:
             ConfigError: an unknown name, a value out of range, or `val_frac` beside the `val_data` that replaces it.
         """
-        fields = {name: (section, key) for section, key, name, _ in config_fields()}
-        tree = self.model_dump()
         if values.get("val_data") and values.get("val_frac"):
             raise ConfigError("data.val_frac (--val-frac): expected to be left out with val_data (--val-data)")
+        fields = {name: (section, key) for section, key, name, _ in config_fields()}
+        tree = self.model_dump()
         if any(values.get(budget) is not None for budget in BUDGETS):
             tree["training"].update(dict.fromkeys(BUDGETS))
         for name, value in values.items():
@@ -378,8 +342,23 @@ class RunConfig(_Section):
         return parse_config(tree)
 
 
-# names of earlier versions: checkpoints that have them are read, and errors about them give the new name
-RENAMED = {
+SECTIONS: dict[str, type[_Section]] = {name: type(field.default) for name, field in RunConfig.model_fields.items()}
+
+Setting = tuple[str, str, str, FieldInfo]  # section, key, name on the command line, field
+
+
+def config_fields(*sections: str) -> Iterator[Setting]:
+    """Every setting, or those in `sections`."""
+    for section in sections or SECTIONS:
+        for key, field in SECTIONS[section].model_fields.items():
+            extra = field.json_schema_extra
+            flag = str(extra["flag"]) if isinstance(extra, dict) else key
+            yield section, key, flag.replace("-", "_"), field
+
+
+# ----------------------------------------------------------------------------------------------------------- old names
+
+RENAMED = {  # read in saved runs; elsewhere an error that gives the new name
     "variational": "variational_dropout",
     "start_length": "seq_length_start",
     "growth": "seq_length_warmup_epochs",
@@ -387,74 +366,12 @@ RENAMED = {
     "clip_by": "grad_clip_mode",
     "keep_best": "save_top_k",
 }
+
 RENAMED_BACKENDS = {"native": "torch", "compiled": "numba", "readable": "reference"}
 
 
-def config_fields(*sections: str) -> Iterator[tuple[str, str, str, FieldInfo]]:
-    """(section, key, name on the command line, field) of every setting, or of those in `sections`."""
-    for section, section_field in RunConfig.model_fields.items():
-        if not sections or section in sections:
-            for key, field in section_field.annotation.model_fields.items():
-                flag = (field.json_schema_extra or {}).get("flag", key)
-                yield section, key, flag.replace("-", "_"), field
-
-
-def load_config(path: str | Path) -> RunConfig:
-    """The run that a YAML file describes; what it leaves out has its default.
-
-    Numbers are those of YAML 1.2. The settings in `WITH_ESCAPES` are read with `unescaped`.
-
-    Raises:
-        ConfigError: not YAML, a duplicate or unknown key, a value out of range; names the file and the key.
-        OSError: the file cannot be read.
-    """
-    try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: expected settings in YAML, got no text; to train on it, use --data {quote(str(path))}"
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: expected YAML, got {getattr(error, 'problem', error)}{line}") from error
-    if isinstance(tree, str):
-        raise ConfigError(
-            f"{path}: expected settings in YAML, got plain text; to train on it, use --data {quote(str(path))}"
-        )
-    return parse_config({} if tree is None else _with_each_text(unescaped, tree), str(path))
-
-
-def dump_config(config: RunConfig) -> str:
-    """Every setting of `config` as YAML that `load_config` reads back."""
-    tree = _with_each_text(escaped, config.model_dump())
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def unescaped(typed: str) -> str:
-    r"""A text as it is meant: `\n` is a newline, `\t` a tab, `\\` a backslash; any other backslash is itself."""
-    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t"}.get(match[1], "\\"), typed)
-
-
-def escaped(text: str) -> str:
-    r"""A text as it can be typed in one line, for `unescaped` to read."""
-    return text.replace("\\", r"\\").replace("\n", r"\n").replace("\t", r"\t")
-
-
-def _with_each_text(change: Callable[[str], str], tree: Any) -> Any:
-    """The same tree with `change` applied to the settings in `WITH_ESCAPES`."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {
-        section: {k: change(v) if k in WITH_ESCAPES and isinstance(v, str) else v for k, v in values.items()}
-        if isinstance(values, Mapping)
-        else values
-        for section, values in tree.items()
-    }
-
-
 def with_new_names(tree: Any) -> Any:
-    """The configuration in a checkpoint, which may be of an earlier version, under today's names."""
+    """The configuration of a saved run, with the settings of earlier versions under their present names."""
     if not isinstance(tree, Mapping):
         return tree
     renamed = {
@@ -467,59 +384,65 @@ def with_new_names(tree: Any) -> Any:
     return {**tree, **renamed}
 
 
-def parse_config(tree: Any, source: str = "") -> RunConfig:
-    """The run that nested dictionaries describe; `source` is named in errors.
+# --------------------------------------------------------------------------------------------------------- YAML in, out
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """The run that a YAML file describes, with defaults for what it leaves out.
+
+    Numbers are those of YAML 1.2. The settings in `WITH_ESCAPES` are read with `unescaped`.
 
     Raises:
-        ConfigError: an unknown key or a value out of range, in one sentence.
+        ConfigError: not YAML, a duplicate or unknown key, a value out of range; names the file and the key.
+        OSError: the file cannot be read.
     """
-    if isinstance(tree, Mapping):  # a section with nothing under it is all defaults
-        tree = {section: {} if values is None else values for section, values in tree.items()}
     try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        where = f"{source}: " if source else ""
-        raise ConfigError(where + _explain(error)) from error
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        got = "plain text" if isinstance(tree, str) else None
+    except UnicodeDecodeError:
+        got = "no text"
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: expected YAML, got {getattr(error, 'problem', error)}{line}") from error
+    if got:
+        raise ConfigError(
+            f"{path}: expected settings in YAML, got {got}; to train on it, use --data {quote(str(path))}"
+        )
+    return parse_config({} if tree is None else _map_texts(unescaped, tree), str(path))
 
 
-def _explain(error: ValidationError) -> str:
-    """One sentence about the first thing that pydantic found wrong with a configuration."""
-    location = [str(part) for part in error.errors()[0]["loc"]]
-    key = ".".join(location)
-    section = RunConfig.model_fields[location[0]].annotation if len(location) > 1 else RunConfig
-    name = next((n for section, k, n, _ in config_fields() if [section, k] == location[:2]), None)
-    where = f"{key} (--{name.replace('_', '-')})" if name else key or "the configuration"
-    return explain(error, section.model_fields, where)
+def dump_config(config: RunConfig) -> str:
+    """Every setting as YAML that `load_config` reads back."""
+    return yaml.dump(_map_texts(escaped, config.model_dump()), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def explain(error: ValidationError, known: Mapping[str, Any], where: str = "") -> str:
-    """One sentence about the first thing that pydantic found wrong, among the `known` fields, at `where`."""
-    problem = error.errors()[0]
-    if problem["type"] == "extra_forbidden":
-        key = ".".join(map(str, problem["loc"]))
-        return f"unknown key {key!r}{_nearest(str(problem['loc'][-1]), known)}"
-    where = where or ".".join(map(str, problem["loc"][:1])) or "settings"
-    if problem["type"] == "value_error":
-        return f"{where}: {problem['ctx']['error']}"
-    message = problem["msg"].replace("Input should be ", "expected ").replace("or instance of ", "or section ")
-    message = message.replace("String should have", "expected").split(", unable to parse")[0]
-    for comparison in ("greater", "less"):
-        message = message.replace(f"expected {comparison}", f"expected a value {comparison}")
-    got = repr(problem["input"])
-    return f"{where}: {message}, got {got if len(got) <= 60 else got[:60] + '…'}"
+def unescaped(typed: str) -> str:
+    r"""Replace the escapes in a typed text: `\n` by a newline, `\t` by a tab, `\\` by a backslash, nothing else."""
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t"}.get(match[1], "\\"), typed)
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    if name in RENAMED:
-        return f"; it is now called {RENAMED[name]!r}"
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
+def escaped(text: str) -> str:
+    r"""A text in one line that `unescaped` reads back."""
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace("\t", r"\t")
+
+
+def _map_texts(change: Callable[[str], str], tree: Any) -> Any:
+    """Apply `change` to the settings in `WITH_ESCAPES`."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {
+        section: {k: change(v) if k in WITH_ESCAPES and isinstance(v, str) else v for k, v in values.items()}
+        if isinstance(values, Mapping)
+        else values
+        for section, values in tree.items()
+    }
 
 
 class _Loader(yaml.SafeLoader):
-    """Scalars as in the core schema of YAML 1.2, where plain PyYAML reads 1e-5 as a string, 0256 as 174, 1:30 as 90."""
+    """Reads scalars by the core schema of YAML 1.2; plain PyYAML reads 1e-5 as a string, 0256 as 174, 1:30 as 90."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -532,7 +455,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would not read as a string, and what cannot be seen."""
+    """Quotes what either version of YAML would not read as a string, and invisible characters."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
@@ -556,4 +479,51 @@ for _kind, _pattern, _first in (
     for _yaml in (_Loader, _Dumper):
         _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), _first)
 
-EPS = 1e-5  # added to a variance before it divides
+
+# ---------------------------------------------------------------------------------------------------- checks and errors
+
+
+def parse_config(tree: Any, source: str = "") -> RunConfig:
+    """The run that nested dictionaries describe; errors name `source`.
+
+    Raises:
+        ConfigError: an unknown key or a value out of range, in one sentence.
+    """
+    if isinstance(tree, Mapping):  # an empty section has its defaults
+        tree = {section: {} if values is None else values for section, values in tree.items()}
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        location = [str(part) for part in error.errors()[0]["loc"]]
+        section = SECTIONS.get(location[0], RunConfig) if len(location) > 1 else RunConfig
+        name = next((n for section, k, n, _ in config_fields() if [section, k] == location[:2]), None)
+        key = ".".join(location) or "the configuration"
+        where = f"{key} (--{name.replace('_', '-')})" if name else key
+        said = explain(error, section.model_fields, where)
+        raise ConfigError(f"{source}: {said}" if source else said) from error
+
+
+def explain(error: ValidationError, known: Mapping[str, Any], where: str = "") -> str:
+    """One sentence about the first problem that pydantic found among the `known` fields, at `where`."""
+    problem = error.errors()[0]
+    if problem["type"] == "extra_forbidden":
+        key = ".".join(map(str, problem["loc"]))
+        return f"unknown key {key!r}{_nearest(str(problem['loc'][-1]), known)}"
+    where = where or ".".join(map(str, problem["loc"][:1])) or "settings"
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}"
+    message = problem["msg"].replace("Input should be ", "expected ").replace("or instance of ", "or section ")
+    message = message.replace("String should have", "expected").split(", unable to parse")[0]
+    message = re.sub("expected (greater|less)", r"expected a value \1", message)
+    got = repr(problem["input"])
+    renamed = RENAMED_BACKENDS.get(str(problem["input"])) if problem["loc"][-1:] == ("backend",) else None
+    return f"{where}: {message}, got {got[:60]}{'…' * (len(got) > 60)}" + (
+        f", now called {renamed!r}" if renamed else ""
+    )
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    if name in RENAMED:
+        return f"; it is now called {RENAMED[name]!r}"
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"

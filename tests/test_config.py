@@ -4,6 +4,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from charrnn.config import (
+    RENAMED,
+    RENAMED_BACKENDS,
     WITH_ESCAPES,
     RunConfig,
     config_fields,
@@ -88,6 +90,8 @@ def test_a_key_that_stands_twice_is_refused_with_its_lines(tmp_path, text, messa
     ("text", "message"),
     [
         ("training: {bath_size: 3}", r"run.yaml: unknown key 'training.bath_size'; did you mean 'batch_size'\?"),
+        ("training: {clip_by: norm}", "unknown key 'training.clip_by'; it is now called 'grad_clip_mode'$"),
+        ("device: {backend: native}", r"--backend\): expected 'auto', 'torch', .*, got 'native', now called 'torch'$"),
         ("trainin: {}", r"run.yaml: unknown key 'trainin'; did you mean 'training'\?"),
         ("zzz: 1", "run.yaml: unknown key 'zzz'; expected one of model, training"),
         (
@@ -187,6 +191,15 @@ def test_overriding_with_zero_or_false_counts(setting):
 def test_an_unknown_override_is_named():
     with pytest.raises(ConfigError, match="unknown setting 'hiden_size'; did you mean 'hidden_size'"):
         RunConfig().override({"hiden_size": 3})
+
+
+def test_old_names_are_errors_that_give_the_new_ones():
+    for old, new in RENAMED.items():
+        with pytest.raises(ConfigError, match=f"unknown setting '{old}'; it is now called '{new}'$"):
+            RunConfig().override({old: 1})
+    for old, new in RENAMED_BACKENDS.items():
+        with pytest.raises(ConfigError, match=f"got '{old}', now called '{new}'$"):
+            RunConfig().override({"backend": old})
 
 
 def test_flags_are_unique_and_described():

@@ -22,6 +22,7 @@ from charrnn.cli.inspect import devices, inspect, plot
 from charrnn.cli.sample import sample
 from charrnn.cli.train import train
 from charrnn.config import (
+    RENAMED,
     TOKENS,
     config_fields,
 )
@@ -177,7 +178,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _refuse_slips(words, arguments, flags)
     if unknown:
         near = difflib.get_close_matches(unknown[0], flags, n=1)
-        arguments.parser.error(f"unrecognized argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if (old := unknown[0].partition("=")[0].removeprefix("--").replace("-", "_")) in RENAMED:
+            hint = f"; it is now called --{RENAMED[old].replace('_', '-')}"
+        arguments.parser.error(f"unrecognized argument {unknown[0]}{hint}")
     return arguments
 
 

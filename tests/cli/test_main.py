@@ -543,6 +543,7 @@ def test_an_unknown_key(tmp_path, capfd):
     [
         (["train", "--hidden-size", "0"], "--hidden-size): expected a value greater than or equal to 1, got '0'"),
         (["train", "--hiden-size", "3"], "unrecognized argument --hiden-size; did you mean --hidden-size?"),
+        (["train", "--clip-by", "norm"], "unrecognized argument --clip-by; it is now called --grad-clip-mode"),
         (["train", "--zzz"], "unrecognized argument --zzz (see"),
         (["sample", "x", "--hidden-size", "3"], "unrecognized argument --hidden-size (see charrnn sample --help)"),
         (["sample", "x", "--quite"], "did you mean --quiet?"),
