@@ -104,7 +104,7 @@ def test_the_rate_is_the_best_of_all_tried_and_lies_between_two_of_them(kind, po
     tuned = ladder.tune(kind, 8, seconds=3, **TINY)
     assert tuned["learning_rate"] == ladder.FIRST_RATE * 2.0**power
     rates = [trial["learning_rate"] for trial in tuned["trials"]]
-    assert len(rates) == len(set(rates)) == len(trials)
+    assert len(rates) == len(set(rates)) == len(trials) / len(ladder.TRIAL_SEEDS)
     assert {tuned["learning_rate"] * factor for factor in (0.5, 1, 2)} <= set(rates)
     assert tuned["learning_rate"] == min(tuned["trials"], key=lambda trial: trial["val_loss"])["learning_rate"]
 
@@ -112,6 +112,15 @@ def test_the_rate_is_the_best_of_all_tried_and_lies_between_two_of_them(kind, po
 def test_trials_are_runs():
     tuned = ladder.tune("GRU", 8, seconds=0.02, **{**TINY, "backend": "torch"})
     assert all(0 < trial["val_loss"] < 3 for trial in tuned["trials"])
+
+
+def test_a_rate_that_fails_with_one_seed_is_not_chosen(monkeypatch):
+    def run(kind, hidden_size, seed, seconds, learning_rate, **settings):
+        fails = learning_rate > ladder.FIRST_RATE and seed == ladder.TRIAL_SEEDS[-1]
+        return {"curve": {"val_loss": [4.0 if fails else 2.0 - learning_rate]}}
+
+    monkeypatch.setattr(ladder, "run", run)
+    assert ladder.tune("RNN", 8, seconds=3)["learning_rate"] == ladder.FIRST_RATE
 
 
 def test_a_rate_that_diverges_is_not_chosen_and_the_search_ends(monkeypatch, trials):
@@ -133,9 +142,14 @@ def test_what_chooses_a_rate_is_not_what_the_kinds_are_compared_by(trials):
     assert set(tuning.val) <= set(final.train)
     assert not set(tuning.val) & (set(final.val) | set(tuning.train))
     assert len(tuning.val) == len(final.val) == 1000
-    assert {(seed, seconds) for _, seed, seconds, _ in trials} == {(ladder.TRIAL_SEED, 2.0), (1, 4.0), (2, 4.0)}
+    assert {(seed, seconds) for _, seed, seconds, _ in trials} == {
+        *((seed, 2.0) for seed in ladder.TRIAL_SEEDS),
+        (1, 4.0),
+        (2, 4.0),
+    }
     assert {kind: tuned["seconds"] for kind, tuned in result["tuning"].items()} == {"RNN": 2.0, "GRU": 2.0}
-    assert len(trials) == 4 + sum(len(tuned["trials"]) for tuned in result["tuning"].values())
+    rates = sum(len(tuned["trials"]) for tuned in result["tuning"].values())
+    assert len(trials) == 4 + rates * len(ladder.TRIAL_SEEDS)
     for record in result["records"]:
         assert record["learning_rate"] == result["tuning"][record["kind"]]["learning_rate"]
 
