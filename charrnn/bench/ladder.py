@@ -146,8 +146,8 @@ def tune(kind: str, hidden_size: int, seconds: float, **settings: Any) -> dict[s
         **settings: as in `run`.
 
     Returns:
-        `learning_rate`, and `trials` in their order: `learning_rate` and `val_loss`, the mean over `TRIAL_SEEDS`, None where
-        one of them diverged.
+        `learning_rate`, and `trials` in their order: `learning_rate` and `val_loss`, the mean over `TRIAL_SEEDS`, None
+        where one of them diverged.
     """
     data = _config(kind, hidden_size, **settings).data
     settings |= {"train_frac": data.train_frac - data.val_frac, "eval_interval": NEVER}
