@@ -132,8 +132,8 @@ def test_a_notebook_is_committed_as_it_ran(path):
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     assert WIDGET not in json.dumps(outputs)
     for output in outputs:
-        if "image/png" in output.get("data", {}):
-            assert output.metadata["image/png"]["alt"]
+        page = output.get("data", {}).get("text/html", "")
+        assert page.count("<img ") == len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', page))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

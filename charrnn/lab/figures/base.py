@@ -3,9 +3,10 @@
 Colours are those of Okabe & Ito (2008), which colour-blind readers can tell apart; nothing is told by colour alone.
 """
 
+import base64
 import contextlib
+import html
 import io
-import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,42 +39,59 @@ def course_style() -> Iterator[None]:
 
 
 class CaptionedFigure:
-    """A figure and a sentence that says what it shows, for readers who do not see it.
+    """A figure, a short caption, and a description for readers who do not see it.
+
+    JupyterLab, Voilà and nbconvert ignore the alt text of an `image/png` output, but keep that of an image in HTML.
+    So a notebook shows a figure as HTML.
 
     Attributes:
         figure: a matplotlib figure.
-        alt: what it shows, in numbers drawn from the data.
+        caption: the kind of figure and its subject, in a few words without a full stop.
+        description: what it shows, in numbers taken from the data.
     """
 
     @course_style()
-    def __init__(self, figure: Figure, alt: str):
-        self.figure = figure
-        lacking = make_drawable(figure)
-        shown = ", ".join(lacking[:5]) + ", …" * (len(lacking) > 5)
-        self.alt = alt + f" Drawn as escapes, for no installed font has them: {shown}." * bool(lacking)
+    def __init__(self, figure: Figure, caption: str, description: str):
+        self.figure, self.caption, self.description = figure, caption, description
+        if lacking := make_drawable(figure):
+            shown = ", ".join(lacking[:5]) + ", …" * (len(lacking) > 5)
+            self.description += f" No installed font has these characters, so they are drawn as escapes: {shown}."
+
+    @property
+    def alt(self) -> str:
+        """The caption and the description as one text."""
+        return f"{self.caption}: {self.description}"
 
     @course_style()
     def png(self) -> bytes:
-        """The figure as a PNG file of at most 256 colours: a third of the bytes, and nothing that an eye would miss."""
+        """The figure as a PNG file with at most 256 colours, which takes a third of the bytes and looks the same."""
         drawn, small = io.BytesIO(), io.BytesIO()
         self.figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight", facecolor="white")
         image = Image.open(drawn).convert("RGB")
         image.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
         return small.getvalue()
 
+    def to_html(self, unfolded: bool = False) -> str:
+        """Give the figure as HTML: the image with its alt text, the caption, and the description, folded by default.
+
+        The alt text is the caption, because a screen reader cannot pause in an alt text or go back in it. The numbers
+        follow as text.
+        """
+        caption, image = html.escape(self.caption), base64.b64encode(self.png()).decode()
+        return (
+            f'<figure style="margin:0"><img alt="{caption}" src="data:image/png;base64,{image}" style="max-width:100%">'
+            f"<figcaption>{_without_formulas(caption)}"
+            f"<details{' open' * unfolded}><summary>Description</summary>"
+            f"{_without_formulas(html.escape(self.description))}</details></figcaption></figure>"
+        )
+
     def _ipython_display_(self) -> None:
-        """Show the figure, and the sentence below it: JupyterLab has no other place for an alt text."""
-        bundle = {"image/png": self.png(), "text/plain": self.alt}
-        display(bundle, metadata={"image/png": {"alt": self.alt}}, raw=True)
-        display({"text/markdown": f"*{markdown(self.alt)}*", "text/plain": self.alt}, raw=True)
+        display({"text/html": self.to_html(), "text/plain": self.alt}, raw=True)
 
 
-def markdown(text: str) -> str:
-    """Text that Markdown shows as it is. MathJax sees no formula either: none contains an HTML element."""
-    text = re.sub(
-        r"\\(?=[!-/:-@\[-`{-~])|[`*\[]|(?<![^\W_])_|_(?![^\W_])|<(?=[a-zA-Z/!?])|&(?=[#a-zA-Z])", r"\\\g<0>", text
-    )
-    return text.replace("$", "<span>$</span>")
+def _without_formulas(text: str) -> str:
+    """HTML in which MathJax finds no formula: a formula cannot contain an element."""
+    return text.replace("$", "<span>$</span>").replace("\\", "<span>\\</span>")
 
 
 def new_figure(width: float = 7.0, height: float = 3.2, rows: int = 1, columns: int = 1, **options: Any) -> Any:
@@ -91,7 +109,7 @@ def new_figure(width: float = 7.0, height: float = 3.2, rows: int = 1, columns: 
         return figure, figure.subplots(rows, columns, **options)
 
 
-def save_figure(picture: CaptionedFigure, path: Path) -> None:
+def save_figure(figure: CaptionedFigure, path: Path) -> None:
     """Write a PNG or SVG file, as `path` ends, whole or not at all.
 
     Raises:
@@ -99,20 +117,20 @@ def save_figure(picture: CaptionedFigure, path: Path) -> None:
     """
     match path.suffix.lower():
         case ".png":
-            data = picture.png()
+            data = figure.png()
         case ".svg":
-            data = _svg(picture)
+            data = _svg(figure)
         case _:
             raise ValueError(f"{path}: expected a file that ends in .png or .svg")
     write_atomically(path, data)
 
 
-def _svg(picture: CaptionedFigure) -> bytes:
-    """The same bytes for the same picture, its alt text inside."""
+def _svg(figure: CaptionedFigure) -> bytes:
+    """The same bytes for the same figure, its alt text inside."""
     drawn = io.BytesIO()
     with course_style(), rc_context({"svg.hashsalt": "charrnn"}):
-        about = {"Description": picture.alt, "Date": None}
-        picture.figure.savefig(drawn, format="svg", bbox_inches="tight", facecolor="white", metadata=about)
+        about = {"Description": figure.alt, "Date": None}
+        figure.figure.savefig(drawn, format="svg", bbox_inches="tight", facecolor="white", metadata=about)
     return drawn.getvalue()
 
 

@@ -31,7 +31,7 @@ def plot_ablation(losses: Mapping[str, Sequence[float]]) -> CaptionedFigure:
         "One thing added at a time" + (", a circle for each seed" if len(next(iter(losses.values()))) > 1 else "")
     )
     said = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-    return CaptionedFigure(figure, f"Validation loss by recipe, from the first to the last: {said}.")
+    return CaptionedFigure(figure, "Validation loss by recipe, from the first to the last", f"{said}.")
 
 
 @course_style()
@@ -53,7 +53,7 @@ def plot_differences(groups: Mapping[str, Sequence[Mapping[str, Any]]], level: f
         told = (f"{pair['better']} below {pair['worse']} by {pair['difference']:.3f}{_range(pair)}" for pair in rows)
         said.append(f"{title}: {', '.join(told)}")
     figure.supxlabel("nats, with 95% intervals; filled: shown, hollow: may be chance", fontsize=11)
-    return CaptionedFigure(figure, f"Differences of the validation loss; {'; '.join(said)}.")
+    return CaptionedFigure(figure, "Differences between validation losses", f"{'; '.join(said)}.")
 
 
 def _draw_rows(axes: Any, rows: Sequence[Mapping[str, Any]], level: float) -> None:
@@ -115,11 +115,11 @@ def plot_speedrun(log: Sequence[Mapping[str, Any]], title: str) -> CaptionedFigu
     )
     _legend(figure, axes)
     kept = [trial for trial in log if trial["kept"]]
-    alt = (
-        f"{len(log)} trials from the top down, {len(kept)} of them kept: from {kept[0]['measured']:.3f} "
-        f"({kept[0]['change']}) to {kept[-1]['measured']:.3f} ({kept[-1]['change']})."
+    return CaptionedFigure(
+        figure,
+        f"{len(log)} trials from the top down, {len(kept)} of them kept",
+        f"from {kept[0]['measured']:.3f} ({kept[0]['change']}) to {kept[-1]['measured']:.3f} ({kept[-1]['change']}).",
     )
-    return CaptionedFigure(figure, alt)
 
 
 def _draw_trial(axes: Any, place: float, trial: Mapping[str, Any], before: float | None) -> None:

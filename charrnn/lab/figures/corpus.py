@@ -30,11 +30,12 @@ def plot_frequencies(corpus: Corpus, count: int = 30) -> CaptionedFigure:
     kind = "characters" if corpus.tokenizer.kind == "char" else "tokens"
     axes.set(ylabel="share of the text", title=f"The {len(names)} commonest of {len(counts)} {kind}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    alt = (
-        f"Bar chart of the {len(names)} commonest {kind}: {names[0]} is {shares[0]:.1%} of the text, and so on down to "
-        f"{names[-1]} with {shares[-1]:.1%}; together they are {shares.sum():.1%}."
+    return CaptionedFigure(
+        figure,
+        f"Bar chart of the {len(names)} commonest {kind}",
+        f"{names[0]} is {shares[0]:.1%} of the text, and so on down to {names[-1]} with {shares[-1]:.1%}; together "
+        f"they are {shares.sum():.1%}.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 @course_style()
@@ -51,8 +52,10 @@ def plot_zipf(text: str) -> CaptionedFigure:
     axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="count", title="A few are common, most are rare")
     axes.set_ylim(0.7, None)
     axes.legend(frameon=False)
-    alt = f"Counts over ranks, both logarithmic: {' and '.join(said)}; a dotted line falls as 1 / rank."
-    return CaptionedFigure(figure, alt)
+    description = f"{' and '.join(said)}; a dotted line falls as 1 / rank."
+    return CaptionedFigure(
+        figure, "Counts of words and characters over their ranks, both axes logarithmic", description
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- streams
@@ -106,12 +109,12 @@ def plot_streams(text: str, batch_size: int, seq_length: int, window: int = 0, e
     going_on = f"; {more} more characters of each to the right" if more else ""
     streams = f"{rows} stream{'s' * (rows > 1)}"
     axes.set_title(f"{streams}, windows 0 to {len(windows) - 1}{going_on}", fontsize=10, loc="left")
-    alt = (
-        f"The text laid out in {streams} of {dataset.stream_length} characters and cut into {len(windows)} windows; "
-        f"window {window} is marked: row 0 reads {_read(text, windows[window].inputs[0])!r} "
-        f"and must predict {_read(text, windows[window].targets[0])!r}."
+    return CaptionedFigure(
+        figure,
+        f"The text laid out in {streams} of {dataset.stream_length} characters and cut into {len(windows)} windows",
+        f"window {window} is marked; its row 0 reads {_read(text, windows[window].inputs[0])!r} and must predict "
+        f"{_read(text, windows[window].targets[0])!r}.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 def _read(text: str, positions: Sequence[int]) -> str:
@@ -160,8 +163,9 @@ def plot_ladder(ladder: Mapping[str, float], networks: Mapping[str, float] | Non
     axes.legend(frameon=False, loc="upper right")
     best = min(ladder, key=lambda name: ladder[name])
     beside = "".join(f"; {name} {value:.2f}" for name, value in networks.items())
-    alt = (
-        f"Line chart of bits per character: {names[0]} {values[0]:.2f}, {names[1]} {values[1]:.2f}, the best by "
-        f"counting is the {best} with {ladder[best]:.2f}{beside}."
+    return CaptionedFigure(
+        figure,
+        "Line chart of bits per character for models that count",
+        f"{names[0]} {values[0]:.2f}, {names[1]} {values[1]:.2f}; the best by counting is the {best} with "
+        f"{ladder[best]:.2f}{beside}.",
     )
-    return CaptionedFigure(figure, alt)

@@ -34,7 +34,7 @@ def plot_measures(measures: Mapping[str, Mapping[str, Mapping[int, float]]]) -> 
         axes.spines[["top", "right"]].set_visible(False)
         axes.minorticks_off()
     axes.legend(frameon=False)
-    return CaptionedFigure(figure, f"Line charts: {'; '.join(said)}.")
+    return CaptionedFigure(figure, f"Line charts of {', '.join(measures)}", f"{'; '.join(said)}.")
 
 
 @course_style()
@@ -80,8 +80,8 @@ def plot_curve(
         axes.minorticks_off()
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, top * 1.18))
     beside = f"; {reference[0]} {reference[1]:.2f}" if reference else ""
-    alt = f"Line chart of {ylabel} over {xlabel}: {y[0]:.2f} at {x[0]:g} to {y[-1]:.2f} at {x[-1]:g}{beside}."
-    return CaptionedFigure(figure, alt)
+    description = f"{y[0]:.2f} at {x[0]:g} to {y[-1]:.2f} at {x[-1]:g}{beside}."
+    return CaptionedFigure(figure, f"Line chart of {ylabel} over {xlabel}", description)
 
 
 @course_style()
@@ -121,8 +121,8 @@ def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str =
         axes.legend(frameon=False, loc="lower left")
     steps = max((record["step"] for record in records), default=0)
     story = " and ".join(said) or "nothing learned yet"
-    alt = f"Line chart over {steps} steps: {story}; knowing nothing costs {uniform:.2f}."
-    return CaptionedFigure(figure, alt)
+    description = f"{story}; a model that knows nothing has {uniform:.2f}."
+    return CaptionedFigure(figure, f"Line chart of the loss over {steps} steps", description)
 
 
 @course_style()
@@ -139,11 +139,12 @@ def plot_real_words(temperatures: Sequence[float], shares: Sequence[float]) -> C
         xticks=temperatures,
         title="How many of its words are real?",
     )
-    alt = (
-        f"Line chart: {shares[0]:.0%} of the words are Shakespeare's at temperature {temperatures[0]}, "
-        f"{shares[-1]:.0%} at {temperatures[-1]}."
+    return CaptionedFigure(
+        figure,
+        "Line chart of the share of real words over temperature",
+        f"{shares[0]:.0%} of the words are Shakespeare's at temperature {temperatures[0]}, "
+        f"{shares[-1]:.0%} at {temperatures[-1]}.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 @course_style()
@@ -195,8 +196,7 @@ def plot_curves(
     begin, end = (f"{x:,.0f}" if x >= 1000 else f"{x:.3g}" for x in (np.min(ends), np.max(ends)))
     if np.max(ends) >= 10_000:
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    alt = f"Line chart of {ylabel} over {xlabel}, {begin} to {end}: {'; '.join(said)}."
-    return CaptionedFigure(figure, alt)
+    return CaptionedFigure(figure, f"Line chart of {ylabel} over {xlabel}, {begin} to {end}", f"{'; '.join(said)}.")
 
 
 @course_style()
@@ -227,8 +227,8 @@ def plot_learning(losses: Sequence[float], levels: Mapping[str, float], title: s
     top = max(values.max(), *levels.values())
     axes.set(xlabel=xlabel, ylabel="nats per character", title=title, xlim=(0, len(losses)), ylim=(0, top * 1.1))
     beside = "".join(f"; {name} {level:.2f}" for name, level in levels.items())
-    alt = f"Line chart over {len(losses)} steps: the loss goes from {values[0]:.2f} to {values[-1]:.2f}{beside}."
-    return CaptionedFigure(figure, alt)
+    description = f"it goes from {values[0]:.2f} to {values[-1]:.2f}{beside}."
+    return CaptionedFigure(figure, f"Line chart of the loss over {len(losses)} steps", description)
 
 
 @course_style()
@@ -263,7 +263,7 @@ def plot_overfitting(
         )
     panels[0][0].set_ylabel("nats per character")
     panels[0][0].legend(frameon=False)
-    return CaptionedFigure(figure, f"Training and validation loss over the steps; {'; '.join(said)}.")
+    return CaptionedFigure(figure, "Training and validation loss over the steps", f"{'; '.join(said)}.")
 
 
 @course_style()
@@ -289,7 +289,7 @@ def plot_schedules(
         )
     panels[0][0].set_ylabel("share of the peak rate")
     figure.supxlabel(xlabel, fontsize=11)
-    return CaptionedFigure(figure, f"Charts of the learning rate over the {xlabel}: {'; '.join(said)}.")
+    return CaptionedFigure(figure, f"Charts of the learning rate over the {xlabel}", f"{'; '.join(said)}.")
 
 
 @course_style()
@@ -314,11 +314,12 @@ def plot_plateau(losses: Sequence[float], factors: Sequence[float]) -> Captioned
     above.legend(frameon=False)
     below.set(xlabel="evaluation; dotted: the rate falls", ylabel="share of\nthe peak", ylim=(0, 1.1), xticks=places)
     when = ", ".join(str(place) for place in falls) or "none"
-    alt = (
-        f"Validation loss over {len(losses)} evaluations, from {losses[0]:.2f} to {losses[-1]:.2f}, and below it the "
-        f"learning rate, which falls from {factors[0]:g} to {factors[-1]:g} of its peak at evaluations {when}."
+    return CaptionedFigure(
+        figure,
+        f"Validation loss over {len(losses)} evaluations, and below it the learning rate",
+        f"the loss goes from {losses[0]:.2f} to {losses[-1]:.2f}; the rate falls from {factors[0]:g} to "
+        f"{factors[-1]:g} of its peak at evaluations {when}.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 Records = Sequence[Mapping[str, Any]]
@@ -350,6 +351,5 @@ def plot_attempt(records: Records, before: Records = (), steps: int = 300) -> Ca
     axes.set(xlabel="step", ylabel="nats per character", xlim=(0, steps * 1.02), ylim=(1.8, 5.4))  # room for the legend
     if said:
         axes.legend(frameon=False, loc="upper right")
-    return CaptionedFigure(
-        figure, f"Line chart of the loss over {steps} steps: {', '.join(said) or 'nothing learned yet'}."
-    )
+    story = ", ".join(said) or "nothing learned yet"
+    return CaptionedFigure(figure, f"Line chart of the loss over {steps} steps", f"{story}.")

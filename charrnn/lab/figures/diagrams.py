@@ -39,11 +39,12 @@ def plot_tbptt(text: str, seq_length: int) -> CaptionedFigure:
     axes.set(xlim=(-1.3, len(text) - 0.3), ylim=(-1.15, 2.95))
     axes.set_axis_off()
     windows = len(starts)
-    alt = (
-        f"{text!r} read in {windows} windows of {seq_length} characters: the state goes forward through all "
-        f"{len(text)} of them; gradients come back within each window and are cut at the {windows - 1} borders."
+    return CaptionedFigure(
+        figure,
+        f"{text!r} read in {windows} windows of {seq_length} characters",
+        f"the state goes forward through all {len(text)} of them; gradients come back within each window and are cut "
+        f"at the {windows - 1} borders.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 def _column(axes: Any, place: int, character: str, first: bool) -> None:
@@ -92,8 +93,8 @@ def plot_reach(text: str, seq_length: int, norms: Mapping[str, Sequence[float]])
     axes.legend(frameon=False, loc="upper left")
     last = (len(text) - 1) // seq_length * seq_length
     said = [_before_and_in(name, np.asarray(values), last) for name, values in norms.items()]
-    alt = f"Line chart over {len(text)} characters, {spoken(text[0])} to {spoken(text[-1])}: {'; '.join(said)}."
-    return CaptionedFigure(figure, alt)
+    characters = f"{len(text)} characters, {spoken(text[0])} to {spoken(text[-1])}"
+    return CaptionedFigure(figure, f"Line chart of the norm of the gradient over {characters}", f"{'; '.join(said)}.")
 
 
 def _before_and_in(name: str, values: np.ndarray, last: int) -> str:
@@ -133,17 +134,17 @@ def plot_unrolled(inputs: str, targets: str | None = None, backward: bool = Fals
             axes.text(t, ROWS["L"] + 0.42, f"must predict {spoken(targets[t - 1])}", ha="center", va="bottom")
     axes.set(xlim=(-0.4, len(inputs) + 0.5), ylim=(-0.75, 4.65 if targets else 1.75))
     axes.set_axis_off()
-    return CaptionedFigure(figure, _sentence(inputs, targets, backward))
+    return CaptionedFigure(
+        figure,
+        f"A network unrolled over {len(inputs)} characters: {', '.join(map(spoken, inputs))}",
+        _sentence(targets, backward),
+    )
 
 
-def _sentence(inputs: str, targets: str | None, backward: bool) -> str:
-    read = ", ".join(map(spoken, inputs))
+def _sentence(targets: str | None, backward: bool) -> str:
     above = f", h the logits z, and these the losses L of {', '.join(map(spoken, targets))}" if targets else ""
     way = "gradients flow back along every arrow" if backward else "values flow forward along every arrow"
-    return (
-        f"A network unrolled over {len(inputs)} characters ({read}): x feeds h, h the next h{above}; {way}, and every "
-        "column has the same weights."
-    )
+    return f"x feeds h, h the next h{above}; {way}, and every column has the same weights."
 
 
 def _box(axes: Any, column: float, row: str, index: int) -> None:

@@ -44,12 +44,12 @@ def plot_gates(text: str, values: np.ndarray, name: str, units: Sequence[int]) -
     if name in SIGMOIDS:
         bar.set_ticks([0, 0.5, 1], labels=["0 shut", "0.5", "1 open"])
     shown = values[:, list(units)]
-    alt = (
-        f"Map of the {NAMES[name]} of {len(units)} units over {len(text)} characters, light for high: mean "
-        f"{shown.mean():.2f}, lowest {shown.min():.2f}, highest {shown.max():.2f}; unit {units[0]} is lowest after "
-        f"{spoken(text[int(shown[:, 0].argmin())])} and highest after {spoken(text[int(shown[:, 0].argmax())])}."
+    return CaptionedFigure(
+        figure,
+        f"Heat map of the {NAMES[name]} of {len(units)} units over {len(text)} characters, light for high",
+        f"mean {shown.mean():.2f}, lowest {shown.min():.2f}, highest {shown.max():.2f}; unit {units[0]} is lowest "
+        f"after {spoken(text[int(shown[:, 0].argmin())])} and highest after {spoken(text[int(shown[:, 0].argmax())])}.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 def _limits(name: str, values: np.ndarray) -> tuple[float, float]:
@@ -82,11 +82,12 @@ def plot_unit(text: str, values: np.ndarray, title: str) -> CaptionedFigure:
     axes.set_ylim(len(lines), 0)
     axes.set_axis_off()
     axes.set_title(f"{title}: dark {low:.2g}, light {high:.2g}", fontsize=11, loc="left")
-    alt = (
-        f"{len(lines)} lines of text, each character shaded by {title}: from {low:.2f} after "
-        f"{spoken(text[int(values.argmin())])} to {high:.2f} after {spoken(text[int(values.argmax())])}."
+    return CaptionedFigure(
+        figure,
+        f"{len(lines)} lines of text, each character shaded by {title}",
+        f"from {low:.2f} after {spoken(text[int(values.argmin())])} to {high:.2f} after "
+        f"{spoken(text[int(values.argmax())])}.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 @course_style()
@@ -113,8 +114,10 @@ def plot_saturation(activations: Mapping[str, np.ndarray]) -> CaptionedFigure:
         panel.spines[["top", "right"]].set_visible(False)
         said.append(f"{NAMES[name]}: shut {shut.mean():.0%} and open {opened.mean():.0%} of the time")
     panels[0].set_ylabel(f"share of time above {OPEN}")
-    alt = f"Scatter of {len(shut)} units for each gate; a cross marks the mean. {'; '.join(said)}."
-    return CaptionedFigure(first, alt)
+    caption = (
+        f"Scatter plots of how often {len(shut)} units are open and shut, one for each gate; a cross marks the mean"
+    )
+    return CaptionedFigure(first, caption, f"{'; '.join(said)}.")
 
 
 @course_style()
@@ -136,8 +139,9 @@ def plot_by_position(positions: np.ndarray, values: np.ndarray, title: str, long
     axes.plot(places, means, "o-", color=BLUE, markersize=3.5, label="mean")
     axes.set(xlabel="characters since the last newline", ylabel="value", title=title)
     axes.legend(frameon=False)
-    alt = (
-        f"Line chart of the mean value by position in the line: {means[0]:.2f} at {places[0]}, "
-        f"{means[len(means) // 2]:.2f} at {places[len(means) // 2]}, {means[-1]:.2f} at {places[-1]}."
+    return CaptionedFigure(
+        figure,
+        "Line chart of the mean value by position in the line",
+        f"{means[0]:.2f} at {places[0]}, {means[len(means) // 2]:.2f} at {places[len(means) // 2]}, {means[-1]:.2f} at "
+        f"{places[-1]}.",
     )
-    return CaptionedFigure(figure, alt)

@@ -26,16 +26,17 @@ def plot_norms(
         **limits: for the axes, as `ylim=(1e-6, 1e6)`.
     """
     drawn = {name: {"x": np.arange(len(norms)), "mean": np.asarray(norms)} for name, norms in curves.items()}
-    picture = plot_curves(drawn, "lag: steps back", "norm", title, yscale="log", **limits)
-    axes = picture.figure.axes[0]
+    captioned = plot_curves(drawn, "lag: steps back", "norm", title, yscale="log", **limits)
+    axes = captioned.figure.axes[0]
     axes.minorticks_off()
     if radius is None:
-        return picture
+        return captioned
     lags = max(map(len, curves.values())) - 1
     name = f"slope ln {radius:.2f} = {math.log(radius):.3f}"
     axes.plot([0, lags], [1, radius**lags], color=GREY, alpha=0.4, linewidth=7, zorder=0, label=name)
     axes.legend(frameon=False)
-    return CaptionedFigure(picture.figure, f"{picture.alt[:-1]}; behind, a wide straight line of {name}.")
+    description = f"{captioned.description[:-1]}; behind, a wide straight line of {name}."
+    return CaptionedFigure(captioned.figure, captioned.caption, description)
 
 
 @course_style()
@@ -60,10 +61,11 @@ def plot_descents(paths: Mapping[str, Sequence[Sequence[float]]], lowest: float 
     axes.set(xlabel="weight", ylabel="bias", title="A cliff, and two ways down", xlim=(0.6, 2.0), ylim=(lowest, 0.4))
     axes.legend(loc="lower left")
     lowest_loss, highest_loss = loss.min().item(), loss.max().item()
-    alt = (
-        f"The loss over weight and bias, from {lowest_loss:.2f} to {highest_loss:.2f}, with a cliff; {'; '.join(said)}."
+    return CaptionedFigure(
+        figure,
+        "Map of the loss over weight and bias, and the paths of gradient descent on it",
+        f"the loss runs from {lowest_loss:.2f} to {highest_loss:.2f}, with a cliff; {'; '.join(said)}.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 def plot_radius(radius: float, matrix: str, recurrence: str, seed: int) -> CaptionedFigure:

@@ -61,7 +61,7 @@ def plot_run(records: Records, title: str = "Training") -> CaptionedFigure:
     norm.set(xlabel="step", xlim=(0, None))
     norm.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     steps = max(record["step"] for record in records)
-    return CaptionedFigure(figure, f"Three line charts over {steps:,} steps: {'; '.join(said)}.")
+    return CaptionedFigure(figure, f"Three line charts over {steps:,} steps", f"{'; '.join(said)}.")
 
 
 def _draw_loss(axes: Any, records: Records, label: str, color: str, style: str) -> list[str]:
@@ -132,7 +132,7 @@ def plot_runs(runs: Mapping[str, Records]) -> CaptionedFigure:
     panels[1].legend(frameon=False)
     figure.suptitle("At equal time, and at equal steps", fontsize=12)
     said = "; ".join(_best(name, curve) for name, curve in curves.items())
-    return CaptionedFigure(figure, f"Two line charts of validation loss, over seconds and over steps: {said}.")
+    return CaptionedFigure(figure, "Two line charts of validation loss, over seconds and over steps", f"{said}.")
 
 
 def _best(name: str, curve: Records) -> str:
@@ -165,12 +165,13 @@ def plot_learning_rate(
     if smoothed is not None:
         axes.plot(rates, smoothed, "--", color=ORANGE, linewidth=2, label="smoothed")
     lowest, where = min(zip(losses, rates, strict=True))
-    said = f"loss {losses[0]:.2f} at a learning rate of {rates[0]:.2g}, lowest {lowest:.2f} at {where:.2g}"
+    said = f"{losses[0]:.2f} at {rates[0]:.2g}, lowest {lowest:.2f} at {where:.2g}"
     if suggested is not None:
         axes.axvline(suggested, color="black", linestyle=":", label=f"steepest fall: {suggested:.2g}")
         said += f"; it falls most steeply at {suggested:.2g}"
+    said += f"; it ends with {losses[-1]:.2f} at {rates[-1]:.2g}."
     top = losses[0] + 0.6 * (losses[0] - lowest) if losses[0] > lowest else losses[0] + 1
     axes.set(xscale="log", xlabel="learning rate", ylabel="nats per token", title="Which learning rate?")
     axes.set_ylim(lowest - 0.1 * (top - lowest), top)  # where it has diverged there is nothing to read
     axes.legend(frameon=False, loc="lower left")
-    return CaptionedFigure(figure, f"Line chart: {said}; it ends with {losses[-1]:.2f} at {rates[-1]:.2g}.")
+    return CaptionedFigure(figure, "Line chart of the loss over the learning rate", said)

@@ -67,7 +67,7 @@ def plot_distribution(
     read = prompt + drawn
     place = f"after {'…' * (len(read) > LONGEST)}{read[-LONGEST:]!r}" if read else "at the start of a text"
     axes.set(ylabel="probability", title=f"What comes {place}?")
-    return CaptionedFigure(figure, _described(generator, place, before, after))
+    return CaptionedFigure(figure, f"Bar chart of what comes {place}", _described(generator, before, after))
 
 
 def _draw_bars(axes: Any, names: list[str], before: Probabilities, after: Probabilities) -> None:
@@ -89,8 +89,8 @@ def _draw_bars(axes: Any, names: list[str], before: Probabilities, after: Probab
     axes.set(ylim=(0, max(before.max(), after.max()) * 1.12), xlim=(-0.6, len(names) - 0.4))
 
 
-def _described(generator: TextGenerator, place: str, before: Probabilities, after: Probabilities) -> str:
-    """The alt text: the likeliest before and after, what is kept, both entropies."""
+def _described(generator: TextGenerator, before: Probabilities, after: Probabilities) -> str:
+    """Describe the likeliest before and after, what is kept, both entropies."""
 
     def likeliest(probabilities: Probabilities) -> str:
         token = generator.tokenizer.decode([int(probabilities.argmax())])
@@ -100,8 +100,8 @@ def _described(generator: TextGenerator, place: str, before: Probabilities, afte
 
     kept = after > 0
     return (
-        f"Bar chart of what comes {place}: as the model has it, {likeliest(before)}; after the settings, "
-        f"{likeliest(after)}; kept are {kept.sum()} of {len(kept)} tokens, which held {percent(before[kept].sum())}."
+        f"as the model has it, {likeliest(before)}; after the settings, {likeliest(after)}; kept are {kept.sum()} of "
+        f"{len(kept)} tokens, which held {percent(before[kept].sum())}."
     )
 
 
@@ -116,11 +116,12 @@ def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) 
     axes.set_xticks(range(len(names)), names)
     axes.bar_label(bars, [percent(value) for value in values], padding=2)
     axes.set(ylabel="probability", ylim=(0, max(values) * 1.15), title=f"What comes after {prompt!r}?")
-    alt = (
-        f"Bar chart of the next character after {prompt!r}: {names[0]} has probability {percent(values[0])}; "
-        f"the {len(names)} likeliest, from {names[0]} to {names[-1]}, hold {percent(sum(values))} together."
+    return CaptionedFigure(
+        figure,
+        f"Bar chart of the next character after {prompt!r}",
+        f"{names[0]} has probability {percent(values[0])}; the {len(names)} likeliest, from {names[0]} to {names[-1]}, "
+        f"hold {percent(sum(values))} together.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 HIGHEST = 12.0  # bits that a bar has room for
@@ -157,8 +158,9 @@ def plot_draw(names: Sequence[str], probabilities: ArrayLike, uniform: float) ->
     axes.spines["left"].set_visible(False)
     return CaptionedFigure(
         figure,
-        f"The probabilities of {len(names)} characters laid end to end from 0 to 1; {uniform:.3f} falls into "
-        f"{visible(names[drawn])}, which reaches from {starts[drawn]:.3f} to {ends[drawn]:.3f}.",
+        f"The probabilities of {len(names)} characters laid end to end from 0 to 1",
+        f"{uniform:.3f} falls into {visible(names[drawn])}, which reaches from {starts[drawn]:.3f} to "
+        f"{ends[drawn]:.3f}.",
     )
 
 
@@ -193,7 +195,7 @@ def plot_kept(
         said.append(
             f"{place}{bits}, {names[0]} is the likeliest with {percent(probabilities.max())}, kept are: {counts}"
         )
-    return CaptionedFigure(figure, f"Of the likeliest characters a square is kept, a cross is out. {'; '.join(said)}.")
+    return CaptionedFigure(figure, "The likeliest characters: a square is kept, a cross is out", f"{'; '.join(said)}.")
 
 
 def _draw_rows(axes: Any, names: Sequence[str], rows: Sequence[NDArray[np.bool_]]) -> None:
@@ -240,7 +242,7 @@ def plot_measures_over(
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set_xticks(x, [f"{place:g}" for place in x])
-    return CaptionedFigure(figure, f"Line charts over {xlabel}. {'. '.join(said)}.")
+    return CaptionedFigure(figure, f"Line charts of {', '.join(measures)} over {xlabel}", f"{'. '.join(said)}.")
 
 
 @course_style()
@@ -261,7 +263,9 @@ def plot_profiles(profiles: Mapping[str, ArrayLike], shown: int = 150) -> Captio
         axes.set(ylabel="bits", xlim=(-1, shown), ylim=(0, HIGHEST))
         said.append(f"{name}: {numbers}, {percent((bits > 4).mean())} of the characters above 4 bits")
     axes.set_xlabel(f"place in the text; bars end at {HIGHEST:g} bits")
-    return CaptionedFigure(figure, f"The surprisal of each character along {len(profiles)} texts. {'; '.join(said)}.")
+    return CaptionedFigure(
+        figure, f"The surprisal of each character along {len(profiles)} texts", f"{'; '.join(said)}."
+    )
 
 
 @course_style()
@@ -285,9 +289,10 @@ def plot_following(temperatures: ArrayLike, bits: ArrayLike, window: int = 9) ->
     middle = np.asarray(temperatures)[window // 2 :][: len(smooth)]
     return CaptionedFigure(
         figure,
-        f"Over {len(bits)} characters the temperature goes between {np.min(temperatures):g} and "
-        f"{np.max(temperatures):g}, the mean surprisal between {smooth.min():.2f} and {smooth.max():.2f} bits; their "
-        f"correlation is {np.corrcoef(middle, smooth)[0, 1]:.2f}.",
+        f"Temperature and surprisal over {len(bits)} characters",
+        f"the temperature goes between {np.min(temperatures):g} and {np.max(temperatures):g}, the mean surprisal "
+        f"between {smooth.min():.2f} and {smooth.max():.2f} bits; their correlation is "
+        f"{np.corrcoef(middle, smooth)[0, 1]:.2f}.",
     )
 
 
@@ -318,7 +323,7 @@ def plot_frontier(
         said.append(f"{name} " + ", ".join(f"{s:g} at ({a:.3f}, {b:.3f})" for s, a, b in points))
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(frameon=False)
-    return CaptionedFigure(figure, f"{ylabel} over {xlabel}, a curve for each rule: {'; '.join(said)}.")
+    return CaptionedFigure(figure, f"{ylabel} over {xlabel}, a curve for each rule", f"{'; '.join(said)}.")
 
 
 def tail_after_slip(
@@ -385,9 +390,9 @@ def plot_choice(
     right.set(ylabel="unit", title=f"{states.shape[1]} units of the top layer, after each character")
     figure.colorbar(image, ax=right, label="h")
     moved = np.abs(states[-1] - states[-2]).mean() if len(states) > 1 else 0.0
-    alt = (
-        f"After …{read[-steps:]!r} the likeliest is {names[0]} with {percent(likeliest[0][1])}; the {len(names)} shown "
-        f"hold {percent(sum(p for _, p in likeliest))}. The last character moved {states.shape[1]} units of the state "
-        f"by {moved:.2f} in the mean."
+    return CaptionedFigure(
+        figure,
+        f"The likeliest characters after …{read[-steps:]!r}, and {states.shape[1]} units of the state",
+        f"the likeliest is {names[0]} with {percent(likeliest[0][1])}; the {len(names)} shown hold "
+        f"{percent(sum(p for _, p in likeliest))}. The last character moved these units by {moved:.2f} on average.",
     )
-    return CaptionedFigure(figure, alt)

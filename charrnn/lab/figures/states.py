@@ -62,11 +62,11 @@ def plot_states(
     centres = {name: points[torch.from_numpy(names == name)].mean(0) for name in MARKERS if name in groups}
     said = ", ".join(f"{name} ({x:.1f}, {y:.1f})" for name, (x, y) in centres.items())
     along = f"; the path of {path[0]!r} is drawn through them" if path else ""
-    alt = (
-        f"Scatter plot of {len(points)} states in a plane that holds {percent(float(share.sum()))} of their variance. "
-        f"Centres of the groups: {said}{along}."
+    return CaptionedFigure(
+        figure,
+        f"Scatter plot of {len(points)} states in a plane that holds {percent(float(share.sum()))} of their variance",
+        f"the groups have their centres at {said}{along}.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 def _draw_plane(axes: Any, points: Tensor, groups: Sequence[str], share: Tensor) -> None:
@@ -122,7 +122,7 @@ def plot_matrix(
         f"{column}: {', '.join(f'{row} {value:.2f}' for row, value in zip(rows, matrix[:, i], strict=True))}"
         for i, column in enumerate(columns)
     )
-    return CaptionedFigure(figure, f"Table of {len(rows)} rows and {len(columns)} columns. {'; '.join(lines)}.")
+    return CaptionedFigure(figure, f"Table of {len(rows)} rows and {len(columns)} columns", f"{'; '.join(lines)}.")
 
 
 def _draw_matrix(axes: Any, matrix: NDArray[Any], rows: Sequence[str], columns: Sequence[str], low: float) -> None:
@@ -170,12 +170,11 @@ def plot_reading(
     right.set_title("Its path through the plane", fontsize=11)
     change = (states[step - 1] - (states[step - 2] if step > 1 else 0)).norm().item()
     x, y = components.project(states[step - 1]).tolist()
-    alt = (
-        f"Two charts after reading {text[seen]!r}: a heat map of {states.shape[1]} units over these characters, and "
-        f"the path through the plane, which has come to ({x:.1f}, {y:.1f}). The last character moved the state "
-        f"by {change:.2f}."
+    return CaptionedFigure(
+        figure,
+        f"Heat map of {states.shape[1]} units after reading {text[seen]!r}, and the path of the state in the plane",
+        f"the path has come to ({x:.1f}, {y:.1f}). The last character moved the state by {change:.2f}.",
     )
-    return CaptionedFigure(figure, alt)
 
 
 def _add_legend(axes: Any) -> None:

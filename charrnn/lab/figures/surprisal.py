@@ -106,7 +106,7 @@ def plot_surprisal(tokens: Sequence[str], bits: ArrayLike, title: str = "") -> C
     length = len("".join(tokens))
     axes.set(xlim=(0, COLUMNS), ylim=(rows, 0), title=title or f"{np.sum(bits) / length:.2f} bits per character")
     axes.axis("off")
-    return CaptionedFigure(figure, f"A text, each character with its surprisal in bits: {summary(tokens, bits)}")
+    return CaptionedFigure(figure, "A text, each character with its surprisal in bits", summary(tokens, bits))
 
 
 def _places(tokens: Sequence[str]) -> list[tuple[int, float, float]]:

@@ -52,50 +52,48 @@ class ControlPanel:
 
 
 class FigureBox:
-    """A place for a picture and the words about it, or for the sentence about what is wrong.
+    """A place for a figure and more words about it, or for the message about what is wrong.
 
     Attributes:
         view: the widget.
-        image: the picture; hidden if there is none.
-        words: the words, or the sentence.
+        image: the figure with its caption and description, as HTML; hidden if there is none.
+        words: the words or the message, as HTML.
     """
 
     def __init__(self) -> None:
-        # in its own size: a column would stretch it
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.image = ipywidgets.HTML(layout={"max_width": "100%"}).add_class("t-figure")
         self.words = ipywidgets.HTML().add_class("t-words")
         self.view = ipywidgets.VBox([self.image, self.words])
 
-    def show(self, draw: Callable[[], CaptionedFigure], describe: Callable[[CaptionedFigure], str]) -> None:
-        """Show what `draw` gives and, as HTML, what `describe` says of it; or the sentence of what they raise.
+    def show(self, draw: Callable[[], CaptionedFigure], words: Callable[[], str] = str) -> None:
+        """Show the figure that `draw` returns and the HTML that `words` returns, or the error that one of them raises.
 
-        What nobody foresaw is a mistake in the program: it is shown and raised.
+        An error that is not the user's is shown and raised again.
         """
         try:
             with course_style():
-                picture = draw()
-                png = picture.png()
-            self.words.value = describe(picture)
+                image = draw().to_html(unfolded=True)
+            self.words.value = words()
         except Exception as error:
             self.image.layout.display = "none"
             self.words.value = problem("Not drawn:", error)
             if not isinstance(error, FORESEEN):
                 raise
         else:
-            self.image.value, self.image.layout.display = png, None
+            self.image.value, self.image.layout.display = image, None
 
 
 class Panel(ControlPanel):
-    """Controls whose values a subclass draws; when one of them changes, the picture follows.
+    """Controls whose values a subclass draws; when one of them changes, the figure follows.
 
-    What a subclass does not accept it says with a ValueError, whose sentence then stands in the place of the picture.
+    For values that it does not accept, a subclass raises a ValueError; its message then replaces the figure.
 
     Args:
-        controls: widgets by name; each name is that of an argument of `picture`.
+        controls: widgets by name; each is named after an argument of `make_figure`.
 
     Attributes:
-        image: the picture.
-        words: its alt text, or the sentence about what is wrong.
+        image: the figure, as HTML.
+        words: more words about it, or the message about what is wrong, as HTML.
     """
 
     def __init__(self, controls: Mapping[str, Any]):
@@ -104,22 +102,22 @@ class Panel(ControlPanel):
         super().__init__(controls, self._box.view)
         self.draw()
 
-    def picture(self, **values: Any) -> CaptionedFigure:
-        """What the controls' values look like.
+    def make_figure(self, **values: Any) -> CaptionedFigure:
+        """Draw the values of the controls.
 
         Raises:
-            ValueError: there is no picture of them; its sentence says why.
+            ValueError: they cannot be drawn; the message says why.
         """
         raise NotImplementedError
 
-    def describe(self, picture: CaptionedFigure, **values: Any) -> str:
-        """The words under the picture, as HTML."""
-        return f"<p>{html.escape(picture.alt)}</p>"
+    def make_words(self, **values: Any) -> str:
+        """Write more words about the figure, as HTML."""
+        return ""
 
     def draw(self, change: Any = None) -> None:
-        """Show the picture of the present values, or the sentence."""
+        """Show the figure for the present values, or the message about what is wrong."""
         values = self.values()
-        self._box.show(lambda: self.picture(**values), lambda picture: self.describe(picture, **values))
+        self._box.show(lambda: self.make_figure(**values), lambda: self.make_words(**values))
 
 
 # ------------------------------------------------------------------------------------------------- in the browser

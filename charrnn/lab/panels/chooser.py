@@ -92,7 +92,7 @@ class ChooserPanel(ControlPanel):
             self._offered = []
         self._show_buttons()
         self.words.value = self._written()
-        self.box.show(lambda: plot_choice(self._generator, self.text, count), lambda picture: _paragraph(picture.alt))
+        self.box.show(lambda: plot_choice(self._generator, self.text, count))
 
     def _show_buttons(self) -> None:
         for button, (character, probability) in zip(self.buttons, self._offered, strict=False):

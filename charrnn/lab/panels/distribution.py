@@ -35,7 +35,7 @@ class DistributionPanel(Panel):
         box = ipywidgets.Textarea(prompt, description="prompt", rows=2, **wide)
         super().__init__({"prompt": box} | sliders)
 
-    def picture(
+    def make_figure(
         self, prompt: str, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float
     ) -> CaptionedFigure:
         """The distribution after `prompt`; a value that means off is not passed on."""

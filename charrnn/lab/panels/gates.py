@@ -52,9 +52,10 @@ class GatesPanel(Panel):
         """The units of a gate `(T, H)` that the controls ask for."""
         return UNITS[self.controls["units"].value](values, self.controls["count"].value)
 
-    def picture(self, text: str, gate: str, units: str, count: int) -> CaptionedFigure:
+    def make_figure(self, text: str, gate: str, units: str, count: int) -> CaptionedFigure:
         """The map of one gate over the text."""
         values = read_gates(self._generator, text[:LONGEST])[gate]
-        picture = plot_gates(text[:LONGEST], values, gate, UNITS[units](values, count))
-        cut = f" Only the first {LONGEST} characters are drawn." if len(text) > LONGEST else ""
-        return CaptionedFigure(picture.figure, picture.alt + cut)
+        figure = plot_gates(text[:LONGEST], values, gate, UNITS[units](values, count))
+        if len(text) > LONGEST:
+            figure.description += f" Only the first {LONGEST} characters are drawn."
+        return figure

@@ -23,6 +23,6 @@ class GradientsPanel(Panel):
             }
         )
 
-    def picture(self, radius: float, matrix: str, recurrence: str, seed: int) -> CaptionedFigure:
+    def make_figure(self, radius: float, matrix: str, recurrence: str, seed: int) -> CaptionedFigure:
         """The norms of one network."""
         return plot_radius(radius, matrix, recurrence, seed)

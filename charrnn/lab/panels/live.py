@@ -29,7 +29,7 @@ class LivePlot:
         self.records: list[dict[str, Any]] = []
         self._vocab_size = vocab_size
         self._every = every
-        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self._image = ipywidgets.HTML(layout={"max_width": "100%"})
         self._bar = ipywidgets.FloatProgress(min=0, max=1, description="budget", layout={"width": "420px"})
         self.view = ipywidgets.VBox([self._bar, self._image])
         self._draw()
@@ -48,6 +48,6 @@ class LivePlot:
 
     def _draw(self) -> None:
         begin = time.monotonic()
-        self._image.value = plot_losses(self.records, self._vocab_size).png()
+        self._image.value = plot_losses(self.records, self._vocab_size).to_html(unfolded=True)
         end = time.monotonic()
         self._next = end + (max(self._every, 9 * (end - begin)) if self._every else 0)

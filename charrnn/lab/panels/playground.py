@@ -284,7 +284,7 @@ class Playground(WritingPanel):
         if self.generator is None:
             return
         if bars:
-            self.box.show(self._next_character, lambda picture: f"<p>{html.escape(picture.alt)}</p>")
+            self.box.show(self._next_character)
         self._mark()
         self.status.value = self.status_to_html()
 

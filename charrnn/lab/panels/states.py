@@ -41,7 +41,7 @@ class StatesPanel(Panel):
         tokens = torch.as_tensor(self._generator.tokenizer.encode(text).astype(np.int64))
         return read_states(self._generator.model, tokens[None])[0]  # (T, H)
 
-    def picture(self, text: str, step: int) -> CaptionedFigure:
+    def make_figure(self, text: str, step: int) -> CaptionedFigure:
         """The states up to `step`, over those of the background."""
         if not text:
             raise ValueError("type a text for it to read")

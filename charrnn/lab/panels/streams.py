@@ -25,10 +25,10 @@ class StreamsPanel(Panel):
             }
         )
 
-    def picture(self, **values: int) -> CaptionedFigure:
+    def make_figure(self, **values: int) -> CaptionedFigure:
         """The streams, and the window."""
         return plot_streams(self._text, **values)
 
-    def describe(self, _: CaptionedFigure, **values: int) -> str:
+    def make_words(self, **values: int) -> str:
         """What the window holds, line by line."""
         return text_to_html(window_table(self._text, **values))

@@ -1,6 +1,7 @@
 """A user's own text in figures: drawn as it is, in the course's style, with a glyph or an escape for each character."""
 
 import ast
+import html
 import string
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import font_manager, style
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from charrnn import lab
@@ -20,7 +22,7 @@ from charrnn.data.characters import spoken, visible
 from charrnn.data.tokenizer import CharTokenizer
 from charrnn.generation.generator import TextGenerator
 from charrnn.lab.figures import glyphs
-from charrnn.lab.figures.base import markdown
+from charrnn.lab.figures.base import CaptionedFigure
 from charrnn.lab.figures.diagrams import plot_tbptt
 from charrnn.models.recurrent import CharLSTM
 
@@ -86,7 +88,7 @@ def test_a_figure_looks_the_same_in_every_style_and_leaves_it_alone(generator):
 
 
 def test_every_function_that_draws_does_so_in_the_style_of_the_course():
-    for path in Path(lab.__file__).parent.glob("*.py"):
+    for path in Path(lab.__file__).parent.rglob("*.py"):
         for function in ast.parse(path.read_text()).body:
             if isinstance(function, ast.FunctionDef) and not function.name.startswith("_"):
                 source = ast.unparse(function)
@@ -127,7 +129,9 @@ def test_what_no_font_has_is_an_escape_and_the_picture_says_so(generator, instal
     for name in ("distribution", "kept", "gates", "unit", "surprisal", "run"):
         picture = draw[name]()
         picture.figure.draw_without_rendering()  # matplotlib warns of a missing glyph, and a warning is an error here
-        assert "Drawn as escapes, for no installed font has them: ह, ि, 中, 🎉." in picture.alt, name
+        assert "No installed font has these characters, so they are drawn as escapes: ह, ि, 中, 🎉." in picture.alt, (
+            name
+        )
     axes = lab.plot_gates("a中", np.zeros((2, 4)), "f", [0]).figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "\\u\n4e\n2d"]
     assert lab.plot_run([{"event": "evaluated", "step": 1, "loss": 1.0}], "中!").figure.axes[0].get_title() == (
@@ -141,7 +145,7 @@ def test_a_font_that_has_the_characters_is_used(tmp_path, installed):
     han, _ = picture.figure.axes[0].get_xticklabels()
     assert han.get_text() == "中"
     assert han.get_fontfamily() == ["DejaVu Sans Mono", "DejaVu Sans", "Test Sans"]
-    assert "中" not in picture.alt.partition("Drawn as")[2]
+    assert "中" not in picture.alt.partition("escapes:")[2]
     assert picture.png()
 
 
@@ -180,10 +184,12 @@ def test_visible_characters():
     ("text", "shown"),
     [
         ("It cost $5, not $6", "It cost <span>$</span>5, not <span>$</span>6"),
-        ("a*b*_c_ `d` <b> &amp; \\*", "a\\*b\\*\\_c\\_ \\`d\\` \\<b> \\&amp; \\\\\\*"),
-        ("W_hh, _a_, __b__", "W_hh, \\_a\\_, \\_\\_b\\_\\_"),
-        ("after 'ROMEO:\\n' <1%, 2 < 3 & more.", "after 'ROMEO:\\n' <1%, 2 < 3 & more."),
+        ('<b> &amp; "\\(x\\)"', "&lt;b&gt; &amp;amp; &quot;<span>\\</span>(x<span>\\</span>)&quot;"),
+        ("a*b*_c_ `d` W_hh <1%", "a*b*_c_ `d` W_hh &lt;1%"),
     ],
 )
-def test_markdown_shows_a_sentence_as_it_is(text, shown):
-    assert markdown(text) == shown
+def test_a_page_shows_a_caption_and_a_description_as_they_are(text, shown):
+    page = CaptionedFigure(Figure(), text, text).to_html()
+    assert f"<figcaption>{shown}<details>" in page
+    assert f"</summary>{shown}</details>" in page
+    assert f'<img alt="{html.escape(text)}" src="data:image/png;base64,' in page

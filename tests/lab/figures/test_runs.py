@@ -157,8 +157,8 @@ def test_the_suggested_rate_is_marked():
     assert axes.get_xscale() == "log"
     assert axes.get_ylim()[1] < 9  # where it diverges there is nothing to read
     assert picture.alt == (
-        "Line chart: loss 4.00 at a learning rate of 0.0001, lowest 2.00 at 0.01; it falls most steeply at 0.001; it "
-        "ends with 9.00 at 0.1."
+        "Line chart of the loss over the learning rate: 4.00 at 0.0001, lowest 2.00 at 0.01; it falls most steeply at "
+        "0.001; it ends with 9.00 at 0.1."
     )
 
 

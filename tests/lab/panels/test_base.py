@@ -20,22 +20,24 @@ class Bars(Panel):
     def __init__(self):
         super().__init__({"height": ipywidgets.IntSlider(2, min=0, max=9, description="height")})
 
-    def picture(self, height):
+    def make_figure(self, height):
         if height == 0:
             raise ValueError("height: expected at least 1 <bar>, got 0")
         if height == 9:
             raise KeyError("nine")
         figure, axes = new_figure(2, 1)
         axes.bar([0], [height])
-        return lab.CaptionedFigure(figure, f"One bar & its height {height}.")
+        return lab.CaptionedFigure(figure, "One bar & its height", f"{height}.")
 
 
 def test_a_panel_draws_what_its_controls_say():
     panel = Bars()
     first = panel.image.value
-    assert panel.words.value == "<p>One bar &amp; its height 2.</p>"
+    assert '<img alt="One bar &amp; its height" src="data:image/png;base64,' in first
+    assert "<details open><summary>Description</summary>2.</details>" in first
+    assert panel.words.value == ""
     panel.controls["height"].value = 3
-    assert panel.image.value == panel.picture(height=3).png() != first
+    assert panel.image.value == panel.make_figure(height=3).to_html(unfolded=True) != first
     assert "t-height" in panel.controls["height"]._dom_classes
     assert panel.values() == {"height": 3}
 
@@ -55,7 +57,7 @@ def test_a_mistake_in_the_program_is_shown_and_not_swallowed():
     with pytest.raises(KeyError, match="nine"):
         panel.controls["height"].value = 9
     assert "an error in the program, KeyError: &#x27;nine&#x27;" in panel.words.value
-    assert "in picture" in panel.words.value  # where it came from
+    assert "in make_figure" in panel.words.value  # where it came from
 
 
 def test_two_threads_never_draw_at_once():
@@ -67,11 +69,11 @@ def test_two_threads_never_draw_at_once():
             drawn.append("together")
         except threading.BrokenBarrierError:
             drawn.append("alone")
-        return Bars.picture(None, 1)
+        return Bars.make_figure(None, 1)
 
     with ThreadPoolExecutor(2) as pool:
         for box in (FigureBox(), FigureBox()):
-            pool.submit(box.show, draw, lambda picture: picture.alt)
+            pool.submit(box.show, draw)
     assert drawn == ["alone", "alone"]
 
 

@@ -157,22 +157,22 @@ def test_wrong_settings_are_sentences(generator):
     ("temperature", "top_p", "min_p", "typical_p"), [(0, 0.05, 0, 1), (1, 1, 1, 1), (3, 1, 0, 0.05), (1, 0.9, 0.1, 0.9)]
 )
 def test_the_sliders_draw_what_the_function_does(generator, monkeypatch, temperature, top_k, top_p, min_p, typical_p):
-    monkeypatch.setattr(CaptionedFigure, "png", lambda picture: picture.alt.encode())  # to make a file takes longest
+    monkeypatch.setattr(CaptionedFigure, "to_html", lambda figure, **_: figure.alt)  # drawing takes longest
     panel = DistributionPanel(generator, "ab")
     values = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p}
     for name, value in values.items():
         panel.controls[name].value = value
     off = {"top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
     settings = {name: value for name, value in values.items() if value != off.get(name)}
-    assert bytes(panel.image.value).decode() == plot_distribution(generator, "ab", **settings).alt
+    assert panel.image.value == plot_distribution(generator, "ab", **settings).alt
     assert panel.image.layout.display is None
     assert "alert" not in panel.words.value
 
 
-def test_the_picture_in_the_panel_is_a_file(generator):
+def test_the_figure_in_the_panel_is_that_of_the_function(generator):
     panel = DistributionPanel(generator, "ab")
     panel.controls["top_k"].value = 3
-    assert panel.image.value == plot_distribution(generator, "ab", top_k=3).png()
+    assert panel.image.value == plot_distribution(generator, "ab", top_k=3).to_html(unfolded=True)
 
 
 def test_a_wrong_prompt_is_a_sentence_and_a_right_one_heals_it(generator):
@@ -183,7 +183,7 @@ def test_a_wrong_prompt_is_a_sentence_and_a_right_one_heals_it(generator):
     assert panel.image.layout.display == "none"
     panel.controls["prompt"].value = ""
     assert "alert" not in panel.words.value
-    assert "at the start of a text" in panel.words.value
+    assert "at the start of a text" in panel.image.value
 
 
 def test_every_control_has_a_class_and_a_name(generator):

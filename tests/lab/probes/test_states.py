@@ -107,7 +107,7 @@ def test_a_matrix_shows_its_numbers_while_there_is_room():
     axes = picture.figure.axes[0]
     assert [artist.get_text() for artist in axes.texts] == ["0.25", "0.50", "1.00", "0.75", "0.50", "0.00"]
     assert [box.get_xy() for box in axes.patches] == [(-0.48, 0.52), (0.52, -0.48), (1.52, -0.48)]
-    assert picture.alt.startswith("Table of 2 rows and 3 columns. x: a 0.25, b 0.75; y: ")
+    assert picture.alt.startswith("Table of 2 rows and 3 columns: x: a 0.25, b 0.75; y: ")
     assert not lab.plot_matrix(torch.zeros(9, 9), "abcdefghi", "abcdefghi", "Title").figure.axes[0].texts
 
 
@@ -149,7 +149,7 @@ def test_the_panel_draws_what_the_function_does(generator, text, step):
     whole = lab.read_states(generator.model, torch.tensor(generator.tokenizer.encode(TEXT).astype("int64"))[None])[0]
     points = panel.components.project(whole)
     picture = lab.plot_reading(text, states, panel.components, points, lab.word_places(TEXT), step)
-    assert panel.image.value == picture.png()
+    assert panel.image.value == picture.to_html(unfolded=True)
     assert "alert" not in panel.words.value
 
 
