@@ -4,29 +4,36 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-ATTEMPTS = 8  # at a rename, 1.3 s in all
+ATTEMPTS = 8  # to rename, 1.3 s in all
+
+Blocks = Iterable[bytes | memoryview]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it, so that an old file stays until the new one is complete.
+def write_atomically(path: Path, data: bytes | Blocks, sync: bool = True) -> None:
+    """Write a new file in the same folder and rename it, so an old file stays until the new one is complete.
 
-    A symbolic link keeps pointing to its file; a pipe or a device is written to directly.
+    A symbolic link keeps pointing to its file. A pipe or a device is written to directly.
+
+    Args:
+        path: the file.
+        data: its bytes, or blocks of them in order.
+        sync: flush the file to disk before the rename, so that it also survives a power cut.
 
     Raises:
         OSError: it cannot be written; an old file is untouched.
     """
+    blocks = [data] if isinstance(data, bytes) else data
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        with open(path, "wb") as file:
+            file.writelines(blocks)
         return
     path = path.resolve()
-    new = path.with_name(f".{secrets.token_hex(8)}.new")  # short, because a file's own name may be as long as allowed
+    new = path.with_name(f".{secrets.token_hex(8)}.new")  # short: the file's own name may be as long as allowed
     try:
-        with open(new, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(new, blocks, sync)
         if path.exists():
             shutil.copymode(path, new)
         rename(new, path)
@@ -36,6 +43,19 @@ def write_atomically(path: Path, data: bytes) -> None:
         new.unlink(missing_ok=True)
 
 
+def write_new(path: Path, blocks: Blocks, sync: bool = True) -> None:
+    """Write a file that does not exist yet.
+
+    Raises:
+        OSError: it exists or cannot be written.
+    """
+    with open(path, "xb") as file:
+        file.writelines(blocks)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def is_writable(folder: Path) -> bool:
     """Whether files can be made in `folder`, or, if it does not exist, in the nearest folder above it that does."""
     folder = folder.resolve()
@@ -43,7 +63,7 @@ def is_writable(folder: Path) -> bool:
         folder = folder.parent
     probe = folder / f".{secrets.token_hex(8)}.new"
     try:
-        probe.touch(exist_ok=False)  # asking for the permissions alone does not tell on every system
+        probe.touch(exist_ok=False)  # on some systems the permissions alone do not tell
         probe.unlink()
     except OSError:
         return False
@@ -51,7 +71,7 @@ def is_writable(folder: Path) -> bool:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or a directory; on Windows a scanner that has it open for a moment is waited for.
+    """Rename a file or a directory. On Windows, wait for a virus scanner that has it open for a moment.
 
     Raises:
         OSError: it cannot be renamed.

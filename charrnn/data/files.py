@@ -1,7 +1,7 @@
-r"""A text, wherever it comes from, in pieces: named corpora, files, folders, globs, standard input.
+r"""Files, folders, globs and standard input as a text that comes in pieces.
 
-What every text has in common: it is read in bounded memory, unpacked if its first bytes are those of gzip, bzip2 or xz,
-a byte-order mark at its start is dropped, and lines end in newline alone, whatever the file has (`\r\n`, `\r`).
+Every text is read in bounded memory and unpacked if it starts like a gzip, bzip2 or xz file. A byte-order mark at its
+start is dropped. All line ends (`\r\n`, `\r`) become newlines.
 """
 
 import atexit
@@ -10,31 +10,32 @@ import codecs
 import contextlib
 import fnmatch
 import gzip
+import hashlib
 import io
 import lzma
 import os
 import re
-import secrets
 import sys
 import tempfile
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import IO, NoReturn, TextIO
 
 from tqdm.auto import tqdm
 
-from charrnn.atomic import rename
 from charrnn.config import DataConfig
 from charrnn.data.characters import escape_controls
-from charrnn.data.tokenizer import END_OF_DOCUMENT
+from charrnn.data.tokenizer import END_OF_DOCUMENT, cut_between_words
 from charrnn.errors import CorpusError
 
-CHECKOUT = Path(__file__).resolve().parents[2]  # if the package is imported from one
+CHECKOUT = Path(__file__).resolve().parents[2]  # the folder of the project, if the package is imported from one
 
 BLOCK = 1 << 17  # bytes read at a time: small enough to stay in the processor's cache
+
+TEXT_FILE = re.compile(r"\.txt(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 Advance = Callable[[int], object]
 
@@ -44,12 +45,12 @@ class Source:
     """A text that can be read again and again.
 
     Attributes:
-        name: what the user called it.
+        name: as the user typed it.
         size: bytes to read, for a progress bar.
-        read: yields the text in pieces of any size, telling a callback how many bytes it read.
-        separator: what stands between its files, if it has several.
-        raw: whether it is bytes as they are; those that are no UTF-8 come as surrogates, U+DC80 to U+DCFF (PEP 383).
-        documents: whether `END_OF_DOCUMENT` stands once before, between and after its documents, none of them empty.
+        read: yields the text in pieces of any size and reports the number of bytes read to a callback.
+        separator: stands between its files if it has several.
+        documents: `END_OF_DOCUMENT` stands once before, between and after its documents; none of them is empty.
+        raw: the text is the file's raw bytes; invalid UTF-8 comes as the surrogates U+DC80 to U+DCFF (PEP 383).
     """
 
     name: str
@@ -59,35 +60,65 @@ class Source:
     documents: bool = False
     raw: bool = False
 
-    def encode(self, text: str) -> bytes:
-        """A piece of it in UTF-8, or as the bytes that it was.
+    def pieces(self, doing: str = "reading") -> Iterator[str]:
+        """The text in pieces of about `BLOCK` characters, with a progress bar if it takes more than a second.
+
+        Raises:
+            CorpusError: it cannot be read or decoded, or an archive is damaged.
+        """
+        try:
+            with byte_bar(f"{doing} {escape_controls(self.name)}", self.size) as bar:
+                yield from _join_short(self.read(bar.update))
+        except OSError as error:
+            raise CorpusError(f"{error.filename or self.name}: could not be read: {error.strerror or error}") from error
+
+    def parts(self, doing: str = "reading", whole_words: bool = False) -> Iterator[list[str]]:
+        """The pieces, each split at the ends of documents; optionally no piece cuts a word in two."""
+        pieces = self.pieces(doing)
+        for piece in cut_between_words(pieces) if whole_words else pieces:
+            yield piece.split(END_OF_DOCUMENT) if self.documents else [piece]
+
+    def encode(self, parts: Iterable[str]) -> bytes:
+        """Parts of the text as UTF-8, or as the raw bytes; an end of a document is byte FF, which UTF-8 never has.
 
         Raises:
             UnicodeEncodeError: half a character.
         """
-        return text.encode("utf-8", "surrogateescape" if self.raw else "strict")
+        return b"\xff".join(part.encode("utf-8", "surrogateescape" if self.raw else "strict") for part in parts)
 
-    def pieces(self, doing: str = "reading") -> Iterator[str]:
-        """The text in pieces, none much shorter than `BLOCK`; a progress bar if it takes more than a second.
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the text, as `encode` gives it. The first use reads the text; two equal hashes mean equal texts.
 
         Raises:
-            CorpusError: it cannot be read, or is not what it should be: bytes that are no text, a damaged archive.
+            CorpusError: the text is empty or has half a character.
         """
-        options = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": _bar_disabled()}
-        try:
-            with tqdm(total=self.size, desc=f"{doing} {escape_controls(self.name)}", **options) as bar:
-                yield from _joined(self.read(bar.update))
-        except OSError as error:
-            raise CorpusError(f"{error.filename or self.name}: could not be read: {error.strerror or error}") from error
+        digest, characters = hashlib.sha256(), 0
+        for parts in self.parts():
+            try:
+                digest.update(self.encode(parts))
+            except UnicodeEncodeError as error:
+                half = error.object[error.start]
+                raise CorpusError(
+                    f"{self.name}: expected text, got half a character, U+{ord(half):04X}, at position "
+                    f"{characters + ''.join(parts).index(half):,}; drop it, or name another encoding"
+                ) from error
+            characters += sum(map(len, parts))
+        if not characters:
+            piped = "nothing came; pipe the text in again, or name a file with --data"
+            why = piped if self.name == "-" else "there is nothing in it"
+            raise CorpusError(f"{self.name}: expected text, got none: {why}")
+        return digest.hexdigest()
 
 
-def _bar_disabled() -> bool | None:
-    """For tqdm: None draws a bar in a terminal only; without standard error there is nothing to ask."""
-    return None if sys.stderr else True
+def byte_bar(label: str, total: int | None) -> "tqdm[NoReturn]":
+    """A progress bar of bytes, drawn in a terminal only, if it takes more than a second."""
+    disable = None if sys.stderr else True  # None asks whether it is a terminal
+    return tqdm(total=total, desc=label, unit="B", unit_scale=True, delay=1, leave=False, disable=disable)
 
 
-def _joined(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text with short pieces put together: 100,000 tiny files are to cost little each."""
+def _join_short(pieces: Iterator[str]) -> Iterator[str]:
+    """Join short pieces, so that each of 100,000 tiny files costs little."""
     waiting: list[str] = []
     length = 0
     for piece in pieces:
@@ -100,29 +131,27 @@ def _joined(pieces: Iterator[str]) -> Iterator[str]:
         yield "".join(waiting)
 
 
-# -------------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------ folders, globs
 
 
-def _is_glob(path: str) -> bool:
+def is_glob(path: str) -> bool:
+    """Whether a path has a wildcard."""
     return any(character in path for character in "*?[")
 
 
-_TEXT_FILE = re.compile(r"\.txt(\.(gz|bz2|xz))?$", re.IGNORECASE)
+def find_files(folder: str, pattern: Sequence[str]) -> list[str]:
+    """The files below `folder` that match the parts of a glob, sorted, each once however many links lead to it.
 
-
-def _matching(folder: str, pattern: Sequence[str]) -> list[str]:
-    """The files below `folder` that match the parts of a glob, each once, whichever links lead to it."""
+    Raises:
+        CorpusError: a folder cannot be listed, or a link leads nowhere: part of the text would be missing.
+    """
     parts = [*pattern, "*"] if pattern[-1] == "**" else pattern
     files = {os.path.realpath(path): path for path in reversed(list(_search(folder, parts, set())))}
     return sorted(files.values(), key=lambda path: path.replace(os.sep, "/"))  # the same order on every system
 
 
 def _search(path: str, parts: Sequence[str], seen: set[tuple[str, int]]) -> Iterator[str]:
-    """The files below `path` that match; a folder is searched once for the same parts, so links in a circle end.
-
-    Raises:
-        CorpusError: a folder cannot be listed, or a link leads nowhere: the text would lack a part of it.
-    """
+    """The matching files below `path`. A folder is searched once for the same parts, so circular links end."""
     if not parts:
         if os.path.islink(path) and not os.path.exists(path):
             raise CorpusError(f"{path!r}: expected a file, got a link to nothing; remove it, or name others by a glob")
@@ -134,12 +163,12 @@ def _search(path: str, parts: Sequence[str], seen: set[tuple[str, int]]) -> Iter
         return
     seen.add(place)
     part, *rest = parts
-    if not _is_glob(part):
+    if not is_glob(part):
         yield from _search(os.path.join(path, part), rest, seen)
         return
     if part == "**":
         yield from _search(path, rest, seen)
-    for name in _listed(path):
+    for name in _list_folder(path):
         inner = os.path.join(path, name)
         if name.startswith(".") and not part.startswith("."):
             continue
@@ -149,8 +178,8 @@ def _search(path: str, parts: Sequence[str], seen: set[tuple[str, int]]) -> Iter
             yield from _search(inner, rest, seen)
 
 
-def _listed(folder: str) -> list[str]:
-    """The names in a folder; none if it is no folder."""
+def _list_folder(folder: str) -> list[str]:
+    """The names in a folder, sorted; none if it is not a folder."""
     try:
         return sorted(os.listdir(folder or "."))
     except (FileNotFoundError, NotADirectoryError):
@@ -159,24 +188,28 @@ def _listed(folder: str) -> list[str]:
         raise CorpusError(f"{folder!r}: expected a folder that can be read, got: {error.strerror}") from error
 
 
-def _files(config: DataConfig, paths: Sequence[str], expected: str | None = None) -> Source:
-    """The files in this order, the separator between them; `expected` says which, unless one was named."""
-    if not paths:
-        raise CorpusError(f"{config.name}: {expected}, got none")
-    several = END_OF_DOCUMENT if config.documents else config.separator
-    separator = None if expected is None else several
+def open_files(config: DataConfig, paths: Sequence[str], several: bool = True) -> Source:
+    """The text of these files in order; with `several`, a separator stands between them."""
+    between = END_OF_DOCUMENT if config.documents else config.separator
 
     def read(advance: Advance) -> Iterator[str]:
         for i, path in enumerate(paths):
             if i:
-                yield separator
+                yield between
             with open(path, "rb", buffering=0) as file:
                 yield from _decode_as(config, file, path, advance)
 
-    return Source(config.name, sum(map(os.path.getsize, paths)), read, separator, raw=config.raw)
+    size = sum(map(os.path.getsize, paths))
+    return Source(config.name, size, read, between if several else None, raw=config.raw)
 
 
-def _piped(config: DataConfig, pipe: TextIO | str) -> Source:
+# --------------------------------------------------------------------------------------------------------------- pipes
+
+_SPOOLS: dict[TextIO | str, IO[bytes]] = {}  # what has come out of each pipe
+
+
+def open_pipe(config: DataConfig, pipe: TextIO | str) -> Source:
+    """The text that comes out of standard input or a named pipe."""
     spool = _SPOOLS.get(pipe) or _spool(pipe, _blocks(pipe))
 
     def read(advance: Advance) -> Iterator[str]:
@@ -187,10 +220,10 @@ def _piped(config: DataConfig, pipe: TextIO | str) -> Source:
 
 
 def share_pipe(name: str, share: Callable[[Iterator[bytes]], Iterable[bytes]]) -> None:
-    """If `name` is standard input or a named pipe, read it now, through `share`.
+    """Read `name` now, through `share`, if it is standard input or a named pipe.
 
-    Processes that read the same pipe would each get a part of it: `share` takes the blocks that one of them reads, and
-    gives them to all.
+    Several processes that read one pipe would each get a part of it. `share` takes the blocks that one process reads
+    and gives them to all.
     """
     path = os.path.expanduser(name)
     pipe = sys.stdin if name == "-" else path if os.path.exists(path) and Path(path).is_fifo() else None
@@ -198,11 +231,8 @@ def share_pipe(name: str, share: Callable[[Iterator[bytes]], Iterable[bytes]]) -
         _spool(pipe, share(_blocks(pipe)))
 
 
-_SPOOLS: dict[TextIO | str, BinaryIO] = {}  # what has come out of each pipe
-
-
-def _spool(pipe: TextIO | str, blocks: Iterable[bytes]) -> BinaryIO:
-    """What comes out of standard input or a named pipe, in a temporary file: it comes once, and is read often."""
+def _spool(pipe: TextIO | str, blocks: Iterable[bytes]) -> IO[bytes]:
+    """Keep the blocks of a pipe in a temporary file: they come only once and are read several times."""
     spool = tempfile.TemporaryFile()  # noqa: SIM115 (open until the program ends)
     atexit.register(spool.close)
     spool.writelines(blocks)
@@ -212,41 +242,42 @@ def _spool(pipe: TextIO | str, blocks: Iterable[bytes]) -> BinaryIO:
 
 
 def _blocks(pipe: TextIO | str) -> Iterator[bytes]:
-    with contextlib.nullcontext(pipe.buffer) if not isinstance(pipe, str) else open(pipe, "rb") as stream:
+    with open(pipe, "rb") if isinstance(pipe, str) else contextlib.nullcontext(pipe.buffer) as stream:
         while block := stream.read(BLOCK):
             yield block
 
 
-def _decode_as(config: DataConfig, file: BinaryIO, name: str, advance: Advance) -> Iterator[str]:
-    encoding = None if config.raw else config.encoding
-    return decode_file(file, name, encoding, config.decode_errors, advance)
+# ------------------------------------------------------------------------------------------------------------ decoding
+
+
+def _decode_as(config: DataConfig, file: IO[bytes], name: str, advance: Advance) -> Iterator[str]:
+    return decode_file(file, name, None if config.raw else config.encoding, config.decode_errors, advance)
 
 
 def decode_file(
-    file: BinaryIO,
+    file: IO[bytes],
     name: str,
     encoding: str | None = "utf-8",
     errors: str = "strict",
     advance: Advance = lambda size: None,
 ) -> Iterator[str]:
-    """The text of an open file, unpacked if it is packed, without byte-order mark, lines ending in newline.
+    """The text of an open file: unpacked, without a byte-order mark, with newlines as line ends.
 
-    An encoding of None takes its bytes as they are; those that are no UTF-8 become surrogates.
+    With an encoding of None it is the raw bytes, where invalid UTF-8 becomes surrogates.
 
     Raises:
-        CorpusError: bytes that are no text in that encoding, or a damaged archive; names the file and the place.
+        CorpusError: invalid bytes in that encoding, or a damaged archive; names the file and the place.
     """
-    packing, stream = _unpacked(file)
-    if encoding is None:
-        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    else:
-        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
+    packing, stream = _unpack(file)
+    inner = codecs.getincrementaldecoder(encoding or "utf-8")(errors if encoding else "surrogateescape")
+    decoder = io.IncrementalNewlineDecoder(inner, translate=True) if encoding else inner
+    expected = f"{name}: expected text in {(encoding or 'bytes').upper()}"
     done, at_start, before = 0, encoding is not None, file.tell()
     try:
         while True:
             block = stream.read(BLOCK)
-            if encoding and not done and (other := _what_else(block, encoding)):
-                raise CorpusError(f"{name}: expected text in {encoding.upper()}, got {other}")
+            if encoding and not done and (other := _recognise(block, encoding)):
+                raise CorpusError(f"{expected}, got {other}")
             done += len(block)
             text = decoder.decode(block, final=not block)
             if text:
@@ -257,24 +288,23 @@ def decode_file(
             if not block:
                 return
     except UnicodeDecodeError as error:
-        place = done - len(error.object) + error.start  # the object is the block and what was left of the one before
+        place = done - len(error.object) + error.start  # the object is the block and what the one before left over
         raise CorpusError(
-            f"{name}: expected text in {encoding.upper()}, got byte 0x{error.object[error.start]:02x} at offset "
-            f"{place:,}; save the file as UTF-8, name its encoding (--encoding latin-1), or make such bytes U+FFFD "
-            "(--decode-errors replace)"
+            f"{expected}, got byte 0x{error.object[error.start]:02x} at offset {place:,}; save the file as UTF-8, name "
+            "its encoding (--encoding latin-1), or make such bytes U+FFFD (--decode-errors replace)"
         ) from error
     except UnicodeError as error:  # UTF-16 without a byte-order mark
-        raise CorpusError(f"{name}: expected text in {encoding.upper()}, got something else: {error}") from error
+        raise CorpusError(f"{expected}, got something else: {error}") from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the archive's
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the archive
             raise
         raise CorpusError(
             f"{name}: expected a whole {packing} file, got a damaged one ({error}); fetch it again"
         ) from error
 
 
-def _unpacked(file: BinaryIO) -> tuple[str, BinaryIO]:
-    """How a file is packed, by its first bytes, and the stream of what is in it."""
+def _unpack(file: IO[bytes]) -> tuple[str, IO[bytes] | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]:
+    """The kind of archive, by its first bytes, and a stream of its content."""
     start = file.read(10)
     file.seek(0)
     if start.startswith(b"\x1f\x8b"):
@@ -286,7 +316,7 @@ def _unpacked(file: BinaryIO) -> tuple[str, BinaryIO]:
     return "plain", file
 
 
-_MAGIC = {  # how files that are often taken for texts begin
+_MAGIC = {  # the first bytes of files that are often taken for texts
     b"PK\x03\x04": "a ZIP archive, as .docx, .xlsx and .epub are, too",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
     b"Rar!\x1a\x07": "a RAR archive",
@@ -301,8 +331,8 @@ _MAGIC = {  # how files that are often taken for texts begin
 }
 
 
-def _what_else(start: bytes, encoding: str) -> str | None:
-    """What a file is that begins so, and what to do, if it is surely no text in this encoding."""
+def _recognise(start: bytes, encoding: str) -> str | None:
+    """What a file is that begins like this, and what to do, if it cannot be text in this encoding."""
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; run: git lfs pull"
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
@@ -320,21 +350,3 @@ def _what_else(start: bytes, encoding: str) -> str | None:
         if zeros >= least and not others:
             return f"a NUL in every second place, as UTF-16 has; read it with --encoding utf-16-{name}"
     return None
-
-
-def write_if_possible(path: Path, blocks: Iterable[bytes | memoryview]) -> bool:
-    """Write a file whole or not at all. A text can be used without being kept, so a full disk is a warning here."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            with open(temporary, "xb") as file:
-                for block in blocks:
-                    file.write(block)
-            rename(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        warnings.warn(f"could not keep {path} ({error.strerror}); it will be made again next time", stacklevel=2)
-        return False
-    return True

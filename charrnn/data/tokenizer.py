@@ -1,15 +1,15 @@
 """Text to token ids and back.
 
-A tokenizer is any object with the `Tokenizer` protocol below. Four kinds, from fine to coarse:
+Four kinds of tokenizer, from fine to coarse:
 
-    byte   one token per byte of UTF-8: 256 ids that can say anything
+    byte   one token per byte of UTF-8: 256 ids for any text
     char   one token per character (Unicode code point), as in the 2015 char-rnn
-    bpe    frequent runs of bytes, learned from the text (Sennrich et al., 2016, arXiv:1508.07909)
+    bpe    frequent byte sequences, learned from the text (Sennrich et al., 2016, arXiv:1508.07909)
     word   one token per word, and one per character between words
 
-A token of any kind is a few bytes of UTF-8, so all of them decode alike, and a loss per token becomes bits per
-character. An unknown token does not say what it stands for, so its spelling is charged on top: the bits of a code that
-needs nothing but the vocabulary.
+Every token is some bytes of UTF-8, so all tokenizers decode in the same way, and a loss per token can be converted to
+bits per character. An unknown token does not tell its text. Its spelling is charged on top: the bits of a code that
+needs only the vocabulary.
 """
 
 import codecs
@@ -22,79 +22,54 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import repeat
-from typing import Any, ClassVar, Protocol, Self
+from types import ModuleType
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from charrnn.errors import LoneSurrogateError, UnknownCharacterError
+from charrnn.types import Tokens
 
-UNKNOWN = "\ufffd"  # REPLACEMENT CHARACTER: what a token for everything rare looks like
+UNKNOWN = "\ufffd"  # REPLACEMENT CHARACTER, the text of the token for everything rare
 
-SPELLING = np.dtype([("characters", np.uint32), ("bits", np.float32)])  # of what an unknown token stands for
+SPELLING = np.dtype([("characters", np.uint32), ("bits", np.float32)])  # of an unknown token's text
 
-END_OF_DOCUMENT = "\udfff"  # stands between the documents of a text; no text has it, for it is half a character
+END_OF_DOCUMENT = "\udfff"  # between the documents of a text: half a character, so no text contains it
 
 
 class Tokenizer(Protocol):
-    """What the rest of the library asks of a tokenizer. Two with the same `to_json` are equal."""
+    """Converts between text and token ids. Two tokenizers with the same `to_json` are equal.
 
-    kind: ClassVar[str]
-    whole_words: ClassVar[bool]  # a text may only be cut between words before it is encoded
+    Attributes:
+        kind: `char`, `byte`, `word` or `bpe`.
+        whole_words: a text in pieces must be cut between words.
+        unknown: id of everything that is not in the vocabulary; None if there is none.
+        end: id of the token that stands before, between and after documents; None if there is none.
+        token_bytes: UTF-8 of each of the V tokens. A byte or bpe token may be part of a character; the end token is
+            empty.
+        errors: how `decode` treats invalid UTF-8. `replace` makes it U+FFFD, for people to read; `surrogateescape`
+            makes it surrogates (PEP 383), which the byte tokenizer encodes as the same bytes.
+    """
+
+    kind: str
+    whole_words: bool = True
+    unknown: int | None = None
+    end: int | None = None
+    token_bytes: Sequence[bytes]
+    errors: str = "replace"
 
     @property
     def vocab_size(self) -> int:
         """Number of different tokens V; ids run from 0 to V - 1."""
-
-    @property
-    def unknown(self) -> int | None:
-        """The id that stands for whatever is not in the vocabulary; None where there is no such id."""
-
-    @property
-    def end(self) -> int | None:
-        """The id that stands before, between and after documents; None where there is no such id."""
-
-    @property
-    def token_bytes(self) -> Sequence[bytes]:
-        """UTF-8 of each of the V tokens; a byte or bpe token may be a part of a character, the end token has none."""
-
-    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
-        """Token ids of `text`, in the smallest unsigned integer type that holds V."""
-
-    def decode(self, tokens: ArrayLike) -> str:
-        """The text of `tokens`; `decode(encode(text)) == text` where nothing is unknown."""
-
-    def spelling(self, text: str) -> NDArray[np.void]:
-        """For each unknown token of `text`, in order, how many characters it stands for and the bits to spell them.
-
-        `(n,)` of type `SPELLING`. Asked only where there is an `unknown`.
-        """
-
-    def to_json(self) -> str:
-        """All there is to know, for `tokenizer.json` in a checkpoint."""
-
-
-class _ByteDecoding:
-    """What byte, bpe and word have in common: text is the bytes of the tokens, one after the other.
-
-    Attributes:
-        errors: what becomes of bytes that are no UTF-8. `replace` makes them U+FFFD, for people to read;
-            `surrogateescape` makes them surrogates (PEP 383), which a byte tokenizer encodes as the same bytes.
-    """
-
-    errors = "replace"
-    kind: ClassVar[str]
-    whole_words: ClassVar[bool] = True
-    end: int | None = None
-    token_bytes: Sequence[bytes]
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
         return len(self.token_bytes)
 
+    def encode(self, text: str) -> Tokens:
+        """Token ids of `text`, in the smallest unsigned integer type that holds V."""
+        ...
+
     def decode(self, tokens: ArrayLike) -> str:
-        """The text of `tokens`, any array or sequence of ids.
+        """The text of `tokens`, an array or sequence of ids; `decode(encode(text)) == text` if nothing is unknown.
 
         Raises:
             IndexError: an id outside 0 … vocab_size - 1.
@@ -103,12 +78,12 @@ class _ByteDecoding:
         return b"".join(map(self.token_bytes.__getitem__, ids.tolist())).decode("utf-8", self.errors)
 
     def spelling(self, text: str) -> NDArray[np.void]:
-        """Nothing is unknown to bytes and byte pairs."""
+        """The length of each unknown token's text in order, and the bits to spell it: `(n,)` of type `SPELLING`."""
         return np.empty(0, SPELLING)
 
     def to_json(self) -> str:
-        """`{"type": kind, …}`, in ASCII so that any Unicode survives any editor."""
-        raise NotImplementedError
+        """The whole tokenizer as ASCII, for `tokenizer.json` in a checkpoint: `{"type": kind, …}`."""
+        ...
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, type(self)) and self.to_json() == other.to_json()
@@ -120,84 +95,94 @@ class _ByteDecoding:
         return f"{type(self).__name__}({self.vocab_size} tokens)"
 
 
-# -------------------------------------------------------------------------------------------------------- characters
+def _checked_ids(tokens: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
+    ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise IndexError(f"expected token ids from 0 to {vocab_size - 1}, got {ids.min()} to {ids.max()}")
+    return ids
 
 
-class CharTokenizer:
+def _refuse_repeated(tokens: Sequence[str], kind: str) -> None:
+    if len(set(tokens)) != len(tokens):
+        twice = next(token for token, count in Counter(tokens).items() if count > 1)
+        raise ValueError(f"expected each {kind} once in the vocabulary, got {twice!r} twice")
+
+
+def _pieces(text: str | Iterable[str]) -> Iterable[str]:
+    return [text] if isinstance(text, str) else text
+
+
+def _utf_8(text: str, errors: str = "strict") -> bytes:
+    try:
+        return text.encode("utf-8", errors)
+    except UnicodeEncodeError as error:
+        raise LoneSurrogateError(text[error.start], error.start) from error
+
+
+# ---------------------------------------------------------------------------------------------------------- characters
+
+
+class CharTokenizer(Tokenizer):
     """One token per Unicode code point.
 
     Args:
-        characters: the vocabulary; a character's id is its place in it.
-        unknown: the character of the vocabulary that stands for all others; None makes others an error.
+        characters: the vocabulary, in the order of the ids.
+        unknown: the character of the vocabulary that stands for all others; with None, others are an error.
 
     Raises:
-        ValueError: the vocabulary is empty, names a character twice, or lacks `unknown`.
+        ValueError: the vocabulary is empty, has a character twice, or lacks `unknown`.
     """
 
     kind = "char"
     whole_words = False
-    end = None
 
     def __init__(self, characters: str, unknown: str | None = None):
         if not characters:
             raise ValueError("expected a vocabulary of at least one character, got an empty one")
-        if len(set(characters)) != len(characters):
-            twice = next(c for i, c in enumerate(characters) if c in characters[:i])
-            raise ValueError(f"expected each character once in the vocabulary, got {twice!r} twice")
+        _refuse_repeated(characters, "character")
         if unknown is not None and unknown not in characters:
             raise ValueError(f"expected the unknown character to be in the vocabulary, got {unknown!r}")
         self.characters = characters
         self.unknown = None if unknown is None else characters.index(unknown)
+        self.token_bytes = [character.encode("utf-8", "surrogatepass") for character in characters]
         self._code_points = _code_points(characters)
         self._dtype = np.min_scalar_type(len(characters) - 1)
-        # code point -> id, for all code points up to the largest known; len(characters) marks the unknown
-        other = len(characters) if self.unknown is None else self.unknown
-        self._ids = np.full(max(256, int(self._code_points.max()) + 1), other, dtype=np.uint32)
+        # code point -> id, up to the largest known code point; without an unknown token, V marks unknown characters
+        self._other = len(characters) if self.unknown is None else self.unknown
+        self._ids = np.full(max(256, int(self._code_points.max()) + 1), self._other, dtype=np.uint32)
         self._ids[self._code_points] = np.arange(len(characters))
-        self._other = other
-        self._bytes = self._ids[:256].astype(np.uint8).tobytes() if len(characters) < 256 else None
+        self._latin_ids = self._ids[:256].astype(np.uint8).tobytes() if len(characters) < 256 else None
 
     @classmethod
     def from_text(cls, text: str | Iterable[str], vocab_size: int | None = None, min_frequency: int = 1) -> Self:
-        """The characters of `text`, sorted by code point.
+        """The characters of `text`, sorted by code point. U+FFFD stands for the ones that are left out.
 
         Args:
             text: the text, or its pieces in order.
-            vocab_size: keep at most that many tokens, the commonest.
-            min_frequency: drop the characters that occur less often. Where any is dropped, U+FFFD stands for them all.
+            vocab_size: keep at most that many tokens, the most frequent.
+            min_frequency: leave out characters that occur less often.
 
         Raises:
             ValueError: there is no text.
         """
-        counts = _count_code_points([text] if isinstance(text, str) else text)
+        counts = _count_code_points(_pieces(text))
         used = np.flatnonzero(counts)
         kept = used[counts[used] >= min_frequency]
-        room = len(used) if vocab_size is None else vocab_size - (len(kept) < len(used))  # U+FFFD takes a place
-        if len(kept) > room:
-            kept = kept[np.argsort(-counts[kept], kind="stable")[: vocab_size - 1]]
+        size = len(used) if vocab_size is None else vocab_size
+        if len(kept) > size - (len(kept) < len(used)):  # U+FFFD takes a place
+            kept = kept[np.argsort(-counts[kept], kind="stable")[: size - 1]]
         if len(kept) == len(used):
             return cls("".join(map(chr, kept)))
         return cls("".join(map(chr, sorted({*kept.tolist(), ord(UNKNOWN)}))), UNKNOWN)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of characters."""
-        return len(self.characters)
-
-    @property
-    def token_bytes(self) -> list[bytes]:
-        """UTF-8 of each character."""
-        return [character.encode("utf-8", "surrogatepass") for character in self.characters]
-
-    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+    def encode(self, text: str) -> Tokens:
         """Ids `(len(text),)` of the characters of `text`.
 
         Raises:
-            UnknownCharacterError: names the first character outside the vocabulary and its position, where no
-                character stands for such.
+            UnknownCharacterError: names the first character outside the vocabulary and its position.
         """
-        if self._bytes is not None and (latin := _latin_1(text)) is not None:
-            tokens = np.frombuffer(bytearray(latin.translate(self._bytes)), dtype=np.uint8)  # four times as fast
+        if self._latin_ids is not None and (latin := _latin_1(text)) is not None:  # four times as fast
+            tokens: Tokens = np.frombuffer(bytearray(latin.translate(self._latin_ids)), dtype=np.uint8)
         else:
             code_points = _code_points(text)
             tokens = self._ids[np.minimum(code_points, len(self._ids) - 1)]
@@ -208,11 +193,7 @@ class CharTokenizer:
         return tokens.astype(self._dtype, copy=False)
 
     def decode(self, tokens: ArrayLike) -> str:
-        """The text of `tokens`, any array or sequence of ids.
-
-        Raises:
-            IndexError: an id outside 0 … vocab_size - 1.
-        """
+        """The text of `tokens`; faster than joining bytes, and exact for half a character."""
         ids = _checked_ids(tokens, self.vocab_size)
         return self._code_points[ids].tobytes().decode("utf-32-le", "surrogatepass")
 
@@ -224,22 +205,16 @@ class CharTokenizer:
         return result
 
     def to_json(self) -> str:
-        """`{"type": "char", "characters": "…"}`, in ASCII so that any Unicode survives any editor."""
+        """`{"type": "char", "characters": "…"}`."""
         unknown = {} if self.unknown is None else {"unknown": self.characters[self.unknown]}
         return json.dumps({"type": self.kind, "characters": self.characters, **unknown})
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CharTokenizer) and self.to_json() == other.to_json()
-
-    def __hash__(self) -> int:
-        return hash(self.to_json())
 
     def __repr__(self) -> str:
         return f"CharTokenizer({self.characters!r})"
 
 
 def _count_code_points(pieces: Iterable[str]) -> NDArray[np.int64]:
-    """How often each code point occurs, `(n,)`, n larger than the largest."""
+    """How often each code point occurs, `(n,)` with n above the largest."""
     counts = np.zeros(256, dtype=np.int64)
     for piece in pieces:
         if (latin := _latin_1(piece)) is not None:
@@ -251,7 +226,7 @@ def _count_code_points(pieces: Iterable[str]) -> NDArray[np.int64]:
 
 
 def _latin_1(text: str) -> bytes | None:
-    """One byte per character, if every character's code point fits into one."""
+    """One byte per character, if every code point fits into a byte."""
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:
@@ -259,38 +234,30 @@ def _latin_1(text: str) -> bytes | None:
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
-    """Unicode code points `(len(text),)`; lone surrogates pass, so that every Python string round-trips."""
+    """Unicode code points `(len(text),)`; half a character passes, so that every Python string round-trips."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-def _checked_ids(tokens: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
-    ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
-    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-        raise IndexError(f"expected token ids from 0 to {vocab_size - 1}, got {ids.min()} to {ids.max()}")
-    return ids
+# --------------------------------------------------------------------------------------------------------------- bytes
 
 
-# ------------------------------------------------------------------------------------------------------------- bytes
-
-
-class ByteTokenizer(_ByteDecoding):
-    """One token per byte of UTF-8, or of any file; nothing is ever out of vocabulary."""
+class ByteTokenizer(Tokenizer):
+    """One token per byte of UTF-8, or of any file; nothing is ever unknown."""
 
     kind = "byte"
     whole_words = False
-    unknown = None
     token_bytes = tuple(bytes([value]) for value in range(256))
 
     @classmethod
     def from_text(cls, text: str | Iterable[str], vocab_size: int | None = None, min_frequency: int = 1) -> Self:
-        """The one there is; nothing is learned from the text."""
+        """The byte tokenizer; it learns nothing from the text."""
         return cls()
 
-    def encode(self, text: str) -> NDArray[np.uint8]:
-        """The bytes of `text`; U+DC80 to U+DCFF are the bytes 80 to FF, as where a file is no UTF-8.
+    def encode(self, text: str) -> Tokens:
+        """The bytes of `text`; the surrogates U+DC80 to U+DCFF are the bytes 80 to FF of an invalid file.
 
         Raises:
-            LoneSurrogateError: half a character otherwise, which has no UTF-8.
+            LoneSurrogateError: any other half a character, which has no UTF-8.
         """
         return np.frombuffer(bytearray(_utf_8(text, "surrogateescape")), dtype=np.uint8)
 
@@ -299,26 +266,19 @@ class ByteTokenizer(_ByteDecoding):
         return json.dumps({"type": self.kind})
 
 
-def _utf_8(text: str, errors: str = "strict") -> bytes:
-    try:
-        return text.encode("utf-8", errors)
-    except UnicodeEncodeError as error:
-        raise LoneSurrogateError(text[error.start], error.start) from error
+# --------------------------------------------------------------------------------------------------------------- words
 
 
-# ------------------------------------------------------------------------------------------------------------- words
+class WordTokenizer(Tokenizer):
+    r"""One token per word, a run of letters, digits and underscores, and one per character between words.
 
-
-class WordTokenizer(_ByteDecoding):
-    r"""One token per word, a run of letters, digits and underscores, and one for every character between words.
-
-    So spaces and line ends are tokens like all others, and known words come back exactly as they were.
+    Spaces and line ends are ordinary tokens, so text of known words is restored exactly.
 
     Args:
         words: the vocabulary; the first is U+FFFD, which stands for every unknown word.
 
     Raises:
-        ValueError: a word is named twice, or the first is another.
+        ValueError: a word occurs twice, or the first is not U+FFFD.
     """
 
     kind = "word"
@@ -327,41 +287,39 @@ class WordTokenizer(_ByteDecoding):
     def __init__(self, words: Sequence[str]):
         if not words or words[0] != UNKNOWN:
             raise ValueError(f"expected {UNKNOWN!r} as the first word, got {words[0] if words else 'none'!r}")
+        _refuse_repeated(words, "word")
         self.words = tuple(words)
         self._ids = {word: token for token, word in enumerate(words)}
-        if len(self._ids) != len(words):
-            twice = next(word for word, count in Counter(words).items() if count > 1)
-            raise ValueError(f"expected each word once in the vocabulary, got {twice!r} twice")
         self.token_bytes = [_utf_8(word) for word in words]
         self._dtype = np.min_scalar_type(len(words) - 1)
 
     @classmethod
     def from_text(cls, text: str | Iterable[str], vocab_size: int | None = None, min_frequency: int = 1) -> Self:
-        """The words of `text`, the commonest first.
+        """The words of `text`, the most frequent first.
 
         Args:
             text: the text, or its pieces in order, cut between words.
-            vocab_size: keep at most that many tokens, the unknown one among them.
-            min_frequency: drop the words that occur less often.
+            vocab_size: keep at most that many tokens, U+FFFD included.
+            min_frequency: leave out words that occur less often.
         """
         counts: Counter[str] = Counter()
-        for piece in [text] if isinstance(text, str) else text:
+        for piece in _pieces(text):
             counts.update(_WORD.findall(piece))
         del counts[UNKNOWN]
-        common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        words = [word for word, count in common if count >= min_frequency]
+        frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        words = [word for word, count in frequent if count >= min_frequency]
         return cls([UNKNOWN, *words[: None if vocab_size is None else vocab_size - 1]])
 
-    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
-        """Ids of the words of `text`; 0 for those that are not in the vocabulary."""
+    def encode(self, text: str) -> Tokens:
+        """Ids of the words of `text`; 0 for unknown words."""
         words = _WORD.findall(text)
         return np.fromiter(map(self._ids.get, words, repeat(0)), dtype=self._dtype, count=len(words))
 
     def spelling(self, text: str) -> NDArray[np.void]:
-        """Each unknown word takes the bits of its characters and of a mark at its end.
+        """Each unknown word takes the bits of its characters and of an end mark.
 
-        A character is as likely as it is in the vocabulary, each word taken once. One that stands nowhere in it takes
-        the bits of an escape, as likely as if it had been seen once, and 8 for each of its bytes in UTF-8.
+        A character is as likely as in the vocabulary, each word counted once. A character outside the vocabulary takes
+        the bits of an escape, as likely as if it had occurred once, and 8 for each of its bytes in UTF-8.
         """
         end, escape, bits = self._code
         words = [word for word in _WORD.findall(text) if not self._ids.get(word, 0)]
@@ -387,14 +345,14 @@ class WordTokenizer(_ByteDecoding):
 _WORD = re.compile(r"\w+|\W")
 
 
-# --------------------------------------------------------------------------------------------------------- byte pairs
+# ---------------------------------------------------------------------------------------------------------- byte pairs
 
 
-class BpeTokenizer(_ByteDecoding):
-    """Byte-level byte-pair encoding, as in GPT-2: starts from bytes and joins the commonest pair again and again.
+class BpeTokenizer(Tokenizer):
+    """Byte-level byte-pair encoding, as in GPT-2: starts from bytes and merges the most frequent pair repeatedly.
 
     Args:
-        spec: the tokenizer as the Hugging Face `tokenizers` library writes it to JSON, parsed.
+        spec: the parsed JSON of a tokenizer of the Hugging Face `tokenizers` library.
 
     Raises:
         ImportError: that library is not installed.
@@ -402,13 +360,11 @@ class BpeTokenizer(_ByteDecoding):
     """
 
     kind = "bpe"
-    unknown = None
 
     def __init__(self, spec: dict[str, Any]):
+        library = _tokenizers()
         try:
-            self._tokenizer = _tokenizers().Tokenizer.from_str(json.dumps(spec))
-        except ImportError:
-            raise
+            self._tokenizer = library.Tokenizer.from_str(json.dumps(spec))
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"expected a tokenizer of the tokenizers library, got {spec!s:.60}: {error}") from error
         self.spec = spec
@@ -419,39 +375,38 @@ class BpeTokenizer(_ByteDecoding):
 
     @classmethod
     def from_text(cls, text: str | Iterable[str], vocab_size: int | None = 4096, min_frequency: int = 1) -> Self:
-        """Learn the joins from `text`.
+        """Learn the merges from `text`.
 
         Args:
             text: the text, or its pieces in order, cut between words.
-            vocab_size: tokens to end with, at least the 256 bytes; fewer where the text offers no more pairs.
-            min_frequency: join only pairs that occur so often.
+            vocab_size: final number of tokens, at least the 256 bytes; fewer if the text has no more pairs.
+            min_frequency: merge only pairs that occur at least so often.
         """
-        hf = _tokenizers()
-        tokenizer = hf.Tokenizer(hf.models.BPE())
-        tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        trainer = hf.trainers.BpeTrainer(
+        library = _tokenizers()
+        tokenizer = library.Tokenizer(library.models.BPE())
+        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = library.trainers.BpeTrainer(
             vocab_size=max(256, vocab_size or 4096),
             min_frequency=min_frequency,
             initial_alphabet=_byte_letters(),
             show_progress=os.isatty(2),
         )
-        pieces = [text] if isinstance(text, str) else text
-        # the trainer takes quadratic time over a text without spaces, which it sees as one word
-        parts = (part for piece in pieces for part in cut_between_words([piece], 1 << 11))
+        # a text without spaces is one word to the trainer, whose time is quadratic in the length of a word
+        parts = (part for piece in _pieces(text) for part in cut_between_words([piece], 1 << 11))
         tokenizer.train_from_iterator(parts, trainer)
         return cls(json.loads(tokenizer.to_str()))
 
-    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
+    def encode(self, text: str) -> Tokens:
         """Ids of `text`.
 
         Raises:
             LoneSurrogateError: half a character, which has no UTF-8.
         """
-        parts = list(cut_between_words([text], 1 << 14))  # encoded side by side
+        parts = list(cut_between_words([text], 1 << 14))  # encoded in parallel
         try:
             encodings = self._tokenizer.encode_batch_fast(parts, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
-            _utf_8(text)  # says which character it is
+            _utf_8(text)  # raises the error that names the character
             raise
         ids = [np.asarray(encoding.ids, dtype=self._dtype) for encoding in encodings]
         return np.concatenate(ids) if ids else np.empty(0, self._dtype)
@@ -461,49 +416,50 @@ class BpeTokenizer(_ByteDecoding):
         return json.dumps({"type": self.kind, "spec": self.spec})
 
 
-def _tokenizers() -> Any:
+def _tokenizers() -> ModuleType:
     try:
         import tokenizers
     except ImportError as error:
         raise ImportError(
             "byte-pair encoding: expected the tokenizers library, got none; run: pip install tokenizers"
         ) from error
-    return tokenizers
+    module: ModuleType = tokenizers
+    return module
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in a GPT-2 vocabulary: itself if it is printable Latin-1."""
+    """The printable letter for each byte in a GPT-2 vocabulary: the byte itself if it is printable Latin-1."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(value if value in printable else next(others)) for value in range(256)]
 
 
-# --------------------------------------------------------------------------------------------------------- documents
+# ----------------------------------------------------------------------------------------------------------- documents
 
 
-class DocumentTokenizer(_ByteDecoding):
-    """A tokenizer of any kind with one more token, which has no text: it stands before, between and after documents.
+class DocumentTokenizer(Tokenizer):
+    """A tokenizer of any kind with one more token, without text, that stands before, between and after documents.
 
     Args:
-        base: turns the text of a document into tokens.
-        end: id of the end token; the ids of `base` from there on go up by one. None puts it after them all.
+        base: tokenizes the text of a document.
+        end: id of the end token, before which the ids of `base` stay as they are; None puts it last.
 
     Raises:
-        ValueError: `end` is no id of a vocabulary that is one larger than that of `base`.
+        ValueError: `end` is not an id of a vocabulary that is one larger than that of `base`.
     """
 
     def __init__(self, base: Tokenizer, end: int | None = None):
-        self.end = base.vocab_size if end is None else end
-        if not 0 <= self.end <= base.vocab_size:
+        end = base.vocab_size if end is None else end
+        if not 0 <= end <= base.vocab_size:
             raise ValueError(f"expected an end token from 0 to {base.vocab_size}, got {end}")
-        self.base = base
+        self.base, self.end = base, end
         self.kind, self.whole_words = base.kind, base.whole_words
-        self.token_bytes = [*base.token_bytes[: self.end], b"", *base.token_bytes[self.end :]]
-        self.unknown = None if base.unknown is None else base.unknown + (base.unknown >= self.end)
+        self.token_bytes = [*base.token_bytes[:end], b"", *base.token_bytes[end:]]
+        self.unknown = None if base.unknown is None else base.unknown + (base.unknown >= end)
         self._dtype = np.min_scalar_type(base.vocab_size)
 
-    def encode(self, text: str) -> NDArray[np.unsignedinteger]:
-        """Ids of `text`, as `base` has them; the end token is not among them.
+    def encode(self, text: str) -> Tokens:
+        """Ids of `text`; the end token is not among them.
 
         Raises:
             UnknownCharacterError: a character outside the vocabulary of `base`.
@@ -512,47 +468,44 @@ class DocumentTokenizer(_ByteDecoding):
         return tokens + (tokens >= self.end)
 
     def spelling(self, text: str) -> NDArray[np.void]:
-        """What `base` says of its unknown tokens."""
+        """The spelling of `base`."""
         return self.base.spelling(text)
 
     def to_json(self) -> str:
-        """That of `base` with `"end": id`."""
+        """The JSON of `base` with `"end": id`."""
         return json.dumps({**json.loads(self.base.to_json()), "end": self.end})
 
 
-# ------------------------------------------------------------------------------------------------- one of the kinds
+# ------------------------------------------------------------------------------------------------------------ any kind
 
-TOKENIZERS: dict[str, type[Any]] = {
-    kind.kind: kind for kind in (CharTokenizer, ByteTokenizer, WordTokenizer, BpeTokenizer)
-}
+TOKENIZERS: dict[str, Any] = {kind.kind: kind for kind in (CharTokenizer, ByteTokenizer, WordTokenizer, BpeTokenizer)}
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
     """The tokenizer that `to_json` wrote.
 
     Raises:
-        ValueError: the text is no tokenizer of a known type.
-        ImportError: it needs a library that is not installed.
+        ValueError: the text is not a tokenizer of a known type.
+        ImportError: a library that it needs is not installed.
     """
     try:
         fields = json.loads(text)
         end = fields.pop("end", None)
-        tokenizer = TOKENIZERS[fields.pop("type")](**fields)
+        tokenizer: Tokenizer = TOKENIZERS[fields.pop("type")](**fields)
         return tokenizer if end is None else DocumentTokenizer(tokenizer, end)
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"expected a tokenizer of type {', '.join(TOKENIZERS)} in JSON, got {text[:60]!r}") from error
 
 
 class StreamDecoder:
-    """The text of tokens that come one by one; together it is `tokenizer.decode` of them all.
+    """Decodes tokens one by one; the parts together are `tokenizer.decode` of all tokens.
 
-    A byte or bpe token may end in the middle of a character, which comes out with the token that completes it. Bytes
-    that are no UTF-8 come out as the tokenizer's `errors` has it, U+FFFD by default.
+    A byte or bpe token may end in the middle of a character. The token that completes the character brings it out.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._token_bytes = tokenizer.token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")(getattr(tokenizer, "errors", "replace"))
+        self._decoder = codecs.getincrementaldecoder("utf-8")(tokenizer.errors)
 
     def copy(self) -> "StreamDecoder":
         """Another decoder in the same state."""
@@ -565,17 +518,18 @@ class StreamDecoder:
         return self._decoder.decode(b"".join(map(self._token_bytes.__getitem__, tokens)))
 
     def flush(self) -> str:
-        """What is left at the end of a character that was never completed."""
+        """The text of a last character that was never completed."""
         return self._decoder.decode(b"", final=True)
 
 
-def count_characters(tokenizer: Tokenizer, tokens: NDArray[np.unsignedinteger], block: int = 1 << 20) -> int:
-    """Characters in `tokens`; one that is spread over several tokens belongs to the first, an unknown token is one.
+def count_characters(tokenizer: Tokenizer, tokens: Tokens, block: int = 1 << 20) -> int:
+    """Number of characters in `tokens`.
 
-    To a byte tokenizer each byte that is no UTF-8 is one as well.
+    A character of several tokens counts at the first. An unknown token counts as one, and so does each byte of invalid
+    UTF-8 in byte tokens.
     """
     if isinstance(tokenizer, ByteTokenizer):
-        rest = next((i for i, byte in enumerate(tokens[:3]) if byte & 0xC0 != 0x80), 3)  # of what began before
+        rest = next((i for i, byte in enumerate(tokens[:3]) if byte & 0xC0 != 0x80), 3)  # of a character before
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         blocks = (tokens[start : start + block] for start in range(rest, len(tokens), block))
         return sum(len(decoder.decode(part.tobytes())) for part in blocks) + bool(decoder.getstate()[0])
@@ -587,10 +541,10 @@ def count_characters(tokenizer: Tokenizer, tokens: NDArray[np.unsignedinteger], 
 
 
 def cut_between_words(pieces: Iterable[str], size: int = 1 << 17) -> Iterator[str]:
-    """The same text in pieces of at most `size` characters, each cut before a space that follows a letter or digit.
+    """Pieces of at most `size` characters, each cut at the end of a document or between a letter or digit and a space.
 
-    The end of a document will do as well. Words and byte pairs never reach across such a cut, so encoding the pieces
-    equals encoding the whole. Where `size` characters offer none, they are cut where they stand.
+    No word or byte pair reaches across such a cut, so the tokens of the pieces are those of the whole text. A piece
+    without such a place is cut at `size` characters.
     """
     parts: list[str] = []
     length = 0
@@ -613,8 +567,8 @@ _CUT = re.compile(rf"(?<=[^\W_])\s|{END_OF_DOCUMENT}")
 
 
 def _last_cut(text: str, start: int, end: int) -> int:
-    """The last place in (start, end) before a space that follows a letter or digit; `end` if there is none."""
-    for reach in (1 << 10, end - start):  # mostly near
+    """The last place in (start, end) to cut between words; `end` if there is none."""
+    for reach in (1 << 10, end - start):  # usually it is near
         cuts = [match.start() for match in _CUT.finditer(text, max(start + 1, end - reach), end)]
         if cuts:
             return cuts[-1]

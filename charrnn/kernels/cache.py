@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ import numba
 from numba import njit
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps, loads
+
+from charrnn.atomic import write_atomically
 
 OPTIONS = {"error_model": "numpy", "nogil": True, "fastmath": {"nsz", "arcp", "contract", "afn"}}
 
@@ -76,13 +76,8 @@ class _Files:
 
     def save(self, key: Any, data: Any) -> None:
         """Write a file whole or not at all."""
-        payload, path = dumps(data), self._path(key)
-        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-        try:
-            temporary.write_bytes(_digest(payload) + payload)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        payload = dumps(data)
+        write_atomically(self._path(key), _digest(payload) + payload, sync=False)
 
     def _path(self, key: Any) -> Path:
         signature, processor, (_, closure) = key  # what is left out is a hash of the function: part of its sources

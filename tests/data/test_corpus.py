@@ -100,14 +100,13 @@ def test_what_a_kill_left_behind_goes_after_a_day(text_file, data_dir):
 
 
 def test_a_text_that_changes_while_it_is_read_is_an_error(text_file, text, data_dir, monkeypatch):
-    hashed = charrnn.data.corpus._hash
+    key = charrnn.data.corpus._key
 
     def then_change(*arguments):
-        result = hashed(*arguments)
         text_file.write_text(text.swapcase(), encoding="utf-8")  # as long as before
-        return result
+        return key(*arguments)
 
-    monkeypatch.setattr(charrnn.data.corpus, "_hash", then_change)
+    monkeypatch.setattr(charrnn.data.corpus, "_key", then_change)
     with pytest.raises(CorpusError, match="words.txt: expected the same text as a moment ago, got another; try again"):
         load_corpus(text_file, "byte")
     monkeypatch.undo()
@@ -231,7 +230,7 @@ def test_what_is_unknown_counts_in_full(text_file, text, data_dir, settings):
         spelled = corpus.tokenizer.spelling(text)
         assert corpus.extent().spelling == pytest.approx(float(spelled["bits"].sum()))
     bare = charrnn.data.corpus.Corpus("x", corpus.tokens, corpus.tokenizer, "")
-    with pytest.raises(CorpusError, match="x: expected to know what its unknown tokens stand for; make it with"):
+    with pytest.raises(CorpusError, match="x: expected the spelling of its unknown tokens; make it with"):
         bare.extent()
 
 

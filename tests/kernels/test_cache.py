@@ -75,6 +75,7 @@ def test_the_sources_are_all_that_compiled_code_imports():
         used = {name.removeprefix("charrnn.").replace(".", "/") for name in imported_modules(tree)}
         assert used <= {
             *machine_code.SOURCES,
+            "atomic",
             "config",
             "types",
             "generation/sampling_params",
@@ -82,9 +83,10 @@ def test_the_sources_are_all_that_compiled_code_imports():
 
 
 def test_a_full_disk_costs_only_the_next_process_its_time(folder, monkeypatch):
-    def full(self, data):
+    def full(path, blocks, sync):
+        path.write_bytes(b"a part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("charrnn.atomic.write_new", full)
     assert not was_kept()
-    assert not list(folder.rglob("*.nbc*"))
+    assert not [path for path in folder.rglob("*") if path.is_file()]
