@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from charrnn.config import ModelConfig
 from charrnn.generation.logits import COLDEST, ROUNDING, Cut, checked
-from charrnn.kernels.cache import OPTIONS, kept
+from charrnn.kernels.cache import cached_jit, jit
 from charrnn.kernels.numba_math import LARGEST, ZERO, copy, exp, sigmoid, tanh
 from charrnn.types import Tokens
 
@@ -181,7 +180,7 @@ def out_of_range(tokens: Tokens, vocab_size: int) -> IndexError:
 # ------------------------------------------------------------------------------------------------ what numba compiles
 
 
-@njit(**OPTIONS)
+@jit()
 def _add_product(x, weight, out):
     """Add x @ weight to out: four rows of the weight at a time, for each pass reads and writes all of out."""
     size = len(x)
@@ -195,7 +194,7 @@ def _add_product(x, weight, out):
             out[j] += x[k] * weight[k, j]
 
 
-@njit(**OPTIONS)
+@jit()
 def _finish(kind, product, gain, bias):
     """What is done to a product before the gates see it."""
     if kind == LAYER_NORM_LSTM:
@@ -212,7 +211,7 @@ def _finish(kind, product, gain, bias):
         product[j] += bias[j]
 
 
-@njit(**OPTIONS)
+@jit()
 def _cell(kind, inputs, product, gain_c, bias_c, h, c):
     """One step of one layer of one text, from what was multiplied of x and of h, `(G, H)` each: h and c (H) change.
 
@@ -242,7 +241,7 @@ def _cell(kind, inputs, product, gain_c, bias_c, h, c):
             h[j] = sigmoid(inputs[3, j] + product[3, j]) * tanh(seen[j])
 
 
-@njit(**OPTIONS)
+@jit()
 def _advance(model, token, h, c, inputs, product, x):
     """One step of one text: h and c (L, H) change, x (H) becomes what the head reads."""
     all_inputs, all_product = inputs.ravel(), product.ravel()
@@ -262,13 +261,13 @@ def _advance(model, token, h, c, inputs, product, x):
             x[j] = h[layer, j] + x[j] if below else h[layer, j]
 
 
-@njit(**OPTIONS)
+@jit()
 def _score(model, x, logits):
     copy(model.head_bias, logits)
     _add_product(x, model.head, logits)
 
 
-@kept()
+@cached_jit()
 def _run(model, given, drawn, uniform, temperatures, k, p, share, possible, h, c, inputs, product, x, logits, weights):
     """Read the tokens that are given, then draw tokens one after another and read each; whether all went well."""
     for token in given:
@@ -289,7 +288,7 @@ def _run(model, given, drawn, uniform, temperatures, k, p, share, possible, h, c
     return True
 
 
-@njit(**OPTIONS)
+@jit()
 def _draw(logits, uniform, temperature, k, p, share, weights):
     """The token that `sampling.sample` draws after temperature, top_k, top_p and min_p; -1 if logits are no numbers."""
     likeliest, numbers = 0, True
@@ -318,7 +317,7 @@ def _draw(logits, uniform, temperature, k, p, share, weights):
     return drawn
 
 
-@njit(**OPTIONS)
+@jit()
 def _leave_out(k, p, share, weights):
     """Make the weights 0 that top_k, top_p and min_p do not keep; what the others add up to.
 
@@ -343,7 +342,7 @@ def _leave_out(k, p, share, weights):
     return _drop(weights, taken)
 
 
-@njit(**OPTIONS)
+@jit()
 def _likeliest(weights, taken):
     best = -1
     for j in range(len(weights)):
@@ -352,7 +351,7 @@ def _likeliest(weights, taken):
     return best
 
 
-@njit(**OPTIONS)
+@jit()
 def _drop(weights, taken):
     """Make the others 0; what is left."""
     total = 0.0
@@ -367,7 +366,7 @@ def _drop(weights, taken):
 def cells(kind):
     """The step of one layer of B texts, compiled for one kind of model: the branches of the others cost a tenth."""
 
-    @kept()
+    @cached_jit()
     def step(model, layer, tokens, below, own, h, c, x, factor, factor_above):
         """Change h, c and x (B, H), and with them the factors of the next products.
 
@@ -397,7 +396,7 @@ def cells(kind):
     return step
 
 
-@kept()
+@cached_jit()
 def draw(products, bias, possible, uniform, temperature, k, p, share, logits, tokens):
     """A token for each of B texts, as `_draw` draws it; whether all went well.
 

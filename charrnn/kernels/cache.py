@@ -5,7 +5,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 from numba import njit
@@ -14,9 +14,9 @@ from numba.core.serialize import dumps, loads
 
 from charrnn.atomic import write_atomically
 
-OPTIONS = {"error_model": "numpy", "nogil": True, "fastmath": {"nsz", "arcp", "contract", "afn"}}
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": {"nsz", "arcp", "contract", "afn"}}
 
-# whose code and constants are compiled in
+# the modules whose code and constants are compiled in
 PACKAGE = Path(__file__).parents[1]
 SOURCES = (
     "kernels/cache",
@@ -26,18 +26,25 @@ SOURCES = (
     "generation/numba_decoder",
 )
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-def kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorate a function: compile it as `njit` does, and keep the machine code on disk for the next process.
+
+def jit(**options: Any) -> Callable[[Function], Function]:
+    """Compile a function with the options that all of our loops share; it is compiled anew in each process."""
+    return lambda function: njit(function, **OPTIONS, **options)
+
+
+def cached_jit(**options: Any) -> Callable[[Function], Function]:
+    """Compile a function as `jit` does, and keep the machine code on disk for the next process.
 
     Raises:
-        RuntimeError: no folder to keep it in can be written.
+        RuntimeError: there is no folder to keep it in that can be written.
     """
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(function, **OPTIONS, **options)
+    def decorate(function: Function) -> Function:
+        dispatcher: Any = jit(**options)(function)
         dispatcher._cache = _Cache(function)  # numba's own is keyed by the time of one source file
-        return dispatcher
+        return dispatcher  # type: ignore[no-any-return]
 
     return decorate
 
@@ -46,28 +53,27 @@ class _Cache(FunctionCache):
     """Numba's cache of a function, in the folder that numba chooses, but with files of our own."""
 
     def __init__(self, function: Callable[..., Any]):
-        super().__init__(function)
-        self._cache_file = _Files(Path(self.cache_path), self._impl.filename_base)
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        self._cache_file: Any = _Files(Path(self.cache_path), self._impl.filename_base)
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep what was compiled, if possible; this process has it in any case, even if the disk is full."""
+        """Keep the machine code if possible; a full disk costs the next process its time and this one nothing."""
         with contextlib.suppress(OSError):
-            super().save_overload(sig, data)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
 
 class _Files:
     """One file for each signature and processor: a hash, then the machine code.
 
-    The hash covers all sources, so that code compiled from others is not used, and the code, so that a damaged file is
-    not used either. Both are compiled again and replaced. Without an index, processes that compile different signatures
-    at the same time do not interfere.
+    The hash covers all sources and the code. A file that is damaged, or was compiled from other sources, is compiled
+    again and replaced. Without an index, processes that compile different signatures do not interfere.
     """
 
     def __init__(self, folder: Path, name: str):
         self._folder, self._name = folder, name
 
     def load(self, key: Any) -> Any:
-        """What was saved under `key`; None if there is nothing, or nothing to trust."""
+        """The machine code saved under `key`; None if there is none, or none to trust."""
         try:
             data = self._path(key).read_bytes()
         except OSError:
@@ -76,11 +82,11 @@ class _Files:
 
     def save(self, key: Any, data: Any) -> None:
         """Write a file whole or not at all."""
-        payload = dumps(data)
+        payload = dumps(data)  # type: ignore[no-untyped-call]
         write_atomically(self._path(key), _digest(payload) + payload, sync=False)
 
     def _path(self, key: Any) -> Path:
-        signature, processor, (_, closure) = key  # what is left out is a hash of the function: part of its sources
+        signature, processor, (_, closure) = key  # the rest is a hash of the function, which is part of its sources
         name = hashlib.sha256(repr((signature, processor, closure)).encode()).hexdigest()[:16]
         return self._folder / f"{self._name}.{name}.nbc"
 

@@ -1,65 +1,71 @@
-"""The LSTM over a whole sequence on a CPU, its loops compiled by numba: what the other paths lose between calls.
+"""The LSTM over a whole sequence on a CPU, its loops compiled by numba. The readable twin is `cells.lstm_cell`.
 
     outputs, (h, c) = lstm(inputs, (h, c), weight_ih, weight_hh, bias_ih, bias_hh, tokens=None)
 
-gives what `kernels.lstm` gives, by the same equations. There a step is a product and a dozen passes over memory, each a
-framework call. Here it is the product and one pass: for each stream, what the step before and the token bring is read
-once, all that a unit does is computed in registers, and what backward needs is written once. The streams are shared out
-over the processor's cores. Weights and cell are fp32; under autocast the products have bf16 factors, which a processor
-without the type reads as the upper half of a float.
+equals `unroll(lstm_cell, ...)` and `fused.lstm`, by the same equations:
+
+    a_t = W_ih x_t + W_hh h_{t-1} + b        i, f, o = sigmoid(a), g = tanh(a)
+    c_t = f * c_{t-1} + i * g                h_t = o * tanh(c_t)
+
+In `fused` a step is one matrix product and a dozen passes over memory, each a framework call. Here it is the product
+and one pass: each stream's numbers are read once, a unit is computed in registers, and the numbers that backward needs
+are written once. The streams are spread over the processor's cores. Weights and cell are fp32. Under autocast the
+factors of the products are bf16; a processor without that type reads them as the upper half of an fp32 number.
 """
 
 import functools
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numba
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit, prange, types
-from numba.extending import overload
-from numpy.typing import NDArray
+from numba import prange
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from charrnn.kernels.cache import OPTIONS, kept
-from charrnn.kernels.numba_math import ALONE, ONE, bits_to_float, float_to_bits, sigmoid, tanh
+from charrnn.kernels.cache import cached_jit, jit
+from charrnn.kernels.numba_math import ONE, Fp32, Fp32OrBf16, as_array, read, sigmoid, tanh, write
+from charrnn.types import Tokens
+
+ALONE = threading.Lock()  # one of numba's threading layers ends the process if two threads use it at once
 
 
 def lstm(
-    inputs: Tensor,
-    state: tuple[Tensor, Tensor],
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor,
-    bias_hh: Tensor,
-    tokens: Tensor | None = None,
+    inputs: Tensor, state: tuple[Tensor, Tensor], *weights: Tensor, tokens: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`lstm_cell` over a whole sequence; arguments and results as in `kernels.lstm`, but fp32 on a CPU.
+    """`lstm_cell` over a whole sequence; arguments and results as in `fused.rnn`, but fp32 on a CPU.
 
     Under autocast to bf16 the outputs are bf16, as those of `nn.LSTM` are.
+
+    Raises:
+        IndexError: a token that is not a row of `inputs`.
     """
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
     bias = bias_ih + bias_hh
     if tokens is None:  # a row of products for each step of each stream
         rows = F.linear(inputs.transpose(0, 1), weight_ih, bias).flatten(0, 1)
         places = torch.arange(len(rows)).view(inputs.shape[1], inputs.shape[0])
-    else:  # a row for each token there is
+    else:  # a row for each token of the vocabulary
         if not (tokens.min() >= 0 and tokens.max() < len(inputs)):
             raise IndexError(f"expected tokens from 0 to {len(inputs) - 1}, got {tokens.min()} to {tokens.max()}")
         with torch.autocast("cpu", enabled=False):
             rows = F.linear(inputs, weight_ih, bias)
         places = tokens.t().contiguous()
     _launch_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    outputs, h, c = _LSTM.apply(rows, places, tokens is None, *state, weight_hh, torch.bfloat16 if half else None)
+    available = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set when numba is loaded
+    numba.set_num_threads(min(torch.get_num_threads(), available))
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _LSTM.apply
+    outputs, h, c = apply(rows, places, tokens is None, *state, weight_hh, torch.bfloat16 if half else None)
     return outputs.transpose(0, 1), (h, c)
 
 
 @functools.cache
 def _launch_threads() -> None:
-    """Launch numba's threads. This sets the number of threads of OpenMP, so of PyTorch, to all cores: undo that."""
+    """Launch numba's threads. This sets the threads of OpenMP, and so of PyTorch, to all cores; set them back."""
     threads = torch.get_num_threads()
     numba.set_num_threads(1)
     torch.set_num_threads(threads)
@@ -67,18 +73,18 @@ def _launch_threads() -> None:
 
 @functools.cache
 def prepare() -> None:
-    """Compile the forward and the backward pass, or load them, by a run of both: if something fails, it fails here."""
+    """Run a forward and a backward pass, so that the loops are compiled or loaded, or fail, here."""
     with torch.inference_mode(False), torch.enable_grad():
         weight, bias = torch.zeros(4, 1, device="cpu", requires_grad=True), torch.zeros(4, device="cpu")
         zero = torch.zeros(1, 1, device="cpu")
         outputs, _ = lstm(zero[None], (zero, zero), weight, weight, bias, bias)
-        outputs.sum().backward()
+        torch.autograd.backward(outputs.sum())
 
 
 class _LSTM(Function):
     """The recurrence; `places` `(T, B)` says which of `rows` `(N, 4H)` is the input product of a step of a stream.
 
-    The equations of backward are those of `kernels._LSTM`.
+    The equations of backward are those of `fused._LSTM`.
     """
 
     @staticmethod
@@ -100,7 +106,7 @@ class _LSTM(Function):
         gates, shown = torch.empty(steps, batch, 4 * hidden), torch.empty(steps, batch, hidden)  # shown: tanh(c)
         product = torch.empty(batch, 4 * hidden, dtype=dtype)
         weight = weight_hh.to(dtype).t().contiguous()
-        arrays = [_array(tensor) for tensor in (rows.contiguous(), places, product, cells, gates, shown, states)]
+        arrays = [as_array(tensor) for tensor in (rows.contiguous(), places, product, cells, gates, shown, states)]
         x, place, p, c, gate, show, h = arrays
         for t, state in enumerate(states[:-1].unbind(0)):
             torch.mm(state, weight, out=product)
@@ -119,7 +125,7 @@ class _LSTM(Function):
         d_h, d_c = d_h.to(dtype, copy=True), d_c.clone()
         d_gates = torch.empty(gates.shape, dtype=dtype)
         weight = weight_hh.to(dtype)
-        arrays = [_array(tensor) for tensor in (d_outputs, d_h, d_c, gates, shown, cells, d_gates)]
+        arrays = [as_array(tensor) for tensor in (d_outputs, d_h, d_c, gates, shown, cells, d_gates)]
         d_out, carried, d_cell, gate, show, c, d_gate = arrays
         for t in range(len(places) - 1, -1, -1):
             with ALONE:
@@ -127,108 +133,86 @@ class _LSTM(Function):
             torch.mm(d_gates[t], weight, out=d_h)
         d_gates = d_gates.flatten(0, 1)  # (T B, 4H)
         d_weight = d_gates.t() @ states[:-1].flatten(0, 1)
-        d_rows = d_gates if ctx.distinct else _summed(d_gates, places.flatten(), len(ctx.rows))
+        d_rows = d_gates if ctx.distinct else _sum_by_token(d_gates, places.flatten(), len(ctx.rows))
         return d_rows.to(ctx.rows.dtype), None, None, d_h.to(d_c.dtype), d_c, d_weight.to(weight_hh.dtype), None
 
 
-def _summed(d_gates: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
+def _sum_by_token(d_gates: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
     """The sum of the rows of `d_gates` `(N, 4H)` that belong to each token, `(V, 4H)`."""
     if vocab_size > 512:
         return torch.zeros(vocab_size, d_gates.shape[1]).index_add_(0, tokens, d_gates.float())
-    return F.one_hot(tokens, vocab_size).to(d_gates.dtype).t() @ d_gates  # a product is faster than its equal in sums
+    return F.one_hot(tokens, vocab_size).to(d_gates.dtype).t() @ d_gates  # one product is faster than as many sums
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
-    """The memory of `tensor` as numpy sees it; numpy has no bf16, so these are their 16 bits."""
-    tensor = tensor.detach()
-    return tensor.view(torch.uint16).numpy() if tensor.dtype is torch.bfloat16 else tensor.numpy()
+# ------------------------------------------------------------------------------------------------ compiled by numba
+
+# Each loop has few arrays, so that the compiler turns it into vector instructions.
 
 
-# ------------------------------------------------------------------------------------------------ what numba compiles
-
-
-def _read(number):
-    """An entry of an array of fp32, or of the bits of bf16, as fp32."""
-
-
-@overload(_read, inline="always")
-def _compiled_read(number):
-    if isinstance(number, types.Integer):
-        return lambda number: bits_to_float(np.uint32(number) << np.uint32(16))
-    return lambda number: number
-
-
-def _write(array, j, number):
-    """Put `number` into an array of fp32, or rounded to the nearest into one of the bits of bf16."""
-
-
-@overload(_write, inline="always")
-def _compiled_write(array, j, number):
-    if isinstance(array.dtype, types.Integer):
-
-        def rounded(array, j, number):
-            bits = float_to_bits(number)
-            tie_to_even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-            array[j] = np.uint16((bits + tie_to_even) >> np.uint32(16))
-
-        return rounded
-
-    def exact(array, j, number):
-        array[j] = number
-
-    return exact
-
-
-# Loops of their own over few arrays: a compiler turns such into vector instructions.
-
-
-@njit(**OPTIONS)
-def _open(gate, row, product, start, end):
+@jit()
+def _sigmoid_gates(gate: Fp32, row: Fp32OrBf16, product: Fp32OrBf16, start: int, end: int) -> None:
     for j in range(start, end):
-        gate[j] = sigmoid(_read(row[j]) + _read(product[j]))
+        gate[j] = sigmoid(read(row[j]) + read(product[j]))
 
 
-@njit(**OPTIONS)
-def _propose(gate, row, product, start, end):
+@jit()
+def _tanh_gates(gate: Fp32, row: Fp32OrBf16, product: Fp32OrBf16, start: int, end: int) -> None:
     for j in range(start, end):
-        gate[j] = tanh(_read(row[j]) + _read(product[j]))
+        gate[j] = tanh(read(row[j]) + read(product[j]))
 
 
-@njit(**OPTIONS)
-def _remember(gate, before, c, shown, h):
+@jit()
+def _update(gate: Fp32, before: Fp32, c: Fp32, shown: Fp32, h: Fp32OrBf16) -> None:
     size = len(c)
     for j in range(size):
         c[j] = gate[size + j] * before[j] + gate[j] * gate[2 * size + j]
     for j in range(size):
         shown[j] = tanh(c[j])
     for j in range(size):
-        _write(h, j, gate[3 * size + j] * shown[j])
+        write(h, j, gate[3 * size + j] * shown[j])
 
 
-@kept(parallel=True)
-def _step(rows, places, products, before, gates, c, shown, h):
+@cached_jit(parallel=True)
+def _step(
+    rows: Fp32OrBf16,
+    places: Tokens,
+    products: Fp32OrBf16,
+    before: Fp32,
+    gates: Fp32,
+    c: Fp32,
+    shown: Fp32,
+    h: Fp32OrBf16,
+) -> None:
     """One step of every stream."""
     batch, size = c.shape
     for b in prange(batch):
         row, product, gate = rows[places[b]], products[b], gates[b]
-        _open(gate, row, product, 0, 2 * size)
-        _propose(gate, row, product, 2 * size, 3 * size)
-        _open(gate, row, product, 3 * size, 4 * size)
-        _remember(gate, before[b], c[b], shown[b], h[b])
+        _sigmoid_gates(gate, row, product, 0, 2 * size)
+        _tanh_gates(gate, row, product, 2 * size, 3 * size)
+        _sigmoid_gates(gate, row, product, 3 * size, 4 * size)
+        _update(gate, before[b], c[b], shown[b], h[b])
 
 
-@kept(parallel=True)
-def _step_backward(d_outputs, d_h, d_c, gates, shown, before, d_gates):
-    """One step backward of every stream; `d_c` becomes what is passed on to the cell before."""
+@cached_jit(parallel=True)
+def _step_backward(
+    d_outputs: Fp32OrBf16,
+    d_h: Fp32OrBf16,
+    d_c: Fp32,
+    gates: Fp32,
+    shown: Fp32,
+    before: Fp32,
+    d_gates: Fp32OrBf16,
+) -> None:
+    """One step backward of every stream; `d_c` becomes the gradient of the cell before."""
     batch, size = d_c.shape
     for b in prange(batch):
         gate, d_gate = gates[b], d_gates[b]
         for j in range(size):
             i, f, g, o = gate[j], gate[size + j], gate[2 * size + j], gate[3 * size + j]
-            d = _read(d_outputs[b, j]) + _read(d_h[b, j])
+            d = read(d_outputs[b, j]) + read(d_h[b, j])
             d_cell = d_c[b, j] + d * o * (ONE - shown[b, j] * shown[b, j])
-            _write(d_gate, j, d_cell * g * i * (ONE - i))
-            _write(d_gate, size + j, d_cell * before[b, j] * f * (ONE - f))
-            _write(d_gate, 2 * size + j, d_cell * i * (ONE - g * g))
-            _write(d_gate, 3 * size + j, d * shown[b, j] * o * (ONE - o))
+            write(d_gate, j, d_cell * g * i * (ONE - i))
+            write(d_gate, size + j, d_cell * before[b, j] * f * (ONE - f))
+            write(d_gate, 2 * size + j, d_cell * i * (ONE - g * g))
+            write(d_gate, 3 * size + j, d * shown[b, j] * o * (ONE - o))
             d_c[b, j] = d_cell * f

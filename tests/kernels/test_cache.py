@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 def was_kept():
     """Compile `doubled` as another process would; whether it came from disk."""
-    function = machine_code.kept()(doubled)
+    function = machine_code.cached_jit()(doubled)
     assert function(3) == 6
     return bool(function.stats.cache_hits)
 

@@ -83,21 +83,6 @@ def test_under_autocast_products_are_bf16_and_nothing_else():
         assert 0 < error < 0.04
 
 
-def test_bf16_is_rounded_as_torch_rounds():
-    bits = torch.arange(0x3F800000, 0x3F880000, 0x800, dtype=torch.int32)  # every 16th a tie
-    numbers = torch.cat([bits, bits + 1, bits - 1]).view(torch.float32)
-    rounded = torch.empty(len(numbers), dtype=torch.bfloat16)
-    write = compiled._write
-
-    @compiled.njit
-    def fill(target, source):
-        for j in range(len(source)):
-            write(target, j, source[j])
-
-    fill(compiled._array(rounded), numbers.numpy())
-    assert torch.equal(rounded, numbers.bfloat16())
-
-
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "residual": True}, {"input_dropout": 0.3, "dropout": 0.2}])
 def test_a_model_learns_the_same_on_it(options):
     model = build_model(ModelConfig(hidden_size=16, **{"num_layers": 1, "dropout": 0.0, **options}), 11).train()
