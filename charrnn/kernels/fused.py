@@ -1,12 +1,12 @@
-"""Recurrences over a whole sequence, with their backward pass derived by hand: the fast path, equal to `cells`.
+"""Recurrences over a whole sequence with their backward pass derived by hand: the fast twins of `models.cells`.
 
     outputs, state = lstm(inputs, state, weight_ih, weight_hh, bias_ih, bias_hh)
 
-computes what `unroll(lstm_cell, ...)` does, faster. Autograd records every operation of every step and plays the record
-backwards, operation by operation. By hand, most of that work leaves the loop:
+equals `unroll(lstm_cell, ...)`, and likewise `rnn`, `gru` and `layer_norm_lstm`. Autograd records every operation of
+every step and plays the record backwards, operation by operation. By hand, most of that work leaves the loop:
 
 1. *The input product.* x W_ih^T of all steps is one large product before the loop. Where the inputs are rows of an
-   embedding, W_ih is multiplied with the V different rows once, and a token looks its product up.
+   embedding, W_ih is multiplied with the V different rows once, and each token looks its product up.
 2. *The local factors.* With a_t = products_t + h_{t-1} W_hh^T the inputs of the gates and L the loss, the chain rule
    says dL/da_t = dL/dh_t * F_t. F_t, the derivatives of the gates, is known after the forward pass: it is computed for
    all steps at once. Only the carry stays in the loop:
@@ -17,11 +17,11 @@ backwards, operation by operation. By hand, most of that work leaves the loop:
 
 In each derivation below `d_x` stands for dL/dx. Tensors are time-major, `(T, B, N)`, and gates are kept as
 `(T, G, B, H)`: each gate of a step is one block of memory, on which framework calls are faster than on stripes. Under
-autocast the products have half-precision factors, where that is faster, and all else stays fp32: the state does not
-forget what bf16 would round.
+autocast the factors of the products are in half precision where that is faster. All else, the state included, stays
+fp32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ from torch.autograd.function import once_differentiable
 
 from charrnn.config import EPS
 
+Gradients = tuple[Tensor | None, ...]
+
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # (d, s) -> d * s * (1 - s), in one pass over memory
 
 tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (d, t) -> d * (1 - t^2)
@@ -41,82 +43,52 @@ norm_backward = torch.ops.aten.native_layer_norm_backward.default
 SMALL = 256  # hidden sizes below gain nothing from half precision inside the loop
 
 
-def rnn(
-    inputs: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor,
-    bias_hh: Tensor,
-    tokens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def rnn(inputs: Tensor, h: Tensor, *weights: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`rnn_cell` over a whole sequence.
 
     Args:
         inputs: `(B, T, I)`; with `tokens`, an embedding `(V, I)`.
         h: the state before the first step, `(B, H)`.
-        weight_ih: as in the cell, like the weights after it.
-        weight_hh: `(H, H)`.
-        bias_ih: `(H,)`.
-        bias_hh: `(H,)`.
+        *weights: those of the cell.
         tokens: rows of `inputs` to read, `(B, T)`.
 
     Returns:
         h after every step, `(B, T, H)`, and the state after the last. The first may be a view of time-major memory.
     """
-    products = _looked_up(_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
-    outputs = _recur(_RNN, products, (h,), weight_hh)
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    products = _look_up(_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
+    outputs: Tensor = _recur(_RNN, products, (h,), weight_hh)
     return outputs.transpose(0, 1), outputs[-1].clone()
 
 
-def gru(
-    inputs: Tensor,
-    h: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor,
-    bias_hh: Tensor,
-    tokens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def gru(inputs: Tensor, h: Tensor, *weights: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`gru_cell` over a whole sequence; arguments and results as in `rnn`."""
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     bias_r, bias_z, bias_n = bias_hh.chunk(3)
     bias = bias_ih + torch.cat([bias_r, bias_z, torch.zeros_like(bias_n)])  # that of n stays inside, behind r
-    products = _looked_up(_products(inputs, weight_ih, bias, tokens), tokens)
-    outputs = _recur(_GRU, products, (h,), weight_hh, bias_n)
+    products = _look_up(_products(inputs, weight_ih, bias, tokens), tokens)
+    outputs: Tensor = _recur(_GRU, products, (h,), weight_hh, bias_n)
     return outputs.transpose(0, 1), outputs[-1].clone()
 
 
 def lstm(
-    inputs: Tensor,
-    state: tuple[Tensor, Tensor],
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor,
-    bias_hh: Tensor,
-    tokens: Tensor | None = None,
+    inputs: Tensor, state: tuple[Tensor, Tensor], *weights: Tensor, tokens: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`lstm_cell` over a whole sequence; arguments and results as in `rnn`, but that the state is (h, c)."""
-    products = _looked_up(_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
-    outputs, c = _recur(_LSTM, products, state, weight_hh)
+    """`lstm_cell` over a whole sequence; arguments and results as in `rnn`, with the state (h, c)."""
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    products = _look_up(_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
+    outputs, c = _recur(_LSTM, products, state, weight_hh, None, None, None)
     return outputs.transpose(0, 1), (outputs[-1].clone(), c)
 
 
 def layer_norm_lstm(
-    inputs: Tensor,
-    state: tuple[Tensor, Tensor],
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor,
-    gain_ih: Tensor,
-    gain_hh: Tensor,
-    gain_c: Tensor,
-    bias_c: Tensor,
-    tokens: Tensor | None = None,
+    inputs: Tensor, state: tuple[Tensor, Tensor], *weights: Tensor, tokens: Tensor | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`layer_norm_lstm_cell` over a whole sequence; arguments and results as in `lstm`."""
+    weight_ih, weight_hh, bias, gain_ih, gain_hh, gain_c, bias_c = weights
     products = _products(inputs, weight_ih, None, tokens)
-    products = _looked_up(F.layer_norm(products, gain_ih.shape, gain_ih, bias, EPS), tokens)
-    outputs, c = _recur(_LayerNormLSTM, products, state, weight_hh, gain_hh, gain_c, bias_c)
+    products = _look_up(F.layer_norm(products, gain_ih.shape, gain_ih, bias, EPS), tokens)
+    outputs, c = _recur(_LSTM, products, state, weight_hh, gain_hh, gain_c, bias_c)
     return outputs.transpose(0, 1), (outputs[-1].clone(), c)
 
 
@@ -131,7 +103,7 @@ def _products(inputs: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tenso
         return F.linear(inputs, weight, bias)
 
 
-def _looked_up(products: Tensor, tokens: Tensor | None) -> Tensor:
+def _look_up(products: Tensor, tokens: Tensor | None) -> Tensor:
     return products if tokens is None else F.embedding(tokens.t(), products)  # (T, B, G·H)
 
 
@@ -139,15 +111,19 @@ def _looked_up(products: Tensor, tokens: Tensor | None) -> Tensor:
 
 
 def _recur(
-    function: type[Function], products: Tensor, state: tuple[Tensor, ...], weight_hh: Tensor, *others: Tensor
+    function: type[Function],
+    products: Tensor,
+    state: tuple[Tensor, ...],
+    weight_hh: Tensor,
+    *others: Tensor | None,
 ) -> Any:
-    """Apply `function`, telling it what to round the factors of large products to: half precision under autocast."""
+    """Apply `function`, with the type that the factors of its large products have: half precision under autocast."""
     device = products.device.type
     single = weight_hh.dtype == torch.float32  # autocast leaves doubles alone
     half = torch.get_autocast_dtype(device) if single and torch.is_autocast_enabled(device) else None
-    state = tuple(h.to(weight_hh.dtype) for h in state)
+    apply: Callable[..., Any] = function.apply
     with torch.autocast(device, enabled=False):
-        return function.apply(products, *state, weight_hh, *others, half)
+        return apply(products, *(h.to(weight_hh.dtype) for h in state), weight_hh, *others, half)
 
 
 def _in_loop(weight: Tensor, half: torch.dtype | None) -> Tensor:
@@ -162,10 +138,10 @@ def _with_room(initial: Tensor, steps: int) -> Tensor:
     return states
 
 
-def _by_gate(gates: Tensor) -> list[tuple[Tensor, ...]]:
+def _by_gate(gates: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of each step's gates in `gates` `(T, G, B, H)`: all together, the first two together, then each alone."""
     views = (gates.transpose(1, 2), gates[:, :2], *gates.unbind(1))  # all together stand as (B, G, H)
-    return list(zip(*(view.unbind(0) for view in views), strict=True))
+    return zip(*(view.unbind(0) for view in views), strict=True)
 
 
 def _times(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -173,19 +149,11 @@ def _times(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.to(weight.dtype) @ weight).to(dtype)  # to mix precisions in what follows would be slower
 
 
-def _plus_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def _plus_product(total: Tensor, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """The sum of `total` and x weight, the factors in the precision of `weight`."""
     if total.dtype == weight.dtype:
-        return torch.addmm(total, x, weight)
-    return total + _times(x, weight, total.dtype)
-
-
-def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Add x weight to `total`, the factors in the precision of `weight`."""
-    if total.dtype == weight.dtype:
-        total.addmm_(x, weight)
-    else:
-        total.add_(_times(x, weight, total.dtype))
+        return torch.addmm(total, x, weight, out=out)
+    return torch.add(total, _times(x, weight, total.dtype), out=out)
 
 
 def _weight_gradient(d_products: Tensor, states: Tensor, half: torch.dtype | None) -> Tensor:
@@ -196,7 +164,7 @@ def _weight_gradient(d_products: Tensor, states: Tensor, half: torch.dtype | Non
 
 
 def _with_first(d_outputs: Tensor) -> list[Tensor]:
-    """dL/dh from the outputs for every step and, before them, for the initial state: it has no output."""
+    """dL/dh from the outputs for every step and, before them, for the initial state, which has no output."""
     return [torch.zeros_like(d_outputs[0]), *d_outputs.unbind(0)]
 
 
@@ -222,7 +190,7 @@ class _RNN(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_outputs: Tensor) -> Gradients:
         states, weight_hh = ctx.saved_tensors
         weight = _in_loop(weight_hh, ctx.half)
         d_products = torch.empty_like(states[1:], dtype=weight.dtype)  # (T, B, H)
@@ -252,21 +220,15 @@ class _GRU(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        products: Tensor,
-        h0: Tensor,
-        weight_hh: Tensor,
-        bias_n: Tensor,
-        half: torch.dtype | None,
+        ctx: Any, products: Tensor, h0: Tensor, weight_hh: Tensor, bias_n: Tensor, half: torch.dtype | None
     ) -> Tensor:
         states = _with_room(h0, len(products))
         gates = h0.new_empty(len(products), 4, *h0.shape)  # r, z, n, m
-        shape = len(h0), 3, -1
         weight = _in_loop(weight_hh, half).t().contiguous()
         h, *outputs = states.unbind(0)
-        inputs = products.to(h0.dtype).unflatten(2, (3, -1)).unbind(0)
+        inputs = products.to(h0.dtype).view(*products.shape[:2], 3, -1).unbind(0)
         for x, (_, r_z, r, z, n, m), output in zip(inputs, _by_gate(gates), outputs, strict=True):
-            product = _times(h, weight, h.dtype).view(shape)
+            product = _times(h, weight, h.dtype).view_as(x)
             torch.add(x[:, :2].transpose(0, 1), product[:, :2].transpose(0, 1), out=r_z).sigmoid_()
             torch.add(product[:, 2], bias_n, out=m)
             torch.addcmul(x[:, 2], r, m, out=n).tanh_()
@@ -277,20 +239,20 @@ class _GRU(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_outputs: Tensor) -> Gradients:
         gates, states, weight_hh = ctx.saved_tensors
         weight = _in_loop(weight_hh, ctx.half)
         steps, batch, hidden = d_outputs.shape
         d_products = gates.new_empty(steps, batch, 3, hidden, dtype=weight.dtype)  # d_(a_r), d_(a_z), d_m
         by_gate, flat = d_products.transpose(1, 2).unbind(0), d_products.flatten(2).unbind(0)
         kept = gates[:, 1].unbind(0)
-        d_states = torch.cat([torch.zeros_like(states[:1]), d_outputs])  # those from the outputs; the others are added
+        d_states = torch.cat([torch.zeros_like(states[:1]), d_outputs])  # from the outputs; the loop adds the rest
         d_hs = d_states.unbind(0)
         to_n, factors = _GRU.factors(gates, states[:-1])
         for t, factor in reversed(list(enumerate(factors))):
             torch.mul(d_hs[t + 1], factor, out=by_gate[t])
             d_hs[t].addcmul_(d_hs[t + 1], kept[t])
-            _add_product(d_hs[t], flat[t], weight)
+            _plus_product(d_hs[t], flat[t], weight, out=d_hs[t])
         d_weight = _weight_gradient(d_products.flatten(2), states, ctx.half)
         d_bias = d_products[:, :, 2].sum((0, 1), dtype=states.dtype)
         torch.mul(d_states[1:], to_n, out=d_products[:, :, 2])  # the input's part of n is not behind r
@@ -315,89 +277,15 @@ class _GRU(Function):
 class _LSTM(Function):
     """i, f, g, o = gates of a_t; c_t = f * c_{t-1} + i * g; h_t = o * tanh(c_t).
 
-    Backward, with d_c already holding what later cells passed on:
+    Backward, where d_c starts as the gradient that later cells passed on:
 
         d_c += d_h * o * (1 - tanh(c)^2)
         d_(a_i) = d_c * g * i * (1 - i)          d_(a_g) = d_c * i * (1 - g^2)
         d_(a_f) = d_c * c_{t-1} * f * (1 - f)    d_(a_o) = d_h * tanh(c) * o * (1 - o)
         and to c_{t-1}: d_c * f
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        products: Tensor,
-        h0: Tensor,
-        c0: Tensor,
-        weight_hh: Tensor,
-        half: torch.dtype | None,
-    ) -> tuple[Tensor, Tensor]:
-        states, cells = _with_room(h0, len(products)), _with_room(c0, len(products))
-        gates = h0.new_empty(len(products), 4, *h0.shape)
-        shown = torch.empty_like(cells[1:])  # tanh(c)
-        shape = len(h0), 4, -1
-        weight = _in_loop(weight_hh, half).t().contiguous()
-        h, *outputs = states.unbind(0)
-        c, *cs = cells.unbind(0)
-        inputs = products.to(h0.dtype).unflatten(2, (4, -1)).unbind(0)
-        for x, gate, show, next_c, output in zip(inputs, _by_gate(gates), shown.unbind(0), cs, outputs, strict=True):
-            torch.add(x, _times(h, weight, h.dtype).view(shape), out=gate[0])
-            c = _next_cell(gate, c, out=next_c)
-            h = torch.mul(gate[-1], torch.tanh(c, out=show), out=output)
-        ctx.save_for_backward(gates, cells, shown, states, weight_hh)
-        ctx.half, ctx.dtype = half, products.dtype
-        return states[1:], c.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_outputs: Tensor, d_c: Tensor) -> tuple[Tensor | None, ...]:
-        gates, cells, shown, states, weight_hh = ctx.saved_tensors
-        weight = _in_loop(weight_hh, ctx.half)
-        steps, batch, hidden = d_outputs.shape
-        d_products = gates.new_empty(steps, batch, 4, hidden, dtype=weight.dtype)
-        flat, kept, d_hs = d_products.flatten(2).unbind(0), gates[:, 1].unbind(0), _with_first(d_outputs)
-        d_i_f_g, d_o = d_products[:, :, :3].transpose(1, 2).unbind(0), d_products[:, :, 3].unbind(0)
-        d_h, d_c = d_hs[-1], d_c.clone()
-        for t, (to_c, to_i_f_g, to_o) in reversed(list(enumerate(_cell_factors(gates, cells[:-1], shown)))):
-            d_c.addcmul_(d_h, to_c)
-            torch.mul(d_c, to_i_f_g, out=d_i_f_g[t])
-            torch.mul(d_h, to_o, out=d_o[t])
-            d_h = _plus_product(d_hs[t], flat[t], weight)
-            d_c.mul_(kept[t])
-        d_products = d_products.flatten(2)
-        d_weight = _weight_gradient(d_products, states, ctx.half)
-        return d_products.to(ctx.dtype), d_h, d_c, d_weight, None
-
-
-def _next_cell(gate: tuple[Tensor, ...], c: Tensor, out: Tensor) -> Tensor:
-    """The next c, into `out`; what goes into the gates, as from `_by_gate`, becomes the gates."""
-    _, i_f, i, f, g, o = gate
-    i_f.sigmoid_()
-    g.tanh_()
-    o.sigmoid_()
-    return torch.mul(f, c, out=out).addcmul_(i, g)
-
-
-def _cell_factors(gates: Tensor, before: Tensor, shown: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Of each step: the factor of d_h in d_c; of d_c in d_(a_i), d_(a_f), d_(a_g) `(3, B, H)`; of d_h in d_(a_o)."""
-    i, f, g, o = gates.unbind(1)
-    factors = torch.empty_like(gates)
-    to_i, to_f, to_g, to_o = factors.unbind(1)
-    sigmoid_backward(g, i, grad_input=to_i)
-    sigmoid_backward(before, f, grad_input=to_f)
-    tanh_backward(i, g, grad_input=to_g)
-    sigmoid_backward(shown, o, grad_input=to_o)
-    to_c = tanh_backward(o, shown, grad_input=torch.empty_like(shown))
-    return zip(to_c.unbind(0), factors[:, :3].unbind(0), to_o.unbind(0), strict=True)
-
-
-# -------------------------------------------------------------------------------------------- layer-normalised LSTM
-
-
-class _LayerNormLSTM(Function):
-    """As `_LSTM`, with a_t = products_t + LN(h_{t-1} W_hh^T) * gain_hh and h_t = o * tanh(LN(c_t) * gain_c + bias_c).
-
-    With y = LN(x) = (x - mean) * rstd, the backward of the normalisation (Ba et al., 2016) is
+    With gains, layer-normalised (Ba et al., 2016): a_t = products_t + LN(h_{t-1} W_hh^T) * gain_hh and
+    h_t = o * tanh(y), y = LN(c_t) * gain_c + bias_c. With LN(x) = (x - mean) * rstd, the backward of y = LN(x) is
     d_x = rstd * (d_y - mean(d_y) - y * mean(d_y * y)).
     """
 
@@ -408,67 +296,91 @@ class _LayerNormLSTM(Function):
         h0: Tensor,
         c0: Tensor,
         weight_hh: Tensor,
-        gain_hh: Tensor,
-        gain_c: Tensor,
-        bias_c: Tensor,
+        gain_hh: Tensor | None,
+        gain_c: Tensor | None,
+        bias_c: Tensor | None,
         half: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
         states, cells = _with_room(h0, len(products)), _with_room(c0, len(products))
         gates = h0.new_empty(len(products), 4, *h0.shape)
-        shown = torch.empty_like(cells[1:])  # tanh(LN(c) * gain_c + bias_c)
-        shape = len(h0), 4, -1
+        shown = torch.empty_like(cells[1:])  # tanh(c), or tanh(y)
         weight = _in_loop(weight_hh, half).t().contiguous()
-        norms = []  # of each step: h W_hh^T, its mean, 1 / its standard deviation; mean and the like of c
+        norms = []  # of each step: h W_hh^T, its mean, 1 / its standard deviation; the mean and the like of c
         h, *outputs = states.unbind(0)
         c, *cs = cells.unbind(0)
-        inputs = products.to(h0.dtype).unflatten(2, (4, -1)).unbind(0)
-        for x, gate, show, next_c, output in zip(inputs, _by_gate(gates), shown.unbind(0), cs, outputs, strict=True):
+        inputs = products.to(h0.dtype).view(*products.shape[:2], 4, -1).unbind(0)
+        steps = zip(inputs, _by_gate(gates), shown.unbind(0), cs, outputs, strict=True)
+        for x, (all_gates, i_f, i, f, g, o), show, next_c, output in steps:
             product = _times(h, weight, h.dtype)
-            y, *of_product = torch.native_layer_norm(product, gain_hh.shape, gain_hh, None, EPS)
-            torch.add(x, y.view(shape), out=gate[0])
-            c = _next_cell(gate, c, out=next_c)
-            y, *of_cell = torch.native_layer_norm(c, gain_c.shape, gain_c, bias_c, EPS)
-            norms.append((product, *of_product, *of_cell))
-            h = torch.mul(gate[-1], torch.tanh(y, out=show), out=output)
-        norms = [torch.stack(parts) for parts in zip(*norms, strict=True)]
-        ctx.save_for_backward(gates, cells, shown, states, weight_hh, gain_hh, gain_c, *norms)
+            if gain_hh is None or gain_c is None:
+                torch.add(x, product.view_as(x), out=all_gates)
+            else:
+                normed, *of_product = torch.native_layer_norm(product, gain_hh.shape, gain_hh, None, EPS)
+                torch.add(x, normed.view_as(x), out=all_gates)
+            i_f.sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            y = c = torch.mul(f, c, out=next_c).addcmul_(i, g)
+            if gain_c is not None:
+                y, *of_cell = torch.native_layer_norm(c, gain_c.shape, gain_c, bias_c, EPS)
+                norms.append((product, *of_product, *of_cell))
+            h = torch.mul(o, torch.tanh(y, out=show), out=output)
+        moments = [torch.stack(parts) for parts in zip(*norms, strict=True)]
+        ctx.save_for_backward(gates, cells, shown, states, weight_hh, gain_hh, gain_c, *moments)
         ctx.half, ctx.dtype = half, products.dtype
         return states[1:], c.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_outputs: Tensor, d_c: Tensor) -> tuple[Tensor | None, ...]:
-        gates, cells, shown, states, weight_hh, gain_hh, gain_c, recurrent, *moments = ctx.saved_tensors
-        of_product, of_cell = (recurrent, *moments[:2]), (cells[1:], *moments[2:])
+    def backward(ctx: Any, d_outputs: Tensor, d_c: Tensor) -> Gradients:
+        gates, cells, shown, states, weight_hh, gain_hh, gain_c, *moments = ctx.saved_tensors
         weight = _in_loop(weight_hh, ctx.half)
         steps, batch, hidden = d_outputs.shape
-        d_products = gates.new_empty(steps, batch, 4, hidden)
-        d_recurrent = torch.empty_like(d_products, dtype=weight.dtype).flatten(2)  # of h W_hh^T, not yet normalised
-        d_shown = torch.empty_like(shown)  # of LN(c) * gain_c + bias_c
-        flat, kept, d_hs = d_products.flatten(2).unbind(0), gates[:, 1].unbind(0), _with_first(d_outputs)
+        d_products = gates.new_empty(steps, batch, 4, hidden, dtype=weight.dtype if gain_hh is None else None)
+        d_recurrent = d_products.flatten(2)  # of h W_hh^T
         d_i_f_g, d_o = d_products[:, :, :3].transpose(1, 2).unbind(0), d_products[:, :, 3].unbind(0)
-        d_as, d_ys = d_recurrent.unbind(0), d_shown.unbind(0)
-        d_h, d_c = d_hs[-1], d_c.clone()
-        for t, (to_shown, to_i_f_g, to_o) in reversed(list(enumerate(_cell_factors(gates, cells[:-1], shown)))):
-            torch.mul(d_h, to_shown, out=d_ys[t])
-            d_c.add_(_through_norm(d_ys[t], t, of_cell, gain_c))
+        flat, kept, d_hs = d_recurrent.unbind(0), gates[:, 1].unbind(0), _with_first(d_outputs)
+        if moments:
+            d_recurrent = torch.empty_like(d_recurrent, dtype=weight.dtype)
+            of_product, of_cell, d_y = moments[:3], (cells[1:], *moments[3:]), torch.empty_like(shown)
+        d_as, d_h, d_c = d_recurrent.unbind(0), d_hs[-1], d_c.clone()
+        for t, (to_y, to_i_f_g, to_o) in reversed(list(enumerate(_cell_factors(gates, cells[:-1], shown)))):
+            if moments:
+                d_c.add_(_through_norm(torch.mul(d_h, to_y, out=d_y[t]), t, of_cell, gain_c))
+            else:
+                d_c.addcmul_(d_h, to_y)
             torch.mul(d_c, to_i_f_g, out=d_i_f_g[t])
             torch.mul(d_h, to_o, out=d_o[t])
-            d_as[t].copy_(_through_norm(flat[t], t, of_product, gain_hh))
+            if moments:
+                d_as[t].copy_(_through_norm(flat[t], t, of_product, gain_hh))
             d_h = _plus_product(d_hs[t], d_as[t], weight)
             d_c.mul_(kept[t])
-        d_products = d_products.flatten(2)
-        d_gain_hh = (d_products * _normalised(*of_product)).sum((0, 1))
-        d_gain_c = (d_shown * _normalised(*of_cell)).sum((0, 1))
         d_weight = _weight_gradient(d_recurrent, states, ctx.half)
-        d_products = d_products.to(ctx.dtype)
-        return d_products, d_h, d_c, d_weight, d_gain_hh, d_gain_c, d_shown.sum((0, 1)), None
+        d_gains: Gradients = (None, None, None)
+        if moments:
+            d_gain_hh = (d_products.flatten(2) * _normalised(*of_product)).sum((0, 1))
+            d_gains = d_gain_hh, (d_y * _normalised(*of_cell)).sum((0, 1)), d_y.sum((0, 1))
+        return d_products.flatten(2).to(ctx.dtype), d_h, d_c, d_weight, *d_gains, None
 
 
-def _through_norm(d: Tensor, t: int, normed: tuple[Tensor, ...], gain: Tensor) -> Tensor:
+def _cell_factors(gates: Tensor, before: Tensor, shown: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Of each step: the factor of d_h in d_y; of d_c in d_(a_i), d_(a_f), d_(a_g) `(3, B, H)`; of d_h in d_(a_o)."""
+    i, f, g, o = gates.unbind(1)
+    factors = torch.empty_like(gates)
+    to_i, to_f, to_g, to_o = factors.unbind(1)
+    sigmoid_backward(g, i, grad_input=to_i)
+    sigmoid_backward(before, f, grad_input=to_f)
+    tanh_backward(i, g, grad_input=to_g)
+    sigmoid_backward(shown, o, grad_input=to_o)
+    to_y = tanh_backward(o, shown, grad_input=torch.empty_like(shown))
+    return zip(to_y.unbind(0), factors[:, :3].unbind(0), to_o.unbind(0), strict=True)
+
+
+def _through_norm(d: Tensor, t: int, normed: Sequence[Tensor], gain: Tensor) -> Tensor:
     """d_x of LN(x) * gain at step t; `normed` are x `(T, B, N)`, its mean, and 1 / its standard deviation."""
     x, mean, rstd = (part[t] for part in normed)
-    return norm_backward(d, x, gain.shape, mean, rstd, gain, None, [True, False, False])[0]
+    d_x: Tensor = norm_backward(d, x, gain.shape, mean, rstd, gain, None, [True, False, False])[0]
+    return d_x
 
 
 def _normalised(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
