@@ -1,4 +1,4 @@
-"""Who listens to a trainer's events. A callback is any callable that takes an event; these are the ready-made ones."""
+"""Ready-made callbacks. A callback is any callable that takes an event."""
 
 import contextlib
 import json
@@ -17,13 +17,13 @@ from charrnn.generation.generator import TextGenerator
 from charrnn.training.events import CheckpointDue, Evaluated, Event, Finished, Logged, Stepped, to_record
 
 
-class _Bar(tqdm):
-    """A bar that disappears when it can no longer be drawn: the reader of a pipe has left, a disk is full."""
+class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
+    """A bar that switches itself off when drawing fails, such as on a closed pipe or a full disk."""
 
-    def display(self, *arguments: Any, **settings: Any) -> Any:
-        """Draw, or stop drawing for good."""
+    def display(self, *args: Any, **kwargs: Any) -> None:
+        """Draw the bar."""
         try:
-            return super().display(*arguments, **settings)
+            super().display(*args, **kwargs)
         except OSError:
             self.disable = True
 
@@ -33,44 +33,35 @@ class _Bar(tqdm):
             super().close()
 
 
-def _works(stream: TextIO | None) -> bool:
-    if stream is None or stream.closed:
-        return False
-    try:
-        stream.flush()
-    except OSError:
-        return False
-    return True
-
-
 class ProgressBar:
-    """How much of the budget is used up, and the latest losses, on one line.
+    """Shows the share of the budget used and the latest losses, on one line.
 
-    A bar that cannot be drawn, because standard error is closed or nobody reads it, never stops a run.
+    If the bar cannot be drawn, because standard error is closed or its reader has gone, the run continues without it.
 
     Args:
-        done: share of the budget used up at the start, for a run that is resumed.
+        done: share of the budget used at the start, for a resumed run.
         file: where to draw; None is standard error.
-        note: shown until there is something to tell.
+        note: shown until the first numbers arrive.
     """
 
     def __init__(self, done: float = 0.0, file: TextIO | None = None, note: str = ""):
-        file = file or sys.stderr
-        drawable = _works(file)
-        watched = drawable and file.isatty()
+        file, interval = file or sys.stderr, 0.0
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is no stream; it fails; it is closed
+            file.flush()
+            interval = 0.1 if file.isatty() else 10.0  # seconds between updates; few for a log file
         self._bar = _Bar(
             total=1.0,
-            mininterval=0.1 if watched else 10,  # a log file wants few lines
+            mininterval=interval,
             initial=done,
             file=file,
-            disable=not drawable,
+            disable=not interval,
             bar_format="{percentage:3.0f}% |{bar:24}| {elapsed} < {remaining}{postfix}",
         )
         self._shown: dict[str, str] = {}
         self._bar.set_postfix_str(note)
 
     def __call__(self, event: Event) -> None:
-        """Move on."""
+        """Show the event."""
         match event:
             case Stepped(progress=progress):
                 self._bar.update(progress - self._bar.n)
@@ -86,16 +77,17 @@ class ProgressBar:
         self._bar.set_postfix_str("  ".join(f"{name} {value}" for name, value in self._shown.items()))
 
     def close(self) -> None:
-        """Leave the line as it is, when a run ends without a `Finished`."""
+        """Release the line if a run ends without a `Finished` event."""
         self._bar.close()
 
 
 class MetricsFile:
-    """`metrics.jsonl`: a line of JSON for each Logged, Evaluated and Finished event.
+    """Writes `metrics.jsonl`: one line of JSON for each Logged, Evaluated and Finished event.
 
     Args:
-        path: the file. Lines after `step`, and those that say it finished, are dropped: a resumed run tells all once.
-        step: where the run stands.
+        path: the file. Lines about steps after `step` and Finished lines are removed, because a resumed run writes
+            them again.
+        step: the step that the run continues from.
     """
 
     def __init__(self, path: Path, step: int = 0):
@@ -112,7 +104,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, or of the one in a run's directory; a line cut short by a crash is left out."""
+    """Read the records of a `metrics.jsonl`, or of the one in a run's directory; skip a line cut short by a crash."""
     path = path / "metrics.jsonl" if path.is_dir() else path
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -122,15 +114,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class CheckpointSaver:
-    """`best/` when the validation loss is the lowest ever, `last/` whenever it is time to save.
+    """Saves `best/` at the lowest validation loss so far and `last/` at each CheckpointDue event.
 
     Args:
-        directory: of the run.
-        save: writes one checkpoint; gets the directory, whether it must be resumable, and the validation loss of the
-            present weights, None where it was not measured.
-        save_top_k: so many of the lowest losses keep a folder of their own beside those two, named after step,
-            epoch and loss, such as `lm_lstm_step4000_epoch10.00_1.2345`.
-        kind: of the model, for that name.
+        directory: the run's directory.
+        save: writes one checkpoint. It is called with the directory, whether the checkpoint must be resumable, and the
+            validation loss of the current weights (None if it was not measured).
+        save_top_k: number of checkpoints with the lowest losses to keep as well, in directories named after step, epoch
+            and loss, such as `lm_lstm_step4000_epoch10.00_1.2345`.
+        kind: type of the model, for these names.
     """
 
     def __init__(
@@ -142,49 +134,55 @@ class CheckpointSaver:
     ):
         self._directory = directory
         self._save = save
-        self._keep_best = save_top_k
+        self._top_k = save_top_k
         self._kind = kind
-        self._measured: tuple[int, float] | None = None
+        self._measured: dict[int, float] = {}  # the last evaluation's step and loss
 
     def __call__(self, event: Event) -> None:
-        """Write what is due."""
+        """Write the checkpoints that the event asks for."""
         match event:
             case Evaluated(step=step, loss=loss, best=best):
-                self._measured = step, loss
+                self._measured = {step: loss}
                 if best:
                     self._save(self._directory / "best", False, loss)
-                self._keep(event)
+                if self._top_k:
+                    self._save_if_among_best(event)
             case CheckpointDue(step=step):
-                known = self._measured is not None and self._measured[0] == step
-                self._save(self._directory / "last", True, self._measured[1] if known else None)
+                self._save(self._directory / "last", True, self._measured.get(step))
 
-    def _keep(self, event: Evaluated) -> None:
-        """A folder for this loss, if it is among the lowest; the one that is no longer among them goes."""
-        if not self._keep_best:
-            return
+    def _save_if_among_best(self, event: Evaluated) -> None:
+        """Save a checkpoint if its loss is among the `save_top_k` lowest; delete the one that it displaces."""
         own = re.compile(rf"lm_{self._kind}_(?:step\d+_)?epoch\d+\.\d\d_(\d+\.\d{{4}})")
         named = {path: own.fullmatch(path.name) for path in self._directory.iterdir() if is_checkpoint(path)}
-        kept = {path: float(match.group(1)) for path, match in named.items() if match}
-        if len(kept) < self._keep_best or event.loss < max(kept.values()):
+        kept = {path: float(match[1]) for path, match in named.items() if match}
+        if len(kept) < self._top_k or event.loss < max(kept.values()):
             name = f"lm_{self._kind}_step{event.step}_epoch{event.epoch:.2f}_{event.loss:.4f}"
             self._save(self._directory / name, False, event.loss)
             kept[self._directory / name] = event.loss
-            for worst in sorted(kept, key=lambda path: kept[path])[self._keep_best :]:
+            for worst in sorted(kept, key=lambda path: kept[path])[self._top_k :]:
                 shutil.rmtree(worst)
 
 
-class TensorBoardWriter:
-    """Losses, learning rate, gradient norm before clipping, speed and epoch for TensorBoard.
+SCALARS: dict[type[Event], dict[str, str]] = {  # TensorBoard's tag -> the event's field
+    Logged: {
+        "loss/train": "loss",
+        **{name: name for name in ("learning_rate", "grad_norm", "tokens_per_second", "epoch")},
+    },
+    Evaluated: {"loss/val": "loss", "bpc": "bpc"},
+}
 
-    With a generator each evaluation also brings a text that it writes, always from the same seed, and a histogram of
-    every weight. Neither changes the training: to write draws no number that training draws, and leaves the model's
-    mode as it was. All is on disk when the event is over.
+
+class TensorBoardWriter:
+    """Writes losses, learning rate, gradient norm before clipping, speed and epoch for TensorBoard.
+
+    With a generator, each evaluation also writes a sample, always from the same seed, and a histogram of every weight.
+    Neither changes the training: sampling uses its own random numbers and leaves the model's mode as it was. Everything
+    is flushed to disk after each event.
 
     Args:
-        log_dir: folder for its files.
-        generator: writes with the model that is trained, from the prompt of its run; None leaves texts and histograms
-            out.
-        step: where the run stands: of a resumed run, what an earlier writer wrote of later steps is no longer shown.
+        log_dir: directory for the event files.
+        generator: samples from the model in training, with its run's prompt; None writes no samples and histograms.
+        step: the step that the run continues from; entries of an earlier writer after this step are hidden.
 
     Raises:
         ImportError: the `tensorboard` group is not installed.
@@ -200,29 +198,20 @@ class TensorBoardWriter:
 
     def __call__(self, event: Event) -> None:
         """Write the event's numbers."""
-        match event:
-            case Logged():
-                self._writer.add_scalar("loss/train", event.loss, event.step)
-                for name in ("learning_rate", "grad_norm", "tokens_per_second", "epoch"):
-                    self._writer.add_scalar(name, getattr(event, name), event.step)
-                self._writer.flush()
-            case Evaluated():
-                self._writer.add_scalar("loss/val", event.loss, event.step)
-                if event.bpc is not None:
-                    self._writer.add_scalar("bpc", event.bpc, event.step)
-                if self._generator:
-                    self._write_sample(self._generator, event.step)
-                    self._write_weights(self._generator, event.step)
-                self._writer.flush()
-            case Finished():
-                self._writer.close()
+        for tag, name in SCALARS.get(type(event), {}).items():
+            if (value := getattr(event, name)) is not None:
+                self._writer.add_scalar(tag, value, event.step)
+        if isinstance(event, Evaluated) and self._generator:
+            self._write_sample(self._generator, event.step)
+        if isinstance(event, Logged | Evaluated):
+            self._writer.flush()
+        elif isinstance(event, Finished):
+            self._writer.close()
 
     def _write_sample(self, generator: TextGenerator, step: int) -> None:
         settings = generator.config.generation.model_dump() if generator.config else {}
         text = generator.generate(**{**settings, "length": 200, "seed": 0})
-        code = "\n".join(f"    {line}" for line in text.split("\n"))  # shown as it is: nothing in it is markup
+        code = "\n".join(f"    {line}" for line in text.split("\n"))  # indented text is shown literally in Markdown
         self._writer.add_text("sample", code, step)
-
-    def _write_weights(self, generator: TextGenerator, step: int) -> None:
         for name, parameter in generator.model.named_parameters():
             self._writer.add_histogram(f"weights/{name}", parameter.detach().cpu(), step)

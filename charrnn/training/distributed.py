@@ -1,9 +1,9 @@
-"""Many processes that train one model: `torchrun --nproc-per-node N -m charrnn train …`.
+"""Train one model with several processes: `torchrun --nproc-per-node N -m charrnn train …`.
 
-Each process (a rank) holds the whole model and reads its share of the streams; gradients are averaged at every step
-(torch's DistributedDataParallel), so N ranks make the steps that one process would make with the same batch_size. What
-decides about the course of a run (time, loss, stopping) is agreed on, for ranks that disagree wait for each other
-forever. Without torchrun there is one rank and nothing to agree on.
+Each process (a rank) holds the whole model and reads its share of the streams. Gradients are averaged at every step
+(torch's DistributedDataParallel), so N ranks make the same steps as one process with the same batch_size. Everything
+that decides the course of a run (time, loss, stopping) is agreed on by all ranks, because ranks that disagree wait for
+each other forever. Without torchrun there is one rank and nothing to agree on.
 """
 
 import contextlib
@@ -24,37 +24,39 @@ from charrnn.models.state import State, map_state
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started, for the length of the `with` block; alone without torchrun.
+    """Join the processes that torchrun started for the length of the `with` block; do nothing without torchrun.
 
-    Inside another such block, or where a script has joined them itself, nothing is done.
+    Inside another such block, or in a script that has joined the processes itself, nothing is done either.
 
     Raises:
-        ConfigError: the environment is not what torchrun makes it.
-        ConnectionError: another of the processes did not come, or ended in the middle.
+        ConfigError: torchrun's environment variables are missing or damaged.
+        ConnectionError: another process did not start, or ended early.
     """
-    if _together() or not dist.is_available() or _environment("WORLD_SIZE", 1) == 1:
+    if _is_joined() or not dist.is_available() or _environment("WORLD_SIZE", 1) == 1:
         yield
         return
     _join()
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise ConnectionError(
-                f"rank {dist.get_rank()}: expected {dist.get_world_size()} processes that go on together, but another "
-                "one has ended; what was saved last is whole: go on from it with --resume"
-            ) from error
-        raise
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ConnectionError(
+            f"rank {rank()}: expected {world_size()} processes to keep running, but another one has ended; the last "
+            "checkpoint is complete: continue from it with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()
 
 
 def _join() -> None:
+    from torch.distributed.distributed_c10d import PrefixStore
+
     size = _environment("WORLD_SIZE", 1)
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise ConfigError(
-            f"WORLD_SIZE: expected the other variables that torchrun sets beside it, got WORLD_SIZE={size} without "
+            f"WORLD_SIZE: expected the other variables that torchrun sets, got WORLD_SIZE={size} without "
             f"{', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
         )
     if local_rank() < torch.cuda.device_count():
@@ -62,26 +64,29 @@ def _join() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, rank, size = _rendezvous()
-        store = dist.PrefixStore(f"joined {next(_joined)} times", store)  # nothing of an earlier group is read
+        store = PrefixStore(f"group {next(_group_number)}", store)  # entries of earlier groups are not read
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (ValueError, dist.DistError) as error:
         raise ConnectionError(
-            f"WORLD_SIZE: expected {size} processes, but they did not come together ({error}); start them with "
-            "torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE: expected {size} processes, but they could not connect ({error}); start them with torchrun, "
+            "or unset WORLD_SIZE"
         ) from error
 
 
-_joined = itertools.count()
+_group_number = itertools.count()
 
 
 @functools.cache
-def _rendezvous() -> "tuple[dist.Store, int, int]":
-    """Where the processes find each other, kept for the next time: a script may join them again and again."""
-    return next(dist.rendezvous("env://"))
+def _rendezvous() -> tuple[Any, int, int]:
+    """The store through which the processes find each other, the rank and the world size; opened once per process."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://"))
+    return store, rank, size
 
 
 def _environment(name: str, default: int) -> int:
-    """A number that torchrun sets."""
+    """The number that torchrun sets in an environment variable."""
     value = os.environ.get(name, str(default))
     if not (value.isascii() and value.isdigit()):
         raise ConfigError(
@@ -92,62 +97,59 @@ def _environment(name: str, default: int) -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0; that one speaks and writes."""
-    return dist.get_rank() if _together() else 0
+    """The number of this process; rank 0 writes files and messages."""
+    return dist.get_rank() if _is_joined() else 0
 
 
 def local_rank() -> int:
-    """Number of this process on its machine: that of its GPU."""
+    """The number of this process on its machine, and of its GPU."""
     return _environment("LOCAL_RANK", 0)
 
 
-def check_device(device: torch.device) -> None:
-    """Raise ConfigError if the ranks cannot train together on `device`."""
-    if world_size() > 1 and device.type == "mps":
-        raise ConfigError(
-            "device.device (--device): expected cpu or cuda with several processes, got mps; use --device cpu"
-        )
-    if world_size() > 1 and device.index is not None:
-        raise ConfigError(
-            f"device.device (--device): expected cuda with several processes, which gives each a GPU of its own, got "
-            f"{device}, which is one for all; use --device cuda"
-        )
-    if world_size() > 1 and device.type == "cuda" and local_rank() >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device.device (--device): expected a GPU for each process, got {torch.cuda.device_count()} here; lower "
-            "--nproc-per-node, or use --device cpu"
-        )
-
-
 def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if _together() else 1
+    """The number of processes."""
+    return dist.get_world_size() if _is_joined() else 1
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ConfigError if several ranks cannot train on `device`."""
+    if world_size() == 1:
+        return
+    gpus = torch.cuda.device_count()
+    if device.type == "mps":
+        problem = "cpu or cuda with several processes, got mps; use --device cpu"
+    elif device.index is not None:
+        problem = f"cuda with several processes (one GPU each), got {device}, one GPU for all; use --device cuda"
+    elif device.type == "cuda" and local_rank() >= gpus:
+        problem = f"a GPU for each process, got {gpus} here; lower --nproc-per-node, or use --device cpu"
+    else:
+        return
+    raise ConfigError(f"device.device (--device): expected {problem}")
 
 
 def wrap_ddp(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with gradients that are averaged over the ranks after backward; `model` itself if there is one rank."""
+    """Wrap `model` so that backward averages the gradients over the ranks; with one rank return `model` itself."""
     if world_size() == 1:
         return model
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def broadcast(value: Any) -> Any:
-    """The value that rank 0 has."""
+    """The value of rank 0."""
+    values = [value]
     if world_size() > 1:
-        box = [value]
-        dist.broadcast_object_list(box)
-        return box[0]
-    return value
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def broadcast_each(values: Iterator[Any]) -> Iterator[Any]:
-    """The values that rank 0 has, none of them None, one after another; other ranks' `values` are not touched."""
+    """The values of rank 0, one after another; none of them may be None. Other ranks do not read their `values`."""
     while (value := broadcast(next(values, None) if rank() == 0 else None)) is not None:
         yield value
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The values of all ranks, in their order."""
+    """The values of all ranks, in order of rank."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -155,40 +157,40 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def all_reduce_max(*values: float) -> tuple[float, ...]:
-    """The largest of each value over the ranks."""
-    return _reduced(values, dist.ReduceOp.MAX) if world_size() > 1 else values
+    """The maximum of each value over the ranks."""
+    return _all_reduce(values, "MAX")
 
 
 def all_reduce_mean(*values: float) -> tuple[float, ...]:
     """The mean of each value over the ranks."""
+    return tuple(value / world_size() for value in _all_reduce(values, "SUM"))
+
+
+def _all_reduce(values: tuple[float, ...], operation: str) -> tuple[float, ...]:
+    """Reduce CPU tensors, which go through gloo: no GPU is waited for."""
     if world_size() == 1:
         return values
-    return tuple(value / world_size() for value in _reduced(values, dist.ReduceOp.SUM))
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
+    return tuple(tensor.tolist())
 
 
 def local_rows(rows: int) -> slice:
-    """Which of `rows` streams are this rank's; `rows` is a multiple of the number of ranks."""
+    """The streams, out of `rows`, that this rank reads; `rows` is a multiple of the number of ranks."""
     share = rows // world_size()
     return slice(rank() * share, (rank() + 1) * share)
 
 
 def all_gather_rows(state: State) -> State:
-    """The state of all streams, from that of each rank's; to be called by all of them."""
-    return state if state is None or world_size() == 1 else map_state(_gathered, state)
+    """The state of all streams, from the states of each rank's own; every rank has to call it."""
+
+    def gather(rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    return state if state is None or world_size() == 1 else map_state(gather, state)
 
 
-def _gathered(rows: Tensor) -> Tensor:
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
-
-
-def _reduced(values: tuple[float, ...], operation: Any) -> tuple[float, ...]:
-    """Through the processors' group, gloo: on a GPU nothing waits for it."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(tensor, operation)
-    return tuple(tensor.tolist())
-
-
-def _together() -> bool:
+def _is_joined() -> bool:
     return dist.is_available() and dist.is_initialized()

@@ -1,23 +1,22 @@
-"""Time spent at work: a process that is stopped (SIGSTOP) or a machine that sleeps does not count."""
+"""Measure working time: the time while a process is stopped (SIGSTOP) or the machine sleeps is not counted."""
 
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
-BEAT = 0.05  # seconds between two looks at the clock
+BEAT = 0.05  # seconds between two readings of the clock
 
-PAUSE = 3.0  # a longer time between two looks, with hardly any work in it, was a pause
+PAUSE = 3.0  # a longer gap between two readings, with hardly any processor time used, is a pause
 
-WORK = 0.25  # of one processor
+WORK = 0.25  # of one processor, the least use that counts as work
 
 
 class Stopwatch:
-    """Measures seconds inside a `with` block, without pauses of the whole process.
+    """Measures the seconds inside a `with` block, without pauses of the whole process.
 
-    A thread looks at the clock again and again, also while the others wait for a GPU, a disk or another process. So
-    there is a long time between two looks only if the process or the machine stood still, or if a long computation
-    kept the interpreter's lock. The processor time tells them apart: a slow step, however slow, counts in full.
+    A thread reads the clock again and again, even while the others wait for a GPU, a disk or another process. A long
+    gap between two readings means that the process or the machine stood still, or that a long computation held the
+    interpreter's lock. The processor time tells the two apart, so even a very slow step counts in full.
     """
 
     def __init__(self) -> None:
@@ -31,14 +30,14 @@ class Stopwatch:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, *exception: object) -> None:
         self._ended.set()
-        if threading.current_thread() is not self._thread:  # which may be the one that collects a generator
+        if threading.current_thread() is not self._thread:  # this thread may be the one that collects a generator
             self._thread.join()
 
     def seconds(self) -> float:
         """The time so far."""
-        with self._lock:  # whoever wakes up first after a pause takes note of it
+        with self._lock:  # the first thread to run after a pause detects it
             now = time.perf_counter(), time.process_time()
             passed, worked = (b - a for a, b in zip(self._last, now, strict=True))
             self._seconds += passed if passed < PAUSE or worked > WORK * passed else 0.0

@@ -39,7 +39,7 @@ from charrnn.models.state import State, begin_rows, detach_state, flatten_state,
 from charrnn.training import distributed
 from charrnn.training.evaluation import evaluate
 from charrnn.training.events import Callback, CheckpointDue, Evaluated, Event, Finished, Logged, Stepped
-from charrnn.training.optimizers import Together, build_optimizers, clip_gradients
+from charrnn.training.optimizers import CombinedOptimizer, build_optimizers, clip_gradients
 from charrnn.training.schedules import evaluations_since_best, rate_factor
 from charrnn.training.stopwatch import Stopwatch
 from charrnn.types import Tokens
@@ -129,7 +129,7 @@ class Trainer:
                 f"got {self.dataset.batch_size}"
             )
         self.optimizers = build_optimizers(self.model, self.config)
-        self._optimizer = Together(self.optimizers) if len(self.optimizers) > 1 else self.optimizers[0]
+        self._optimizer = CombinedOptimizer(self.optimizers) if len(self.optimizers) > 1 else self.optimizers[0]
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False) if self.config.ema_decay else None
         self.val = val
         self.to_bpc, self._end = to_bpc, end
