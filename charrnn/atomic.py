@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -54,6 +55,14 @@ def write_new(path: Path, blocks: Blocks, sync: bool = True) -> None:
         if sync:
             file.flush()
             os.fsync(file.fileno())
+
+
+def remove_leftovers(paths: Iterable[Path], age: float) -> None:
+    """Remove the temporary files and directories that are older than `age` seconds: those of killed processes."""
+    for path in paths:
+        with contextlib.suppress(OSError):  # another process may finish with it at this moment
+            if time.time() - path.stat().st_mtime > age:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_writable(folder: Path) -> bool:

@@ -1,13 +1,13 @@
-"""A checkpoint is a directory that explains itself: safetensors and JSON, no pickle.
+"""A checkpoint is a self-describing directory of safetensors and JSON, without pickle.
 
     model.safetensors       weights; half precision on disk is read back as fp32
-    config.json             the architecture, and every setting of the run
+    config.json             the architecture and every setting of the run
     tokenizer.json          the vocabulary
-    training_state.json     where the run stood, its validation loss, the text it read
-    optimizer.safetensors   only where a run can be resumed: the optimizer's memory and the carried state
+    training_state.json     step, epoch, validation loss and the text of the run
+    optimizer.safetensors   only in a run's `last/`: the optimizer's state and the carried state, to resume from
 
-It is written beside its place, synced to disk and renamed, so a crash at any moment leaves the old one or the new one.
-A run's directory holds `best/`, `last/` and `metrics.jsonl`.
+It is written to a temporary directory, synced to disk and renamed, so a crash at any moment leaves the old checkpoint
+or the new one. A run's directory holds `best/`, `last/` and `metrics.jsonl`.
 """
 
 import contextlib
@@ -17,24 +17,23 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from charrnn.atomic import rename
+from charrnn.atomic import remove_leftovers, rename, write_new
 from charrnn.config import RENAMED_BACKENDS, ModelConfig, RunConfig, parse_config, with_new_names
 from charrnn.data.tokenizer import Tokenizer, tokenizer_from_json
 from charrnn.errors import CheckpointError, ConfigError
 
-if TYPE_CHECKING:  # what only reads weights does without PyTorch, which takes seconds to load
+if TYPE_CHECKING:  # PyTorch takes seconds to load, and reading the weights does not need it
     import torch
     from torch import Tensor
 
@@ -46,23 +45,23 @@ FILES = ("config.json", "tokenizer.json", "training_state.json", "model.safetens
 
 OPTIMIZER = "optimizer.safetensors"
 
-STALE = 3600  # seconds after which nobody writes to a temporary directory any more
+STALE = 3600  # seconds after which a temporary directory must be a killed process's
 
-ATTEMPTS = 20  # at reading a checkpoint that is being replaced
+ATTEMPTS = 20  # to read a checkpoint that another process is replacing
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a checkpoint directory holds.
+    """The content of a checkpoint directory.
 
     Attributes:
         path: the directory.
         config: of the run.
         tokenizer: the vocabulary.
-        weights: by their names in the model's state_dict, in fp32.
-        training_state: where the run stood.
-        bytes: size of its files on disk, without the optimizer's.
-        tensors: what `Trainer.load_state_dict` needs, where it was read to resume.
+        weights: the model's state_dict, in fp32.
+        training_state: step, epoch, losses, the text.
+        bytes: size of the files on disk, without the optimizer's.
+        tensors: for `Trainer.load_state_dict`, if read to resume.
     """
 
     path: Path
@@ -99,34 +98,40 @@ def save_checkpoint(
     Args:
         path: the directory.
         model: on any device.
-        tokenizer: the one it was trained with.
-        config: of the run; its model section is replaced by what `model` is.
+        tokenizer: of the model.
+        config: of the run; its model section is replaced by that of `model`.
         training_state: plain numbers and strings.
-        tensors: what `Trainer.state_dict` gave, to resume from.
+        tensors: `Trainer.state_dict()`, to resume from.
         dtype: of the weights on disk; None keeps fp32.
 
     Raises:
-        CheckpointError: something else stands at `path`; it is left alone.
-        OSError: it cannot be written; what was at `path` is untouched.
+        CheckpointError: `path` is something else than a checkpoint; it is left alone.
+        OSError: it cannot be written; an old checkpoint at `path` is untouched.
     """
     import safetensors.torch
 
     path = Path(path).resolve()  # a symbolic link keeps pointing to its directory
     _refuse_foreign(path)
-    _remove_stale(path)
+    remove_leftovers(path.parent.glob(f".{glob.escape(path.name)}.*.new"), STALE)
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")  # another process may save to the same path
-    new.mkdir(parents=True)
+    weights = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in model.state_dict().items()}
+    about = {"format": FORMAT, "config": config.model_copy(update={"model": model.config}).model_dump()}
+    files = {
+        "model.safetensors": safetensors.torch.save(weights),
+        "config.json": _json(about),
+        "tokenizer.json": tokenizer.to_json().encode(),
+        "training_state.json": _json(training_state or {}),
+    }
+    if tensors is not None:
+        files[OPTIMIZER] = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     try:
-        weights = {name: tensor.to("cpu", dtype, copy=True) for name, tensor in model.state_dict().items()}
-        config = config.model_copy(update={"model": model.config})
-        about = {"format": FORMAT, "config": config.model_dump()}
-        _write(new / "model.safetensors", safetensors.torch.save(weights))
-        _write(new / "config.json", _json(about))
-        _write(new / "tokenizer.json", tokenizer.to_json().encode())
-        _write(new / "training_state.json", _json(training_state or {}))
-        if tensors is not None:
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-            _write(new / "optimizer.safetensors", safetensors.torch.save(tensors))
+        new.mkdir(parents=True)
+        for name, data in files.items():
+            try:
+                write_new(new / name, [data])
+            except OSError as error:  # most likely a full disk
+                problem = f"{error.strerror}; an old checkpoint is untouched"
+                raise OSError(error.errno, problem, str(new / name)) from error
         _sync_directory(new)
         _replace(path, new)
     finally:
@@ -136,14 +141,14 @@ def save_checkpoint(
 def load_checkpoint(path: str | Path, resume: bool = False) -> Checkpoint:
     """Read a checkpoint directory, or the best checkpoint of a run's directory. Nothing in it is executed.
 
-    All files come from the same save, even if another process replaces the checkpoint at the same time.
+    All files come from the same save, even if another process replaces the checkpoint meanwhile.
 
     Args:
         path: the directory.
-        resume: read the last checkpoint of a run's directory instead, with the tensors to go on training from.
+        resume: read the last checkpoint of a run's directory instead, with the tensors for resuming.
 
     Raises:
-        CheckpointError: there is none, a file is missing or damaged, or the files do not fit each other.
+        CheckpointError: there is none, a file is missing or damaged, or the files do not match.
     """
     path, files = _read_files(path, resume)
     about = _parse_json(path / "config.json", files["config.json"])
@@ -165,26 +170,20 @@ def load_checkpoint(path: str | Path, resume: bool = False) -> Checkpoint:
     state = _parse_json(path / "training_state.json", files["training_state.json"])
     if isinstance(progress := state.get("progress"), dict) and "backend" in progress:
         progress["backend"] = RENAMED_BACKENDS.get(progress["backend"], progress["backend"])
-    return Checkpoint(
-        path,
-        config,
-        tokenizer,
-        _parse_weights(path / "model.safetensors", files["model.safetensors"], config.model, tokenizer.vocab_size),
-        state,
-        sum(len(files[name]) for name in FILES),
-        _parse_tensors(path / OPTIMIZER, files[OPTIMIZER]) if resume else None,
-    )
+    weights = _parse_weights(path / "model.safetensors", files["model.safetensors"], config.model, tokenizer.vocab_size)
+    tensors = _parse_tensors(path / OPTIMIZER, files[OPTIMIZER]) if resume else None
+    return Checkpoint(path, config, tokenizer, weights, state, sum(len(files[name]) for name in FILES), tensors)
 
 
-def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
-    """The checkpoint directory meant by `path`: itself, or in a run's directory its `prefer`red one, `best` or `last`.
+def find_checkpoint(path: str | Path, prefer: Literal["best", "last"] = "best") -> Path:
+    """The checkpoint directory at `path`, or in a run's directory the `prefer`red one if it exists, else the other.
 
     Raises:
         CheckpointError: there is no checkpoint.
     """
     path = Path(path).absolute()
-    names = ("best", "last") if prefer == "best" else ("last", "best")
-    for candidate in (path, *(path / name for name in names)):
+    other = "last" if prefer == "best" else "best"
+    for candidate in (path, path / prefer, path / other):
         if (found := _complete(candidate)) is not None:
             return found
     if not path.is_dir():
@@ -202,7 +201,7 @@ def holds_run(path: str | Path) -> bool:
 
 
 def _complete(path: Path) -> Path | None:
-    """`path` if a checkpoint is there, else the old one that a crash between two renames left beside it, else None."""
+    """`path` if it is a checkpoint, else the old one that a crash between two renames left beside it, else None."""
     places = (path, _old(path.resolve()))
     return next((place for place in places if (place / "config.json").is_file()), None)
 
@@ -210,7 +209,7 @@ def _complete(path: Path) -> Path | None:
 def _parse_weights(path: Path, data: bytes, config: ModelConfig, vocab_size: int) -> dict[str, NDArray[np.float32]]:
     try:
         weights = safetensors.numpy.load(data)
-    except KeyError:  # bf16, which numpy has not
+    except KeyError:  # bf16, which NumPy lacks
         weights = {name: tensor.float().numpy() for name, tensor in _parse_tensors(path, data).items()}
     except safetensors.SafetensorError as error:
         raise _damaged(path, error) from error
@@ -238,7 +237,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """A checkpoint may replace another checkpoint or an empty folder, and nothing else."""
+    """Raise unless `path` is free, an empty folder or another checkpoint."""
     if path.is_dir() and (not any(path.iterdir()) or is_checkpoint(path)):
         return
     if path.exists():
@@ -250,7 +249,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is a checkpoint of ours with nothing else in it, which may be replaced or removed."""
+    """Whether `path` is one of our checkpoints and nothing else, so it may be replaced or removed."""
     try:
         about = json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError):
@@ -259,16 +258,8 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def _others(path: Path) -> set[str]:
-    """The names in a folder that are not those of a checkpoint's files, or of what file managers leave."""
+    """The names in a folder, except a checkpoint's files and those that file managers create."""
     return {entry.name for entry in path.iterdir()} - {*FILES, OPTIMIZER, ".DS_Store", "Thumbs.db", "desktop.ini"}
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove what saves to `path` left behind when their process was killed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
-        with contextlib.suppress(FileNotFoundError):  # another process ends its save
-            if left.stat().st_mtime < time.time() - STALE:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _old(path: Path) -> Path:
@@ -276,7 +267,7 @@ def _old(path: Path) -> Path:
 
 
 def _replace(path: Path, new: Path) -> None:
-    """Put directory `new` in the place of `path`: in two renames, for full directories cannot be swapped portably."""
+    """Move directory `new` to `path`, in two renames because no portable call swaps two full directories."""
     if path.exists():
         shutil.rmtree(_old(path), ignore_errors=True)
         rename(path, _old(path))
@@ -285,19 +276,9 @@ def _replace(path: Path, new: Path) -> None:
     shutil.rmtree(_old(path), ignore_errors=True)
 
 
-def _write(path: Path, data: bytes) -> None:
-    try:
-        with open(path, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # a full disk, most likely
-        raise OSError(error.errno, f"{error.strerror}; what stood there before is whole", str(path)) from error
-
-
 def _sync_directory(path: Path) -> None:
-    """Write a directory's entries to disk, on file systems that can do it; CIFS, FUSE and WSL may refuse."""
-    if os.name == "posix":  # Windows has no handle to sync
+    """Sync a directory's entries to disk, on file systems that can; CIFS, FUSE and WSL may refuse."""
+    if os.name == "posix":  # Windows cannot open a directory
         descriptor = os.open(path, os.O_RDONLY)
         try:
             with contextlib.suppress(OSError):
@@ -311,20 +292,20 @@ def _json(value: Any) -> bytes:
 
 
 def _read_files(path: str | Path, resume: bool) -> tuple[Path, dict[str, bytes]]:
-    """The checkpoint directory meant by `path`, and its files by name, all from the same save."""
+    """The checkpoint directory at `path`, and its files by name, all from the same save."""
     for _ in range(ATTEMPTS):
         try:
             found = find_checkpoint(path, prefer="last" if resume else "best")
             with _opened(found) as read:
                 return found, {name: read(name) for name in (*FILES, *([OPTIMIZER] if resume else []))}
-        except (CheckpointError, FileNotFoundError) as error:  # a save may be replacing the directory: look again
+        except (CheckpointError, FileNotFoundError) as error:  # a save may be replacing the directory: try again
             failure = error
     raise failure
 
 
 @contextlib.contextmanager
 def _opened(directory: Path) -> Iterator[Callable[[str], bytes]]:
-    """A reader of the files of one directory, which stays the same one even if another takes its name."""
+    """A reader of a directory's files, which keeps to that directory even if another one takes its name."""
     with contextlib.ExitStack() as stack:
         if os.open in os.supports_dir_fd:
             descriptor = os.open(directory, os.O_RDONLY)
@@ -339,7 +320,13 @@ def _opened(directory: Path) -> Iterator[Callable[[str], bytes]]:
                 with open(name if opener else directory / name, "rb", opener=opener) as file:
                     data = file.read()
             except FileNotFoundError as error:
-                raise _missing(directory, name) from error
+                expected = f"{directory / name}: expected this file in the checkpoint, got none"
+                if name == OPTIMIZER:
+                    expected = (
+                        f"{directory}: expected a run to resume, got a checkpoint without {OPTIMIZER}; start a new run "
+                        f"from its weights with --init-from {quote(str(directory))}"
+                    )
+                raise CheckpointError(expected) from error
             if data.startswith(b"version https://git-lfs"):
                 raise CheckpointError(
                     f"{directory / name}: expected the file itself, got a Git LFS pointer; run: git lfs pull"
@@ -347,15 +334,6 @@ def _opened(directory: Path) -> Iterator[Callable[[str], bytes]]:
             return data
 
         yield read
-
-
-def _missing(directory: Path, name: str) -> CheckpointError:
-    if name == OPTIMIZER:
-        return CheckpointError(
-            f"{directory}: expected a run to resume, got a checkpoint without {OPTIMIZER}; start a new run from its "
-            f"weights with --init-from {quote(str(directory))}"
-        )
-    return CheckpointError(f"{directory / name}: expected this file in the checkpoint, got none")
 
 
 def _parse_json(path: Path, data: bytes) -> dict[str, Any]:

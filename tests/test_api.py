@@ -701,7 +701,7 @@ def test_a_full_disk_loses_nothing_that_was_there(tiny, tmp_path, full_at):
 
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(OSError, match="what stood there before is whole") as caught:
+        with pytest.raises(OSError, match="an old checkpoint is untouched") as caught:
             run.fit(fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

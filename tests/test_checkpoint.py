@@ -214,11 +214,11 @@ def test_what_a_killed_save_left_goes_after_an_hour(tmp_path):
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     path = save(tmp_path / "m", make_model(1))
 
-    def full(path, data):
+    def full(path, blocks):
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(charrnn.checkpoint, "_write", full)
+        patch.setattr(charrnn.checkpoint, "write_new", full)
         with pytest.raises(OSError, match="No space left"):
             save(path, make_model(2))
     assert same(load_checkpoint(path).model, make_model(1))
@@ -251,7 +251,7 @@ def test_a_file_system_that_cannot_sync_directories_is_no_hindrance(tmp_path, mo
     path = save(tmp_path / "m", make_model(1))
     assert same(load_checkpoint(save(path, make_model(2))).model, make_model(2))
     monkeypatch.setattr(os, "fsync", lambda descriptor: refuse_directories(os.open(tmp_path, os.O_RDONLY)))
-    with pytest.raises(OSError, match="Invalid argument; what stood there before is whole"):
+    with pytest.raises(OSError, match="Invalid argument; an old checkpoint is untouched"):
         save(path, make_model(3))
 
 

@@ -9,7 +9,6 @@ first three ends with its checksum, and is made again if that is wrong.
 import contextlib
 import hashlib
 import json
-import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.atomic import Blocks
+from charrnn.atomic import Blocks, remove_leftovers
 from charrnn.config import DataConfig, RunConfig
 from charrnn.data.corpora import absolute_name, default_data_dir, open_source, write_if_possible
 from charrnn.data.files import Source
@@ -37,6 +36,8 @@ from charrnn.data.tokenizer import (
 )
 from charrnn.errors import ConfigError, CorpusError, UnknownCharacterError
 from charrnn.types import Tokens
+
+STALE = 24 * 3600  # seconds after which a temporary file of the cache must be a killed process's
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def tokenize(
             "data.documents (--documents): expected a model that was trained on documents, got one without end token"
         )
     cache = (data_dir or default_data_dir()) / ".cache"
-    _remove_leftovers(cache)
+    remove_leftovers(cache.glob(".*"), STALE)
     tokenizer = tokenizer or _vocabulary(sources, config, cache)
     corpus, *val = [_encode(source, tokenizer, cache) for source in sources]
     return replace(corpus, val=val[0]) if val else corpus
@@ -326,14 +327,6 @@ def _is_whole(path: Path) -> bool:
     except OSError:
         return False
     return checksum == 0x2144DF1C  # the CRC-32 of any data that is followed by its own CRC-32
-
-
-def _remove_leftovers(cache: Path, age: float = 86400.0) -> None:
-    """Remove what processes that were killed while writing left behind at least a day ago."""
-    for path in cache.glob(".*"):
-        with contextlib.suppress(OSError):  # another process may remove it at the same time
-            if time.time() - path.stat().st_mtime > age:
-                path.unlink()
 
 
 class CachedText(NamedTuple):

@@ -729,11 +729,11 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(run, capfd, monkeypatch):
 
     before = load_checkpoint(run / "last").training_state["step"]
 
-    def full(path, data):
+    def full(path, blocks):
         with open("/dev/full", "wb") as file:
-            file.write(data)
+            file.writelines(blocks)
 
-    monkeypatch.setattr(charrnn.checkpoint, "_write", full)
+    monkeypatch.setattr(charrnn.checkpoint, "write_new", full)
     code, err = fail(capfd, "train", "--resume", run, "--max-steps", "40", "--quiet")
     assert code == 1
     assert "No space left on device" in err

@@ -128,9 +128,19 @@ def test_threads_that_fill_the_cache_at_once_do_not_disturb_each_other(text_file
 
 
 def test_a_leftover_that_cannot_be_removed_is_no_hindrance(text_file, data_dir, monkeypatch):
-    (data_dir / ".cache" / ".old").mkdir(parents=True)  # unlink refuses a folder
+    (data_dir / ".cache").mkdir(parents=True)
+    (data_dir / ".cache" / ".old").touch()
     os.utime(data_dir / ".cache" / ".old", (0, 0))
+    unlink = Path.unlink
+
+    def refuse(path, **options):
+        if path.name == ".old":
+            raise PermissionError(13, "Permission denied", path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
     assert len(load_corpus(text_file).tokens) == 3000
+    assert (data_dir / ".cache" / ".old").exists()
 
 
 def test_half_a_character_is_no_text(tmp_path):
