@@ -10,7 +10,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # each adds to those above it, or repl
     "+ clipping": {"grad_clip": 0.5},
     "+ schedule": {"schedule": "cosine", "warmup_frac": 0.05, "hold_frac": 0.6},
     "+ Muon": {"optimizer": "muon", "muon_learning_rate": 0.02},
-    "+ mean of weights": {"ema_decay": 0.95},
+    "+ EMA of weights": {"ema_decay": 0.95},
 }
 
 
