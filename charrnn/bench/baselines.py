@@ -1,8 +1,8 @@
-"""The usual way: what most char-rnn programs in PyTorch do, written well. Each measurement compares with these pieces.
+"""The usual way: the parts of most char-rnn programs in PyTorch, written well. The measurements compare with them.
 
 read_ids    read the whole file, `sorted(set(text))`, a list comprehension through a dict, one tensor
-Windows     T tokens starting at each place of the text, for a `DataLoader` that shuffles them
-PlainLSTM   an embedding, PyTorch's `nn.LSTM`, a linear read-out
+Windows     T tokens starting at each position of the text, for a `DataLoader` that shuffles them
+PlainLSTM   an embedding, PyTorch's `nn.LSTM`, a linear head
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ def read_ids(path: Path) -> Tensor:
     return torch.tensor([ids[character] for character in text])
 
 
-class Windows(Dataset):
-    """T tokens and the ones that follow them, `(T,)` each, from each place of the text `tokens`."""
+class Windows(Dataset[tuple[Tensor, Tensor]]):
+    """T tokens and their targets, `(T,)` each, from each position of the text `tokens`."""
 
     def __init__(self, tokens: Tensor, seq_length: int):
         self.tokens, self.seq_length = tokens, seq_length
@@ -35,7 +35,7 @@ class Windows(Dataset):
 
 
 class PlainLSTM(nn.Module):
-    """The network of `CharLSTM` in PyTorch's own layers; its embedding, too, starts as one-hot."""
+    """The network of `CharLSTM` in PyTorch's own layers; its embedding also starts as one-hot."""
 
     def __init__(self, vocab_size: int, hidden_size: int, num_layers: int):
         super().__init__()
@@ -46,6 +46,6 @@ class PlainLSTM(nn.Module):
         nn.init.eye_(self.embedding.weight)
 
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Logits `(B, T, V)` for `tokens` `(B, T)`, and the state."""
+        """Return the logits `(B, T, V)` for `tokens` `(B, T)`, and the state."""
         outputs, state = self.lstm(self.embedding(tokens), state)
         return self.head(outputs), state

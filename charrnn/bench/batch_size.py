@@ -1,22 +1,33 @@
-"""Which batch size learns most here: each trained for the same seconds from the same seed, then evaluated.
+"""Find the best batch size here: train each for the same seconds from the same seed, then evaluate.
 
-A larger batch keeps the machine busier, so more characters pass in a second; but it makes fewer updates of them. Which
-of the two counts more depends on machine, network, text and time, so it is measured.
+A larger batch keeps the machine busier, so it reads more characters per second, but it makes fewer updates from them.
+Which effect is larger depends on machine, network, text and time.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import argparse
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from charrnn.bench.processes import answer, measure_apart, peak_bytes
+from charrnn.bench.processes import answer, measure_apart, peak_bytes, with_bar
 from charrnn.bench.recorder import Recorder
-from charrnn.config import RunConfig, parse_config
+from charrnn.bench.report import Report, Row, Table, add_config_file, add_seconds
+from charrnn.config import BUDGETS, RunConfig, config_fields, parse_config
 from charrnn.data.corpus import load_corpus
 from charrnn.device import is_out_of_memory
 from charrnn.errors import ConfigError, CorpusError, DivergedError, MeasurementError
 from charrnn.training.run import Run
 
+CONFIG_FLAGS = {name for _, _, name, _ in config_fields()} - {"batch_size", *BUDGETS}
+COLUMNS = {
+    "batch size": "{batch_size:,}",
+    "learning rate": "{learning_rate:.2g}",
+    "characters/s": "{speed:,.0f}",
+    "steps": "{steps:,}",
+    "peak memory": "{peak_bytes:MB}",
+    "validation loss": "{val_loss:.4f}",
+}
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
 SCALINGS: dict[str, float] = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # power of the batch size
 RATES = ("learning_rate", "muon_learning_rate")
@@ -24,26 +35,26 @@ NEVER = 2**40  # steps
 
 
 def sized(config: RunConfig, batch_size: int, seconds: float, scaling: str = "none") -> RunConfig:
-    """`config` with that batch size, trained for that time and evaluated once, at the end.
+    """Change `config` to this batch size, to be trained for this time and evaluated once, at the end.
 
     Args:
         config: its learning rates are those for its own batch size.
         batch_size: streams.
         seconds: of training.
-        scaling: of the learning rates, a key of `SCALINGS`: as they are, or by the root of the ratio of the sizes, or
-            by the ratio.
+        scaling: a key of `SCALINGS`: multiply the learning rates by nothing, by the square root of the ratio of the
+            batch sizes, or by the ratio.
     """
     factor = (batch_size / config.training.batch_size) ** SCALINGS[scaling]
     rates = {name: getattr(config.training, name) * factor for name in RATES}
     return config.override({"batch_size": batch_size, "max_seconds": seconds, "eval_interval": NEVER, **rates})
 
 
-def measure(config: dict[str, Any]) -> dict[str, Any]:
-    """Train as `config`, a run as nested dictionaries, says.
+def measure(config: dict[str, Any]) -> Row:
+    """Train a run, given as nested dictionaries.
 
     Returns:
         `speed` in characters per second, `steps`, `val_loss` in nats per token (None without a validation split) and
-        `peak_bytes` of memory (None where it is not known); or `skipped`, the reason why there are none of these.
+        `peak_bytes` of memory (None if unknown); or only `skipped`, the reason why it could not be trained.
     """
     run_config = parse_config(config)
     try:
@@ -68,40 +79,33 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _peak_bytes(device: torch.device) -> int | None:
-    """The most memory in use at once: of a GPU what tensors took, else what the whole process took."""
+    """Peak memory: on a GPU that of the tensors, on the CPU that of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_bytes() if device.type == "cpu" else None
 
 
-def sweep(
-    config: RunConfig,
-    sizes: Sequence[int] = SIZES,
-    seconds: float = 10.0,
-    scaling: str = "none",
-    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
-) -> list[dict[str, Any]]:
-    """Train with each batch size, in a process of its own, so that one that runs out of memory ends no other.
+def sweep(config: RunConfig, sizes: Sequence[int] = SIZES, seconds: float = 10.0, scaling: str = "none") -> list[Row]:
+    """Train with each batch size, each in its own process, so that one may run out of memory without ending the rest.
 
     Args:
-        config: everything but the batch size; of a budget in it nothing is kept.
+        config: all settings except the batch size and the budget.
         sizes: batch sizes.
         seconds: of training for each.
         scaling: of the learning rates, see `sized`.
-        progress: wraps the loop over the sizes, as `tqdm` does.
 
     Returns:
-        For each size a row: `batch_size`, `learning_rate`, and what `measure` gives.
+        For each size a row: `batch_size`, `learning_rate`, and the result of `measure`.
 
     Raises:
-        ConfigError: the text comes from standard input, which can be read once only.
-        CorpusError: the text cannot be had.
+        ConfigError: the text comes from standard input, which can be read only once.
+        CorpusError: the text cannot be read.
     """
     if config.data.name == "-":
         raise ConfigError("data.name (--data): expected a text that can be read several times, got standard input")
     load_corpus(config.data)  # prepared once, for all of them
     rows = []
-    for size in progress(sizes):
+    for size in with_bar(sizes, "training"):
         run_config = sized(config, size, seconds, scaling)
         try:
             result = measure_apart(__name__, config=run_config.model_dump())
@@ -112,7 +116,7 @@ def sweep(
 
 
 def best_of(rows: Sequence[Mapping[str, Any]]) -> tuple[int | None, int | None]:
-    """The fastest batch size, and the one with the lowest loss after equal time; None where nothing says."""
+    """The fastest batch size, and the one with the lowest loss after equal time; None if it was not measured."""
     measured = [row for row in rows if "skipped" not in row]
     evaluated = [row for row in measured if row["val_loss"] is not None]
     fastest = max(measured, key=lambda row: row["speed"], default={"batch_size": None})
@@ -121,7 +125,7 @@ def best_of(rows: Sequence[Mapping[str, Any]]) -> tuple[int | None, int | None]:
 
 
 def conclusion(rows: Sequence[Mapping[str, Any]], seconds: float) -> str:
-    """What the rows say, in a sentence."""
+    """The result in a sentence."""
     fastest, best = best_of(rows)
     if fastest is None:
         return "No batch size could be trained."
@@ -133,6 +137,26 @@ def conclusion(rows: Sequence[Mapping[str, Any]], seconds: float) -> str:
     if best == fastest:
         return f"{said}, and the best after {seconds:g} s: {loss}."
     return f"{said}; the best after {seconds:g} s is {best}, {loss}."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `charrnn bench batch-size`."""
+    add_config_file(parser)
+    parser.add_argument("--sizes", nargs="+", type="count", default=list(SIZES), metavar="B", help="batch sizes")
+    add_seconds(parser, 10.0, "seconds of training for each size")
+    about = "scale the learning rate from the configured batch size to each of the others"
+    parser.add_argument("--scale", choices=list(SCALINGS), default="none", help=about)
+
+
+def report(config: RunConfig, arguments: argparse.Namespace) -> Report:
+    """Compare the batch sizes."""
+    rows = sweep(config, arguments.sizes, arguments.seconds, arguments.scale)
+    fastest, best = best_of(rows)
+    value = {"sizes": rows, "fastest": fastest, "best": best, "scale": arguments.scale}
+    skipped = [f"batch size {row['batch_size']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
+    how = {"none": "the same for all", "sqrt": "scaled with the root of the batch size", "linear": "scaled with it"}
+    said = f"{conclusion(rows, arguments.seconds)} The learning rate was {how[arguments.scale]}."
+    return Report(value, [Table(f"{arguments.seconds:g} s of training each", rows, COLUMNS)], skipped, [said])
 
 
 if __name__ == "__main__":

@@ -1,40 +1,52 @@
-"""How fast a text becomes batches: beside the usual way (`bench.usual`), and at sizes where the usual way ends."""
+"""Speed of turning a text into batches: beside the usual way (`bench.baselines`), and on texts too large for it."""
 
-import json
+import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from charrnn.bench.baselines import Windows, read_ids
-from charrnn.config import TrainingConfig
+from charrnn.bench.processes import answer, measure_apart, peak_bytes, with_bar
+from charrnn.bench.report import Report, Row, Table
+from charrnn.config import RunConfig, TrainingConfig
 from charrnn.data.corpora import read_text
 from charrnn.data.corpus import load_corpus
 from charrnn.data.streams import CharDataset
-from charrnn.errors import CorpusError
+from charrnn.errors import CorpusError, MeasurementError
+
+CONFIG_FLAGS = ("data",)
+COMPARISON = {
+    "": "{what}",
+    "usual": "{usual_seconds:time}",
+    "charrnn": "{seconds:time}",
+    "times faster": "{times_faster:,.0f}",
+}
+GROWTH = {
+    "size": "{bytes:MB}",
+    "prepare": "{prepare_seconds:time}",
+    "speed": "{bytes_per_second:MB}/s",
+    "again": "{again_seconds:time}",
+    "batches": "{batches_seconds:time}",
+    "peak memory": "{peak_bytes:MB}",
+    "of it at the start": "{peak_bytes_at_start:MB}",
+}
+T = TypeVar("T")
 
 
-def compare(
-    name: str = "shakespeare",
-    rounds: int = 7,
-    batches: int = 200,
-    progress: Callable[[range], Iterable[int]] = iter,
-) -> list[dict[str, Any]]:
-    """Seconds of the usual way and of charrnn, by turns on the same file; medians over the rounds.
+def compare(name: str = "shakespeare", rounds: int = 7, batches: int = 200) -> list[Row]:
+    """Seconds of the usual way and of charrnn, in turns on the same file; medians over the rounds.
 
     Args:
         name: a corpus.
         rounds: how often each is timed.
-        batches: delivered in each round, after the first, of the default batch_size and seq_length.
-        progress: wraps the loop over the rounds, as `tqdm` does.
+        batches: delivered in each round after the first, of the default batch_size and seq_length.
 
     Returns:
         Rows of `what`, `usual_seconds`, `seconds` and `times_faster`. Both sides deliver the same number of tokens.
@@ -49,7 +61,7 @@ def compare(
         raise CorpusError(f"{name}: expected a text of at least {needed:,} characters to measure on, got {len(text):,}")
     seconds: dict[str, list[float]] = {}
 
-    def timed(what: str, function: Callable[[], Any]) -> Any:
+    def timed(what: str, function: Callable[[], T]) -> T:
         begin = time.perf_counter()
         result = function()
         seconds.setdefault(what, []).append(time.perf_counter() - begin)
@@ -59,7 +71,7 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.txt"
         path.write_text(text, encoding="utf-8", newline="\n")
-        for turn in progress(range(rounds)):
+        for turn in with_bar(range(rounds), "comparing"):
             ids = timed("usual preparation", lambda: read_ids(path))
             cache = Path(folder) / str(turn)
             corpus = timed("first preparation", lambda: load_corpus(path, data_dir=cache))  # noqa: B023
@@ -70,7 +82,7 @@ def compare(
             for what, targets in (("usual batches", usual), ("batches", ours)):
                 next(targets)
                 timed(what, lambda: deliver(targets, tokens))  # noqa: B023
-        del corpus, dataset, ours  # a mapped file cannot be removed everywhere
+        del corpus, dataset, ours  # some systems cannot remove a mapped file
 
     median = {what: statistics.median(values) for what, values in seconds.items()}
     shape = f"{config.batch_size} x {config.seq_length}"
@@ -82,7 +94,7 @@ def compare(
 
 
 def deliver(targets: Iterable[Tensor], tokens: int) -> int:
-    """Take the targets `(B, T)` of batches until they hold that many tokens; return how many they hold."""
+    """Take targets `(B, T)` until they hold that many tokens; return how many they hold."""
     taken = 0
     for batch in targets:
         taken += batch.numel()
@@ -91,7 +103,7 @@ def deliver(targets: Iterable[Tensor], tokens: int) -> int:
     return taken
 
 
-def _row(what: str, usual: float, ours: float) -> dict[str, Any]:
+def _row(what: str, usual: float, ours: float) -> Row:
     return {"what": what, "usual_seconds": usual, "seconds": ours, "times_faster": usual / ours}
 
 
@@ -99,7 +111,7 @@ def _row(what: str, usual: float, ours: float) -> dict[str, Any]:
 
 
 def write_text(path: Path, size: int, seed: int = 0) -> None:
-    """A text of `size` bytes: pieces of Shakespeare, drawn at random."""
+    """Write a text of `size` bytes: random pieces of Shakespeare."""
     source = read_text("shakespeare").encode("ascii")
     rng = np.random.default_rng(seed)
     piece = 1 << 16
@@ -109,54 +121,67 @@ def write_text(path: Path, size: int, seed: int = 0) -> None:
             size -= file.write(source[start : start + min(piece, size)])
 
 
-def scale(sizes: Sequence[int], batches: int = 1000) -> Iterator[dict[str, Any]]:
-    """For each size in bytes, how long a text takes and how much memory, each in a process of its own.
+def scale(sizes: Sequence[int], batches: int = 1000) -> list[Row]:
+    """Time and memory for a text of each size in bytes, each in its own process.
 
     Raises:
-        OSError: not enough room for twice the size in the folder of temporary files.
-        CorpusError: the process failed.
+        OSError: less room than twice the size in the folder of temporary files.
+        MeasurementError: the process failed.
     """
-    for size in sizes:
+    rows = []
+    for size in with_bar(sizes, "growing"):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "input.txt"
             write_text(path, size)
-            command = [sys.executable, "-m", __name__, str(path), str(batches)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            reason = (result.stderr.splitlines() or ["killed"])[-1]
-            raise CorpusError(f"expected to prepare {size:,} bytes, got an error: {reason}; try smaller --sizes")
-        yield {"bytes": size, **json.loads(result.stdout)}
+            try:
+                rows.append({"bytes": size, **measure_apart(__name__, path=str(path), batches=batches)})
+            except MeasurementError as error:
+                raise MeasurementError(
+                    f"expected to prepare {size:,} bytes, got an error: {error}; try smaller --sizes"
+                ) from error
+    return rows
 
 
-def _measure(path: Path, batches: int) -> dict[str, Any]:
+def measure(path: str, batches: int) -> Row:
+    """Prepare a text twice, deliver some batches, and return seconds and bytes."""
     config = TrainingConfig()
-    before = _peak_bytes()
+    file, before = Path(path), peak_bytes()
     begin = time.perf_counter()
-    load_corpus(path, data_dir=path.parent)
+    load_corpus(file, data_dir=file.parent)
     prepared = time.perf_counter()
-    corpus = load_corpus(path, data_dir=path.parent)
+    corpus = load_corpus(file, data_dir=file.parent)
     again = time.perf_counter()
     windows = CharDataset(corpus.split().train, config.batch_size, config.seq_length).windows(0)
     delivered = sum(1 for _ in zip(range(batches), windows, strict=False))
     end = time.perf_counter()
     return {
         "prepare_seconds": prepared - begin,
-        "bytes_per_second": path.stat().st_size / (prepared - begin),
+        "bytes_per_second": file.stat().st_size / (prepared - begin),
         "again_seconds": again - prepared,
         "batches": delivered,
         "batches_seconds": end - again,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
         "peak_bytes_at_start": before,
     }
 
 
-def _peak_bytes() -> int | None:
-    """The most memory that this process has had at once; None where the system does not say."""
-    status = Path("/proc/self/status")  # getrusage would count what the parent had when it forked, too
-    if not status.exists():
-        return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `charrnn bench data`."""
+    sizes = [10, 100, 1000]
+    about = "sizes of the growing texts (default: 10 100 1000)"
+    parser.add_argument("--sizes", nargs="*", type="count", default=sizes, metavar="MB", help=about)
+
+
+def report(config: RunConfig, arguments: argparse.Namespace) -> Report:
+    """Compare with the usual way, then grow."""
+    name = config.data.name
+    comparison, growth = compare(name), scale([megabytes * 10**6 for megabytes in arguments.sizes])
+    tables = [Table(f"{name}: the usual way and charrnn", comparison, COMPARISON)]
+    if growth:
+        title = f"texts of growing size, read in up to {max(row['batches'] for row in growth):,} batches"
+        tables.append(Table(title, growth, GROWTH))
+    return Report({"comparison": comparison, "growth": growth}, tables)
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(Path(sys.argv[1]), int(sys.argv[2]))))
+    answer(measure)

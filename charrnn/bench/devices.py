@@ -1,29 +1,40 @@
-"""Where training is fastest here: every device, precision and backend, and on the CPU every number of threads.
+"""Find where training is fastest here: every device, precision and backend, and on the CPU 1, 2, 4, … threads.
 
-Each setting has a trainer of its own, the same that `charrnn train` uses, on made-up text. They train by turns, so that
-a slow moment of the machine hits all alike.
+Each setting has its own trainer, the same that `charrnn train` uses, on random text. They train in turns, so that a
+slow moment of the machine slows all of them.
 """
 
+import argparse
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
 from charrnn.api import get_model_info
-from charrnn.bench.processes import run_apart
-from charrnn.config import DeviceConfig, ModelConfig, TrainingConfig, config_fields
+from charrnn.bench.processes import run_apart, take_turns
+from charrnn.bench.report import Report, Row, Table, add_rounds, describe_shape
+from charrnn.config import DeviceConfig, ModelConfig, RunConfig, TrainingConfig, config_fields
 from charrnn.device import candidate_precisions, synchronize
 from charrnn.models.build import build_model
 from charrnn.training.callbacks import read_metrics
 from charrnn.training.events import Event, Stepped
 from charrnn.training.trainer import Trainer
 
+CONFIG_FLAGS = ("model_type", "hidden_size", "num_layers", "layer_norm", "batch_size", "seq_length")
+COLUMNS = {
+    "device": "{device}",
+    "precision": "{precision}",
+    "backend": "{backend}",
+    "processes": "{processes}",
+    "threads": "{threads}",
+    "characters/s": "{speed:,.0f}",
+}
 VOCAB_SIZE = 70  # that of Shakespeare
 NEVER = 2**40  # steps
 
@@ -42,7 +53,7 @@ def thread_counts(most: int) -> list[int]:
 
 
 def settings_here(model: ModelConfig) -> list[DeviceConfig]:
-    """Every combination that can train `model` here, the reference backend left out: it is for reading."""
+    """Every combination that can train `model` here, except the reference backend, which is for reading."""
     backends = [name for name in build_model(model, VOCAB_SIZE).backends if name != "reference"]
     return [
         DeviceConfig(device=str(device), precision=precision, backend=backend, threads=threads)
@@ -55,7 +66,7 @@ def settings_here(model: ModelConfig) -> list[DeviceConfig]:
 
 
 class Contender:
-    """A training run that goes on for a few steps whenever it is its turn.
+    """A training run that makes a few steps at each turn.
 
     Args:
         model: the network.
@@ -73,7 +84,7 @@ class Contender:
         self._events: Iterator[Event] = iter(trainer)
 
     def turn(self, steps: int) -> float:
-        """Make so many steps; characters per second."""
+        """Make some steps; return the characters per second."""
         if self.setting.threads is not None:
             torch.set_num_threads(self.setting.threads)
         synchronize(self._device)
@@ -91,56 +102,52 @@ def compare(
     seq_length: int = 50,
     rounds: int = 5,
     steps: int = 5,
-    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Characters per second of training with each setting, medians over the rounds, the fastest first.
 
     Args:
         model: the network.
         batch_size: streams.
         seq_length: characters in a window.
-        rounds: turns that each setting has, after one that does not count.
+        rounds: turns of each setting, after one that does not count.
         steps: in each turn.
-        progress: wraps the loop over the turns, as `tqdm` does.
 
     Returns:
-        For each setting a row: `device`, `precision`, `backend`, `threads` (None but for the CPU) and `speed`.
+        For each setting a row: `device`, `precision`, `backend`, `threads` (None except on the CPU) and `speed`.
     """
     never = {"max_steps": NEVER, "eval_interval": NEVER, "save_interval": NEVER}
     training = TrainingConfig(batch_size=batch_size, seq_length=seq_length, **never)
     threads = torch.get_num_threads()
-    speeds: dict[Contender, list[float]] = {}
+    contenders: dict[DeviceConfig, Contender] = {}
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            contenders = [Contender(model, training, setting) for setting in settings_here(model)]
-            for turn, contender in progress([(turn, each) for turn in range(rounds + 1) for each in contenders]):
-                speed = contender.turn(steps)
-                if turn > 0:  # the first also builds kernels
-                    speeds.setdefault(contender, []).append(speed)
+            contenders |= {setting: Contender(model, training, setting) for setting in settings_here(model)}
+            speeds = take_turns(list(contenders), rounds + 1, lambda each: contenders[each].turn(steps), "training")
     finally:
+        contenders.clear()  # ends their trainers, which set the number of threads
         torch.set_num_threads(threads)
-    names = ("device", "precision", "backend", "threads")
-    rows = [
-        {**{name: getattr(contender.setting, name) for name in names}, "speed": statistics.median(each)}
-        for contender, each in speeds.items()
+    names = {"device", "precision", "backend", "threads"}
+    rows: list[Row] = [
+        {**setting.model_dump(include=names), "speed": statistics.median(each[1:])}  # the first turn builds kernels
+        for setting, each in speeds.items()
     ]
     return sorted(rows, key=lambda row: -row["speed"])
 
 
 def together(
     model: ModelConfig, batch_size: int = 50, seq_length: int = 50, processes: int = 2, steps: int = 60
-) -> dict[str, Any]:
-    """Characters per second of so many processes on the CPU that train one model, as torchrun starts them.
+) -> Row:
+    """Characters per second of several processes on the CPU that train one model, as torchrun starts them.
 
     Args:
         model: the network.
         batch_size: streams of all processes together, a multiple of their number.
         seq_length: characters in a window.
-        processes: that share the processor's threads evenly.
-        steps: to make; the last half is measured.
+        processes: their number; they share the CPU's threads evenly.
+        steps: updates; the last half is measured.
 
     Returns:
-        A row like those of `compare`, with `processes`, and `threads` of each.
+        A row like those of `compare`, with `processes`, and the `threads` of each.
 
     Raises:
         MeasurementError: a process failed.
@@ -166,12 +173,13 @@ def together(
     return {**chosen, "threads": threads, "processes": processes, "speed": logged[-1]["tokens_per_second"]}
 
 
-def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Which of the rows of `compare` is the best, and what more threads and, of `together`, processes bring."""
+def conclusion(rows: Sequence[Row]) -> str:
+    """The best row of `compare`, and the gain from more threads and, with the row of `together`, from processes."""
     alone = [row for row in rows if row.get("processes", 1) == 1]
     best = alone[0]
-    flags = " ".join(f"--{name} {best[name]}" for name in ("device", "precision", "backend"))
-    said = f"Fastest here: {flags}{_threads(best['threads'])}, {best['speed']:,.0f} characters per second."
+    names = ("device", "precision", "backend", "threads")
+    flags = " ".join(f"--{name} {best[name]}" for name in names if best[name] is not None)
+    said = f"Fastest here: {flags}, {best['speed']:,.0f} characters per second."
     fastest: dict[int, float] = {}
     for row in alone:  # the fastest first
         if row["device"] == "cpu":
@@ -188,5 +196,17 @@ def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
     return said
 
 
-def _threads(threads: int | None) -> str:
-    return "" if threads is None else f" --threads {threads}"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `charrnn bench devices`."""
+    add_rounds(parser, 5)
+
+
+def report(config: RunConfig, arguments: argparse.Namespace) -> Report:
+    """Compare the settings, and two processes with one."""
+    model, batch_size, seq_length = config.model, config.training.batch_size, config.training.seq_length
+    rows = compare(model, batch_size, seq_length, arguments.rounds)
+    if batch_size % 2 == 0 and distributed.is_available():
+        rows.append(together(model, batch_size, seq_length))
+    title = f"training {describe_shape(model.num_layers, model.hidden_size, batch_size, seq_length)}"
+    shown = [{"processes": 1, **row} for row in rows]
+    return Report(rows, [Table(title, shown, COLUMNS)], conclusions=[conclusion(rows)])

@@ -1,21 +1,21 @@
-"""Which cell learns most: RNN, GRU and LSTM side by side, at equal parameters and at equal time, over several seeds.
+"""Compare RNN, GRU and LSTM at equal parameters and equal time, over several seeds.
 
     charrnn bench ladder --seconds 25 --seeds 5 --out ladder.json
 
-Every run is given the same number of parameters, the same text and batches, and the same seconds of training. The
-learning rate is tuned for each kind, by short runs that count for nothing else. It is constant after its warm-up, so
-that a curve means the same wherever it is read: over the characters seen it compares the cells step by step, over the
-seconds it compares what they are worth on this machine.
+Every run has the same number of parameters, the same text and batches, and the same seconds of training. The learning
+rate is tuned for each kind by short runs that are used for nothing else. It is constant after its warm-up, so a curve
+may be read at any point: over the characters seen it compares the cells step by step, over the seconds it compares
+their worth on this machine.
 """
 
+import argparse
 import importlib.metadata
 import itertools
 import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ import torch
 from scipy import stats
 
 from charrnn.atomic import write_atomically
+from charrnn.bench.processes import with_bar
 from charrnn.bench.recorder import Recorder
+from charrnn.bench.report import Report, Row, Table, add_seconds
 from charrnn.config import RunConfig
 from charrnn.data.corpus import load_corpus
 from charrnn.device import cpu_name
@@ -31,6 +33,14 @@ from charrnn.errors import DivergedError
 from charrnn.models.build import build_model, count_parameters
 from charrnn.training.run import Run
 
+CONFIG_FLAGS = ("data", "threads")
+COLUMNS = {
+    "kind": "{kind}",
+    "units": "{hidden_size:,}",
+    "parameters": "{parameters:,}",
+    "learning rate": "{learning_rate:g}",
+}
+EQUAL = {"time": "seconds", "data": "characters"}  # what is equal, and the axis on which the curves are then read
 KINDS: dict[str, dict[str, Any]] = {  # settings of each kind, named as on the command line
     "RNN": {"model_type": "rnn"},
     "GRU": {"model_type": "gru"},
@@ -39,13 +49,13 @@ KINDS: dict[str, dict[str, Any]] = {  # settings of each kind, named as on the c
 }
 SETTINGS: dict[str, Any] = {
     "data": "shakespeare",
-    "val_frac": 0.01,  # read often, so a small one
+    "val_frac": 0.01,  # small, because it is evaluated often
     "num_layers": 1,
     "dropout": 0.0,
-    "forget_bias": 0.0,  # with the state carried, a bias of 1 holds an LSTM back
+    "forget_bias": 0.0,  # with carried state a bias of 1 is worse
     "batch_size": 32,
     "seq_length": 64,
-    "grad_clip": 1.0,  # a plain RNN needs it, the others do not mind
+    "grad_clip": 1.0,  # an RNN needs it, and it does not hurt the others
     "warmup_frac": 0.02,
     "hold_frac": 0.98,
     "eval_interval": 50,
@@ -53,22 +63,25 @@ SETTINGS: dict[str, Any] = {
     "precision": "fp32",
     "backend": "auto",
 }
-FIRST_RATE = 2e-3  # of the tuning, which goes from there by factors of two
-WIDEST = 6  # factors, to either side
-TRIAL = 0.5  # seconds of a trial, in those of a run
+FIRST_RATE = 2e-3  # where tuning begins; it goes on by factors of two
+WIDEST = 6  # factors to either side
+TRIAL = 0.5  # duration of a trial, as a fraction of a run
 TRIAL_SEEDS = (101, 102)  # two, because near the largest stable rate a network may fail with one seed and not the next
 NEVER = 2**40  # steps
 PARAMETERS = 150_000
-TOLERANCE = 0.01  # by which the parameters may differ
+TOLERANCE = 0.01  # relative difference that is allowed between numbers of parameters
 
 
 def equal_sizes(parameters: int, vocab_size: int, kinds: Iterable[str] = tuple(KINDS)) -> dict[str, dict[str, int]]:
-    """For each kind the `hidden_size` whose number of parameters is nearest to `parameters`, and that number.
+    """Find for each kind the `hidden_size` whose number of parameters is nearest to `parameters`.
 
     Args:
-        parameters: to have, embedding and head included.
-        vocab_size: tokens V.
-        kinds: of `KINDS`.
+        parameters: their number, including embedding and head.
+        vocab_size: number of tokens V.
+        kinds: keys of `KINDS`.
+
+    Returns:
+        For each kind `hidden_size` and `parameters`.
 
     Raises:
         ValueError: no size comes within 1%.
@@ -91,7 +104,7 @@ def equal_sizes(parameters: int, vocab_size: int, kinds: Iterable[str] = tuple(K
 
 
 def _parameters(kind: str, hidden_size: int, vocab_size: int) -> int:
-    with torch.device("meta"):  # counted, never made
+    with torch.device("meta"):  # counts without allocating
         return count_parameters(build_model(_config(kind, hidden_size).model, vocab_size))
 
 
@@ -108,16 +121,16 @@ def run(kind: str, hidden_size: int, seed: int, seconds: float, **settings: Any)
     Args:
         kind: one of `KINDS`.
         hidden_size: units H.
-        seed: of weights and batches.
-        seconds: of training, evaluations not counted.
-        **settings: to use instead of those in `SETTINGS`; max_steps, too, ends it.
+        seed: for weights and batches.
+        seconds: of training, without evaluations.
+        **settings: replace those in `SETTINGS`; max_steps is a budget, too.
 
     Returns:
         `kind`, `seed`, `hidden_size`, `parameters`, `learning_rate`, `backend` (the fastest here) and `curve`, as in
         `Recorder`.
 
     Raises:
-        DivergedError: the loss is no longer finite.
+        DivergedError: the loss became infinite or NaN.
     """
     trained = Run.start(_config(kind, hidden_size, seed=seed, max_seconds=seconds, **settings))
     recorder = Recorder(trained.trainer)
@@ -134,10 +147,10 @@ def run(kind: str, hidden_size: int, seed: int, seconds: float, **settings: Any)
 
 
 def tune(kind: str, hidden_size: int, seconds: float, **settings: Any) -> dict[str, Any]:
-    """Find the learning rate of one kind, to a factor of two: the best, both of whose neighbours have been tried.
+    """Find the best learning rate of one kind, to a factor of two; both of its neighbours are tried.
 
-    The loss that chooses is that of the last part of the training text, as long as the validation split, which these
-    trials do not train on; so the validation split has no part in the choice.
+    The trials are compared by their loss on the last part of the training text, as long as the validation split, which
+    they do not train on. So the validation split does not influence the choice.
 
     Args:
         kind: one of `KINDS`.
@@ -147,7 +160,7 @@ def tune(kind: str, hidden_size: int, seconds: float, **settings: Any) -> dict[s
 
     Returns:
         `learning_rate`, and `trials` in their order: `learning_rate` and `val_loss`, the mean over `TRIAL_SEEDS`, None
-        where one of them diverged.
+        if one of them diverged.
     """
     data = _config(kind, hidden_size, **settings).data
     settings |= {"train_frac": data.train_frac - data.val_frac, "eval_interval": NEVER}
@@ -174,22 +187,20 @@ def ladder(
     seeds: Sequence[int],
     parameters: int = PARAMETERS,
     kinds: Sequence[str] = tuple(KINDS),
-    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
     **settings: Any,
-) -> dict[str, Any]:
-    """Tune the learning rate of every kind, train it from every seed, and say on what and with what.
+) -> Row:
+    """Tune the learning rate of every kind, then train it from every seed.
 
     Args:
-        seconds: of training in each run, evaluations not counted; of a trial of the tuning half as many.
-        seeds: one run of each kind for each.
-        parameters: of every network, within 1%.
-        kinds: of `KINDS`.
-        progress: wraps the loops over the kinds and over the runs, as `tqdm` does.
-        **settings: to use instead of those in `SETTINGS`; with a `learning_rate` for all kinds nothing is tuned.
+        seconds: of training in each run, without evaluations; a trial of the tuning has half as many.
+        seeds: each kind is trained once from each.
+        parameters: number of parameters of every network, within 1%.
+        kinds: keys of `KINDS`.
+        **settings: replace those in `SETTINGS`; with a `learning_rate`, nothing is tuned.
 
     Returns:
-        `machine`, `versions`, `settings`, `records`, as `run` gives them, and `tuning`: for each kind what `tune`
-        gives, and the `seconds` of each trial.
+        `machine`, `versions`, `settings`, `records`, the results of `run`, and `tuning`: for each kind the result of
+        `tune`, and the `seconds` of each trial.
     """
     settings = {**SETTINGS, **settings}
     vocab_size = load_corpus(_config(kinds[0], 1, **settings, max_seconds=seconds).data).tokenizer.vocab_size
@@ -197,13 +208,13 @@ def ladder(
     tuning = {}
     if "learning_rate" not in settings:
         budget = TRIAL * seconds
-        for kind in progress(kinds):
+        for kind in with_bar(kinds, "tuning"):
             tuning[kind] = {**tune(kind, sizes[kind]["hidden_size"], budget, **settings), "seconds": budget}
     rates = {kind: {"learning_rate": tuned["learning_rate"]} for kind, tuned in tuning.items()}
-    runs = [(kind, seed) for seed in seeds for kind in kinds]  # by turns, so that a slow minute hits all kinds alike
+    runs = [(kind, seed) for seed in seeds for kind in kinds]  # in turns, so that a slow minute slows all kinds
     records = [
         run(kind, sizes[kind]["hidden_size"], seed, seconds, **settings, **rates.get(kind, {}))
-        for kind, seed in progress(runs)
+        for kind, seed in with_bar(runs, "training")
     ]
     return {
         "machine": {
@@ -232,15 +243,15 @@ def summarise(
     """Mean loss of each kind over its seeds, with a 95% interval.
 
     Args:
-        records: what `run` gives.
-        over: `characters` (equal data) or `seconds` (equal time). Runs are read at the same places, by straight lines
-            between evaluations, from where all of a kind have begun to where the first of them ends.
-        points: at which a curve is read.
+        records: results of `run`.
+        over: `characters` (equal data) or `seconds` (equal time). Runs are read at the same points, interpolated
+            linearly between evaluations, from where all runs of a kind have begun to where the first of them ends.
+        points: number of points of a curve.
 
     Returns:
         For each kind `x`, `mean`, `low` and `high`, `(points,)` each. The interval is mean ± t s / √n, with s the
         standard deviation over the n seeds and t the 97.5% point of Student's distribution with n - 1 degrees of
-        freedom: it supposes that seeds scatter normally. Of one seed there is none: `low` and `high` are NaN.
+        freedom; it assumes a normal distribution over seeds. For a single seed, `low` and `high` are NaN.
     """
     summary = {}
     for kind in dict.fromkeys(record["kind"] for record in records):
@@ -252,7 +263,7 @@ def summarise(
 
 
 def at_the_end(summary: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[float, dict[str, dict[str, float]]]:
-    """Where the shortest curve ends, and `mean`, `low` and `high` of every kind there."""
+    """Return where the shortest curve ends, and `mean`, `low` and `high` of every kind there."""
     end = min(float(curve["x"][-1]) for curve in summary.values())
     return end, {
         kind: {name: float(np.interp(end, curve["x"], curve[name])) for name in ("mean", "low", "high")}
@@ -271,20 +282,20 @@ def interval(samples: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def paired(records: Sequence[Mapping[str, Any]], over: str = "seconds") -> list[dict[str, Any]]:
-    """Every two kinds compared seed by seed, where the shortest of all runs ends.
+    """Compare every two kinds seed by seed, where the shortest of all runs ends.
 
-    Two runs from one seed share their batches, so their difference is tested, not the distance of two means: the
-    paired t-test. Several tests at once find a difference by chance more often than one; Holm's correction (1979) of
-    the p-values holds the chance of any false finding at what it is for one.
+    Two runs from one seed share their batches, so the paired t-test is used, on their differences. Several tests at
+    once find a difference by chance more often than one test does; Holm's correction of the p-values (1979) keeps the
+    probability of any false finding at that of one test.
 
     Args:
-        records: what `run` gives.
+        records: results of `run`.
         over: `seconds` (equal time) or `characters` (equal data).
 
     Returns:
-        For each pair a row: `better` and `worse` (by their mean), `seeds` (how many both have), `difference` (mean of
-        how much lower the loss of `better` is), `low` and `high` (its 95% interval, of this pair by itself), `p`, and
-        `p_holm`. Of a single seed there are no `low`, `high`, `p` and `p_holm`: they are None.
+        For each pair a row: `better` and `worse` (by their mean), `seeds` (how many both have), `difference` (mean
+        difference of the losses), `low` and `high` (its 95% interval, for this pair alone), `p`, and `p_holm`. For a
+        single seed `low`, `high`, `p` and `p_holm` are None.
     """
     end = min(record["curve"][over][-1] for record in records)
     losses: dict[str, dict[int, float]] = {}
@@ -300,7 +311,7 @@ def paired(records: Sequence[Mapping[str, Any]], over: str = "seconds") -> list[
 
 def _pair(first: str, second: str, losses: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
     seeds = sorted(losses[first].keys() & losses[second].keys())
-    lower = np.array([losses[second][seed] - losses[first][seed] for seed in seeds])  # by which `first` is
+    lower = np.array([losses[second][seed] - losses[first][seed] for seed in seeds])  # by how much `first` is lower
     if lower.mean() < 0:
         return _pair(second, first, losses)
     row = {"better": first, "worse": second, "seeds": len(seeds), "difference": float(lower.mean())}
@@ -311,14 +322,14 @@ def _pair(first: str, second: str, losses: Mapping[str, Mapping[int, float]]) ->
 
 
 def _p_value(differences: np.ndarray) -> float:
-    """Of the paired t-test, two-sided."""
-    if np.ptp(differences) == 0:  # no scatter at all, which scipy warns of
+    """The two-sided p-value of the paired t-test."""
+    if np.ptp(differences) == 0:  # scipy warns if there is no scatter
         return float(differences[0] == 0)
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number: the smallest times n, the next times n - 1, …, none below one before."""
+    """Correct p-values for their number: the smallest times n, the next times n - 1, …, in the same order."""
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
@@ -327,7 +338,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def conclusions(pairs: Sequence[Mapping[str, Any]], at_equal: str = "time", level: float = 0.05) -> list[str]:
-    """What rows of `paired` show, a sentence for each, and no more than they show."""
+    """State in a sentence for each row of `paired` what it shows, and no more."""
     return [_conclusion(pair, at_equal, level) for pair in pairs]
 
 
@@ -344,16 +355,50 @@ def _conclusion(pair: Mapping[str, Any], at_equal: str, level: float) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------------ to keep it
+# ----------------------------------------------------------------------------------------------------- command line
 
 
-def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    write_atomically(path, f"{json.dumps(_rounded(result), indent=1)}\n".encode())
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `charrnn bench ladder`."""
+    add_seconds(parser, 25.0, "seconds of training in each run, without evaluations")
+    parser.add_argument("--seeds", type="count", default=5, metavar="N", help="runs of each kind")
+    parser.add_argument("--parameters", type="count", default=PARAMETERS, metavar="N", help="size of each network")
+    parser.add_argument("--out", type="new file", metavar="FILE", help="write the complete result to FILE as JSON")
+
+
+def report(config: RunConfig, arguments: argparse.Namespace) -> Report:
+    """Compare the kinds."""
+    settings: dict[str, Any] = {"data": config.data.name, "threads": config.device.threads}
+    result = ladder(arguments.seconds, range(1, arguments.seeds + 1), arguments.parameters, **settings)
+    pairs = {at_equal: paired(result["records"], over) for at_equal, over in EQUAL.items()}
+    result |= {"pairs": pairs}
+    if arguments.out:
+        write_atomically(arguments.out, f"{json.dumps(_rounded(result), indent=1)}\n".encode())
+    trials = sum(len(tuned["trials"]) for tuned in result.get("tuning", {}).values())
+    notes = [
+        f"learning rates: tuned by {trials} shorter runs, whose time and validation text are their own",
+        "p: paired t-test over the seeds, after Holm's correction for the number of pairs",
+    ]
+    said = [sentence for at_equal, rows in pairs.items() for sentence in conclusions(rows, at_equal)]
+    return Report(result, [_table(result["records"])], notes, said)
+
+
+def _table(records: Sequence[Row]) -> Table:
+    """A row for each kind: its size, and its loss where the shortest run ends."""
+    rows = {record["kind"]: dict(record) for record in records}
+    columns = dict(COLUMNS)
+    for at_equal, over in EQUAL.items():
+        end, losses = at_the_end(summarise(records, over))
+        columns[f"after {end:,.3g} s" if over == "seconds" else f"after {end:,.0f} characters"] = f"{{{at_equal}}}"
+        for kind, loss in losses.items():
+            spread = "{low:.3f} to {high:.3f}" if math.isfinite(loss["low"]) else "one seed"
+            rows[kind][at_equal] = f"{{mean:.3f}} ({spread})".format(**loss)
+    title = "validation loss, nats per character, with the 95% interval of its mean over the seeds"
+    return Table(title, list(rows.values()), columns)
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers to six digits: what is measured is not known better."""
+    """Round all numbers to six digits, as precise as any measurement."""
     if isinstance(value, Mapping):
         return {key: _rounded(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

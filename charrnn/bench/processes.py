@@ -1,18 +1,40 @@
-"""A measurement in a process of its own: what one does to memory, threads or random numbers, the next does not feel."""
+"""Run each measurement in its own process, isolated from the others, and let contenders take turns."""
 
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from charrnn.errors import MeasurementError
 
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+
+def with_bar(items: Iterable[T], doing: str = "measuring") -> Iterable[T]:
+    """The same items with a progress bar, drawn only in a terminal."""
+    return tqdm(items, desc=doing, disable=None, leave=False)
+
+
+def take_turns(contenders: Sequence[K], rounds: int, measure: Callable[[K], T], doing: str) -> dict[K, list[T]]:
+    """Measure each contender once in each round, so that a slow minute of the machine slows all of them.
+
+    Returns:
+        For each contender its result in each round.
+    """
+    results: dict[K, list[T]] = {contender: [] for contender in contenders}
+    for contender in with_bar([*contenders] * rounds, doing):
+        results[contender].append(measure(contender))
+    return results
+
 
 def measure_apart(module: str, **arguments: Any) -> Any:
-    """What `module`, run as a program, gives for `arguments`; it hands them to `answer`.
+    """Run `module` as a program that passes `arguments` to `answer`, and return its result.
 
     Raises:
         MeasurementError: it failed, or was killed.
@@ -21,7 +43,7 @@ def measure_apart(module: str, **arguments: Any) -> Any:
 
 
 def run_apart(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """What Python prints when it is run with `arguments`.
+    """Run Python with `arguments` and return what it prints.
 
     Raises:
         MeasurementError: it failed, or was killed.
@@ -42,6 +64,7 @@ def seconds_to_output(code: str) -> float:
     begin = time.perf_counter()
     command = [sys.executable, "-u", "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout is not None
         first = process.stdout.read(1)
         seconds = time.perf_counter() - begin
         _, errors = process.communicate()
@@ -51,14 +74,14 @@ def seconds_to_output(code: str) -> float:
 
 
 def _reason(result: subprocess.CompletedProcess[str]) -> str:
-    if result.returncode == -9:  # SIGKILL, a name that Windows does not have
+    if result.returncode == -9:  # SIGKILL, which Windows does not define
         return "killed by the system, most likely out of memory"
     return (result.stderr.splitlines() or [f"exit code {result.returncode}"])[-1]
 
 
 def peak_bytes() -> int | None:
-    """The most memory that this process has had at once; None where the system does not say."""
-    status = Path("/proc/self/status")  # of Linux; what getrusage says there includes the parent at the fork
+    """Peak memory of this process; None if the system does not tell."""
+    status = Path("/proc/self/status")  # Linux; there getrusage includes the parent's memory at the fork
     if status.exists():
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     try:
@@ -69,5 +92,5 @@ def peak_bytes() -> int | None:
 
 
 def answer(measure: Callable[..., Any]) -> None:
-    """Be the program: call `measure` with the arguments that `measure_apart` sent, and send back what it gives."""
+    """Be that program: call `measure` with the arguments from `measure_apart`, and print its result."""
     print(json.dumps(measure(**json.loads(sys.argv[1]))))

@@ -1,4 +1,4 @@
-"""What a training run achieved, with evaluations not counted as training time."""
+"""Record what a training run achieves; evaluations do not count as training time."""
 
 from charrnn.training.events import Evaluated, Event, Stepped
 from charrnn.training.trainer import Trainer
@@ -7,14 +7,14 @@ Curve = dict[str, list[float]]
 
 
 class Recorder:
-    """A callback: the validation loss over tokens read and over seconds of training.
+    """A callback that records the validation loss over tokens read and over seconds of training.
 
     It subtracts the time of evaluations from the trainer's clock, so that they do not use up its budget.
 
     Attributes:
         tokens: read so far.
-        seconds: trained so far.
-        curve: `characters` (tokens read), `seconds` and `val_loss` (nats per token), an entry for each evaluation.
+        seconds: of training so far.
+        curve: `characters` (tokens read), `seconds` and `val_loss` (nats per token), with an entry for each evaluation.
     """
 
     def __init__(self, trainer: Trainer):
@@ -23,7 +23,7 @@ class Recorder:
         self._trainer = trainer
 
     def __call__(self, event: Event) -> None:
-        """Take note of a step or an evaluation."""
+        """Record a step or an evaluation."""
         if isinstance(event, Stepped):
             self.tokens = round(event.epoch * self._trainer.dataset.epoch_tokens)
             self.seconds = event.seconds

@@ -1,21 +1,22 @@
-"""How fast training is as a whole, and what it has learned in equal time, beside what a user would write instead.
+"""Speed of training, and the loss after equal time, beside what a user would write instead.
 
-All train the same network, an embedding of size V, stacked LSTM layers and a linear read-out, on the same text with
-AdamW at the same constant rate and clipped gradients, without dropout:
+All programs train the same network, an embedding of size V, stacked LSTM layers and a linear head, on the same text
+with AdamW at the same constant rate and clipped gradients, without dropout:
 
 - ours: the library's `Trainer`, which chooses precision and backend by itself;
 - the plain loop: PyTorch's `nn.LSTM` on contiguous streams, the state carried and detached, the loss read at each step;
 - the plain loop in bf16: the same under `torch.autocast`, with the fused AdamW;
-- the usual windows (`bench.usual`), shuffled, the state empty at the start of each.
+- the usual windows (`bench.baselines`), shuffled, each starting from an empty state.
 
-A character through the network is not worth the same to all of them: so beside the speed stands the loss on the whole
-validation split after equal time, measured in the same way for all: in fp32, the state carried. The time begins with
-the first step, which for ours includes the choice of precision and backend; the evaluation comes after it.
+Programs learn more or less from the same number of characters. So the loss on the whole validation split after equal
+time is shown beside the speed, evaluated in the same way for all: in fp32, with carried state. The time begins with the
+first step, which for ours includes the choice of precision and backend. It excludes the evaluation.
 """
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from charrnn.bench.baselines import PlainLSTM, Windows
-from charrnn.bench.processes import answer, measure_apart
+from charrnn.bench.processes import answer, measure_apart, take_turns
+from charrnn.bench.report import Report, Row, Table, add_rounds, add_seconds, describe_shape
 from charrnn.config import RunConfig
 from charrnn.data.corpus import load_corpus
 from charrnn.device import candidate_precisions
@@ -36,6 +38,14 @@ from charrnn.training.trainer import Trainer
 
 Shape = tuple[int, int, int, int]  # num_layers, hidden_size, batch_size, seq_length
 SHAPES: tuple[Shape, ...] = ((2, 128, 50, 50), (1, 384, 32, 64))
+CONFIG_FLAGS = ("data",)
+COLUMNS = {
+    "size, B x T": "{size}",
+    "program": "{program}",
+    "characters/s": "{speed:,.0f}",
+    "x faster": "{times_faster:.2f}",
+    "validation loss": "{val_loss:.3f}",
+}
 NEVER = 2**40  # steps
 RATE, WEIGHT_DECAY, LARGEST_NORM = 2e-3, 1e-5, 5.0
 
@@ -48,7 +58,7 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Te
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), LARGEST_NORM)
     optimizer.step()
-    loss.item()  # as it is written everywhere, for the progress bar
+    loss.item()  # as in most programs, for their progress bar
     return state
 
 
@@ -57,7 +67,7 @@ def _adamw(model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
 
 
 def plain_loop(model: nn.Module, tokens: Tensor, shape: Shape, bf16: bool = False) -> Iterator[int]:
-    """Train on contiguous streams; of each step, the characters read."""
+    """Train on contiguous streams; yield the characters read at each step."""
     optimizer = _adamw(model, fused=bf16)
     batch_size, seq_length = shape[2:]
     length = (len(tokens) - 1) // batch_size
@@ -73,7 +83,7 @@ def plain_loop(model: nn.Module, tokens: Tensor, shape: Shape, bf16: bool = Fals
 
 
 def usual_windows(model: nn.Module, tokens: Tensor, shape: Shape) -> Iterator[int]:
-    """Train on shuffled windows; of each step, the characters read."""
+    """Train on shuffled windows; yield the characters read at each step."""
     optimizer = _adamw(model)
     batch_size, seq_length = shape[2:]
     while True:
@@ -95,7 +105,7 @@ def _config(data: str, shape: Shape) -> RunConfig:
 
 
 def ours(trainer: Trainer) -> Iterator[int]:
-    """Train with the library; of each step, the characters read."""
+    """Train with the library; yield the characters read at each step."""
     epoch_length = trainer.dataset.epoch_tokens
     before = 0.0
     for event in trainer:
@@ -115,12 +125,12 @@ PLAIN: dict[str, Callable[[nn.Module, Tensor, Shape], Iterator[int]]] = {
 
 
 def contenders() -> list[str]:
-    """What can be compared on this CPU."""
+    """The programs that this CPU can run."""
     has_bf16 = "bf16" in candidate_precisions(torch.device("cpu"))
     return [OURS, *(name for name in PLAIN if has_bf16 or "bf16" not in name)]
 
 
-def measure(contender: str, data: str, shape: Shape, seconds: float) -> dict[str, Any]:
+def measure(contender: str, data: str, shape: Shape, seconds: float) -> Row:
     """Train for `seconds`, then evaluate.
 
     Args:
@@ -130,11 +140,11 @@ def measure(contender: str, data: str, shape: Shape, seconds: float) -> dict[str
         seconds: of training.
 
     Returns:
-        `speed` in characters per second, the start left out, and `val_loss` in nats per token; of ours also the
+        `speed` in characters per second, excluding the start, and `val_loss` in nats per token; for ours also the
         `precision` and `backend` chosen.
 
     Raises:
-        CorpusError: the text cannot be had or is too short.
+        CorpusError: the text cannot be read or is too short.
     """
     config = _config(data, shape)
     if contender == OURS:
@@ -155,7 +165,7 @@ def measure(contender: str, data: str, shape: Shape, seconds: float) -> dict[str
 
 
 def _speed(steps: Iterator[int], seconds: float) -> float:
-    """Take steps for `seconds`; their characters per second, the first tenth of the time and three steps left out."""
+    """Characters per second over `seconds` of steps, excluding three steps and the first tenth of the time."""
     begin = time.perf_counter()
     for _ in range(3):
         next(steps)
@@ -172,42 +182,63 @@ def compare(
     shapes: Sequence[Shape] = SHAPES,
     rounds: int = 3,
     seconds: float = 20.0,
-    progress: Callable[[list[Any]], Iterable[Any]] = iter,
-) -> list[dict[str, Any]]:
-    """Speed and loss of each contender on the CPU, by turns, each time in a process of its own; medians.
+) -> list[Row]:
+    """Measure speed and loss of each program on the CPU, in turns, each time in its own process; medians.
 
     Args:
         data: a corpus name or path.
         shapes: (num_layers, hidden_size, batch_size, seq_length) each.
-        rounds: turns that each contender has.
+        rounds: turns of each program.
         seconds: of training in each turn.
-        progress: wraps the loop over the turns, as `tqdm` does.
 
     Returns:
-        For each shape a row: `shape`; under each contender's name what `measure` gives; and `times_faster`, the speed
-        of ours by that of each other.
+        For each shape a row: `shape`; under each program's name the result of `measure`; and `times_faster`, the speed
+        of ours over that of each other.
 
     Raises:
-        CorpusError: the text cannot be had or is too short.
+        CorpusError: the text cannot be read or is too short.
         MeasurementError: a process failed.
     """
     load_corpus(_config(data, SHAPES[0]).data)  # prepared once, for all of them
-    names = contenders()
-    turns = [(shape, contender) for shape in shapes for _ in range(rounds) for contender in names]
-    results: dict[Any, list[dict[str, Any]]] = {turn: [] for turn in turns}
-    for shape, contender in progress(turns):
-        arguments = {"contender": contender, "data": data, "shape": shape, "seconds": seconds}
-        results[shape, contender].append(measure_apart(__name__, **arguments))
-    return [_row(shape, {name: results[shape, name] for name in names}) for shape in shapes]
+    return [_compare(data, shape, rounds, seconds) for shape in shapes]
 
 
-def _row(shape: Shape, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _compare(data: str, shape: Shape, rounds: int, seconds: float) -> Row:
+    def measure_one(contender: str) -> Row:
+        result: Row = measure_apart(__name__, contender=contender, data=data, shape=shape, seconds=seconds)
+        return result
+
+    results = take_turns(contenders(), rounds, measure_one, f"training {describe_shape(*shape)}")
     medians = {
         name: {**each[-1], **{unit: statistics.median(turn[unit] for turn in each) for unit in ("speed", "val_loss")}}
         for name, each in results.items()
     }
     times = {name: medians[OURS]["speed"] / each["speed"] for name, each in medians.items() if name != OURS}
     return {"shape": list(shape), **medians, "times_faster": times}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `charrnn bench train`."""
+    add_rounds(parser, 3)
+    add_seconds(parser, 20.0, "seconds of training in each turn")
+
+
+def report(config: RunConfig, arguments: argparse.Namespace) -> Report:
+    """Compare the programs."""
+    results = compare(config.data.name, rounds=arguments.rounds, seconds=arguments.seconds)
+    chosen = "{program}, {precision}, {backend}"
+    rows = [
+        {
+            "size": describe_shape(*result["shape"]),
+            "program": chosen.format(program=name, **result[name]) if name == OURS else name,
+            "times_faster": result["times_faster"].get(name),
+            **result[name],
+        }
+        for result in results
+        for name in contenders()
+    ]
+    title = f"{arguments.seconds:g} s of training each; how many times faster ours is, and the validation loss then"
+    return Report(results, [Table(title, rows, COLUMNS)])
 
 
 if __name__ == "__main__":

@@ -1,70 +1,69 @@
-"""`charrnn eval` and `charrnn score`."""
+"""`charrnn eval`."""
 
 import argparse
-import os
-import re
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charrnn.cli import console
-from charrnn.cli.console import _settings
-from charrnn.config import (
-    DataConfig,
-)
-from charrnn.data.corpora import absolute_name, open_source
-from charrnn.errors import ConfigError
+from charrnn.cli.flags import add_checkpoint, add_device, add_json, add_settings, given_settings
+from charrnn.config import TOKENS, config_fields
 from charrnn.generation.generator import load_model
 
-if TYPE_CHECKING:  # PyTorch takes seconds to load: it is left to the commands that need it
+if TYPE_CHECKING:  # PyTorch takes seconds to load, so only the commands that need it import it
     from charrnn.data.corpus import Corpus
 
 
-def eval_(arguments: argparse.Namespace) -> int:
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the flags of `charrnn eval`."""
+    add_checkpoint(command)
+    add_device(command)
+    fields = (field for field in config_fields("data") if field[2] not in TOKENS)
+    add_settings(command, fields, default="that of the checkpoint")
+    command.add_argument("--split", choices=("train", "val", "test", "all"), default="val", help="the part to measure")
+    add_baselines(command)
+    add_json(command)
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Measure how well a model predicts a text."""
     from charrnn.api import evaluate
     from charrnn.data.corpus import load_corpus
     from charrnn.training.evaluation import evaluation_config
 
     generator = load_model(arguments.checkpoint, arguments.device)
-    given = _settings(arguments)
+    given = given_settings(arguments)
     config = evaluation_config(generator, given.pop("data", None), **given)
     corpus = load_corpus(config, generator.tokenizer)
     fractions = {"train_frac": config.train_frac, "val_frac": config.val_frac}
     result = evaluate(generator, corpus, arguments.split, progress=console.bar("evaluating"), **fractions)
-    values = {
-        "checkpoint": str(arguments.checkpoint),
-        "data": config.name,
-        "split": arguments.split,
-        "characters": result.characters,
-        "tokens": result.tokens,
-        "unknown": float(corpus.unknown_share),
-        "loss": result.loss,
-        "bpc": result.bpc,
-        "perplexity": result.perplexity,
-    }
+    ladder: dict[str, float] = {}
     if arguments.baselines:
-        ladder = _baselines(corpus, arguments.split, config.train_frac, config.val_frac)
-        values["baselines"] = ladder | {"this model": result.bpc}
+        ladder = measure_baselines(corpus, arguments.split, **fractions) | {"this model": result.bpc}
+    about = {"checkpoint": str(arguments.checkpoint), "data": config.name, "split": arguments.split}
     if arguments.json:
-        console.print_json(values)
+        sizes = {"characters": result.characters, "tokens": result.tokens, "unknown": float(corpus.unknown_share)}
+        measured = {"loss": result.loss, "bpc": result.bpc, "perplexity": result.perplexity}
+        console.print_json(about | sizes | measured | ({"baselines": ladder} if ladder else {}))
         return 0
-    ladder = values.pop("baselines", None)
-    values |= {"loss": f"{result.loss:.4f} nats per token", "bpc": f"{result.bpc:.4f} bits per character"}
-    values |= {"perplexity": f"{result.perplexity:.3f}", "unknown": f"{corpus.unknown_share:.2%} of the tokens"}
-    values |= {name: f"{values[name]:,}" for name in ("characters", "tokens")}
-    if generator.tokenizer.unknown is None:
-        del values["unknown"]
-    console.show("evaluation", values)
-    if ladder:
-        _show_ladder(ladder)
+    about |= {"characters": f"{result.characters:,}", "tokens": f"{result.tokens:,}"}
+    if generator.tokenizer.unknown is not None:
+        about["unknown"] = f"{corpus.unknown_share:.2%} of the tokens"
+    about |= {"loss": console.number(result.loss, "nats per token")}
+    about |= {"bpc": console.number(result.bpc, "bits per character"), "perplexity": f"{result.perplexity:.3f}"}
+    console.show("evaluation", about)
+    show_baselines(ladder)
     return 0
 
 
-def _baselines(corpus: "Corpus", split: str, train_frac: float, val_frac: float) -> dict[str, float]:
-    """Bits per character of n-gram models on the split that a network is measured on."""
-    with console.libraries_of_the_notebooks("--baselines"):
-        from charrnn.models.ngrams import NgramModel, ngram_ladder
+def add_baselines(command: argparse.ArgumentParser) -> None:
+    """Add the flag that asks for n-gram models."""
+    command.add_argument(
+        "--baselines", action="store_true", help="add bits per character of n-gram models counted on the train split"
+    )
+
+
+def measure_baselines(corpus: "Corpus", split: str, train_frac: float, val_frac: float) -> dict[str, float]:
+    """Bits per character of n-gram models on a split, by their names."""
+    from charrnn.models.ngrams import NgramModel, ngram_ladder
 
     splits = corpus.split(train_frac, val_frac)
     tokens = corpus.tokens if split == "all" else splits._asdict()[split]
@@ -73,63 +72,8 @@ def _baselines(corpus: "Corpus", split: str, train_frac: float, val_frac: float)
     return ngram_ladder(model, corpus.tokenizer, tokens, corpus.predicted(split, train_frac, val_frac))
 
 
-def _show_ladder(ladder: dict[str, float]) -> None:
-    """The models from worst to best."""
-    rows = [{"model": name, "bits per character": f"{bpc:.4f}"} for name, bpc in ladder.items()]
-    console.show_rows("baselines", sorted(rows, key=lambda row: -float(row["bits per character"])))
-
-
-def score(arguments: argparse.Namespace) -> int:
-    """Show how surprising each character of a text is to a model."""
-    from charrnn.generation.scoring import score
-
-    generator = load_model(arguments.checkpoint, arguments.device)
-    text = _text_to_score(arguments.text, "byte" if generator.tokenizer.kind == "byte" else "char")
-    found = score(generator, text, progress=console.bar("reading"))
-    probabilities, bits = found.probability.tolist(), found.surprisal.tolist()
-    values = {
-        "checkpoint": str(arguments.checkpoint),
-        "characters": found.characters,
-        "tokens": len(bits),
-        "bits": sum(bits) + found.spelling,
-        "bpc": found.bpc,
-    }
-    if arguments.json:
-        named = zip(found.tokens, probabilities, bits, strict=True)
-        scores = [{"token": token, "probability": p, "surprisal": b} for token, p, b in named]
-        console.print_json(values | {"scores": scores})
-        return 0
-    console.say("each token, its probability, and its surprisal in bits:")
-    shown = [f"{p:.2f}" if p >= 0.005 else "<.01" for p in probabilities]
-    console.show_heat(zip(found.tokens, shown, bits, strict=True))
-    worst = [
-        {
-            "at": f"{place + 1:,}",
-            "token": repr(found.tokens[place]),
-            "after": repr("".join(found.tokens[max(0, place - 20) : place])),
-            "probability": f"{probabilities[place]:.2g}",
-            "bits": f"{bits[place]:.1f}",
-            "likeliest was": repr(found.likeliest[place]) if found.likeliest[place] else "the end",
-        }
-        for place in found.worst(10)
-    ]
-    console.show_rows("most surprising", worst)
-    values |= {"bits": f"{values['bits']:,.1f}", "bpc": f"{found.bpc:.3f} bits per character"}
-    console.show("score", values | {name: f"{values[name]:,}" for name in ("characters", "tokens")})
-    return 0
-
-
-def _text_to_score(given: str, kind: str) -> str:
-    """The text itself, or what a file or standard input holds; `kind` of token says how it is read."""
-    if given == "-" or os.path.isfile(given):  # False, not an error, for a text too long to be a name
-        if given == "-" and sys.stdin and sys.stdin.isatty():
-            console.say("type a text; an end of file (Ctrl-D, on Windows Ctrl-Z and Enter) ends it")
-        name = given if given == "-" else absolute_name(Path(given))
-        return "".join(open_source(DataConfig(name=name, tokenizer=kind)).pieces("reading"))
-    if re.fullmatch(r"\S+\.[a-z]{1,4}", given):
-        raise ConfigError(f"TEXT: expected a text, an existing file or -, got {given!r}; no such file")
-    return given
-
-
-def _number(value: float | None, unit: str) -> str:
-    return "not measured" if value is None else f"{value:.4f} {unit}"
+def show_baselines(ladder: dict[str, float]) -> None:
+    """Print the models from worst to best, if there are any."""
+    if ladder:
+        rows = [{"model": name, "bpc": bpc} for name, bpc in sorted(ladder.items(), key=lambda item: -item[1])]
+        console.show_rows("baselines", rows, {"model": "{model}", "bits per character": "{bpc:.4f}"})

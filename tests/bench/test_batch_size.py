@@ -125,7 +125,7 @@ def test_the_command_shows_a_row_for_each_and_says_how_the_rate_went(apart, text
     flags = ["--data", str(text_file), "--hidden-size", "8", "--sizes", "16", "64", "128", "--seconds", "2"]
     assert main(["bench", "batch-size", str(config), *flags, "--scale", "sqrt"]) == 0
     out, err = capfd.readouterr()
-    for expected in ("0.004", "0.008", "1,000", "100 MB", "unknown", "1.7500", "scaled with the root"):
+    for expected in ("0.004", "0.008", "1,000", "100 MB", "-", "1.7500", "scaled with the root"):
         assert expected in out
     assert "batch size 128 skipped: killed by the system" in err
     assert main(["bench", "batch-size", *flags, "--json"]) == 0

@@ -9,7 +9,7 @@ from charrnn.bench.data import compare, deliver, scale
 from charrnn.cli.main import main
 from charrnn.config import ModelConfig
 from charrnn.data.corpus import load_corpus
-from charrnn.errors import CorpusError
+from charrnn.errors import CorpusError, MeasurementError
 from charrnn.models.build import build_model
 
 
@@ -64,23 +64,23 @@ def test_a_text_too_short_to_measure_on_is_refused():
 def test_a_measurement_that_fails_says_why(monkeypatch):
     monkeypatch.setattr("charrnn.bench.data.write_text", lambda path, size: path.write_bytes(b"\xff"))
     with pytest.raises(
-        CorpusError, match="expected to prepare 5 bytes, got an error: .*got byte 0xff.*smaller --sizes"
+        MeasurementError, match="expected to prepare 5 bytes, got an error: .*got byte 0xff.*smaller --sizes"
     ):
-        list(scale([5]))
+        scale([5])
 
 
 def test_bench_data_prints_tables_and_json(capfd, monkeypatch):
     measured = {"what": "deliver", "usual_seconds": 2.0, "seconds": 5e-4, "times_faster": 4000.0}
     grown = {"bytes": 10**9, "prepare_seconds": 8.0, "bytes_per_second": 125e6, "again_seconds": 2.0, "batches": 1000}
     grown |= {"batches_seconds": 0.01, "peak_bytes": 3 * 10**8, "peak_bytes_at_start": None}
-    monkeypatch.setattr("charrnn.bench.data.compare", lambda name, progress: [measured])
-    monkeypatch.setattr("charrnn.bench.data.scale", lambda sizes: iter([grown] * len(sizes)))
+    monkeypatch.setattr("charrnn.bench.data.compare", lambda name: [measured])
+    monkeypatch.setattr("charrnn.bench.data.scale", lambda sizes: [grown] * len(sizes))
     assert main(["bench", "data", "--json"]) == 0
     result = json.loads(capfd.readouterr().out)
     assert result == {"comparison": [measured], "growth": [grown] * 3}
     assert main(["bench", "data", "--sizes", "1000"]) == 0
     out, _ = capfd.readouterr()
-    for expected in ("2 s", "500 µs", "4,000", "1,000 MB", "125 MB/s", "300 MB", "unknown"):
+    for expected in ("2 s", "500 µs", "4,000", "1,000 MB", "125 MB/s", "300 MB", "-"):
         assert expected in out
 
 
@@ -94,9 +94,7 @@ def test_kernels_are_compared(monkeypatch, capfd):
             assert row[backend]["speed"] == max(speeds) > 0
     assert "torch" not in rows[-1]
     asked = []
-    monkeypatch.setattr(
-        "charrnn.bench.kernels.compare", lambda cells, rounds, progress: asked.append((cells, rounds)) or rows
-    )
+    monkeypatch.setattr("charrnn.bench.kernels.compare", lambda cells, rounds: asked.append((cells, rounds)) or rows)
     assert main(["bench", "kernels", "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == rows
     assert main(["bench", "kernels", "--cells", "gru", "--rounds", "1"]) == 0

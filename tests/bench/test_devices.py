@@ -104,7 +104,7 @@ def test_the_best_is_named_as_it_is_typed():
 
 def test_the_command(capfd, monkeypatch):
     asked = []
-    monkeypatch.setattr(devices, "compare", lambda *args, progress: asked.append(args) or ROWS)
+    monkeypatch.setattr(devices, "compare", lambda *args: asked.append(args) or ROWS)
     monkeypatch.setattr(devices, "together", lambda *args: pytest.fail("three streams are no two halves"))
     assert main(["bench", "devices", "--hidden-size", "16", "--batch-size", "3", "--rounds", "2"]) == 0
     out, _ = capfd.readouterr()

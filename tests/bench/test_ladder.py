@@ -320,7 +320,7 @@ def test_the_command_writes_all_there_is_to_know(tmp_path, capfd, monkeypatch):
 def test_the_command_prints_json(capfd, monkeypatch):
     asked = []
 
-    def measured(seconds, seeds, parameters, progress, **settings):
+    def measured(seconds, seeds, parameters, **settings):
         asked.append((seconds, list(seeds), parameters, settings))
         return {"records": made_up(RNN=(2.1, 1.0), LSTM=(2.0, 0.0))}
 

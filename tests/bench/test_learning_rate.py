@@ -91,9 +91,9 @@ def test_smoothing_keeps_a_straight_line_and_levels_noise():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.0, 1.0, 10), "expected a low rate above 0 and a higher one, got 0 and 1"),
-        ((0.1, 0.1, 10), "expected a low rate above 0 and a higher one"),
-        ((0.1, 1.0, 1), "expected at least 2 steps, got 1"),
+        ((0.0, 1.0, 10), "--low: expected a rate above 0 and below --high, 1, got 0"),
+        ((0.1, 0.1, 10), "expected a rate above 0 and below --high, 0.1, got 0.1"),
+        ((0.1, 1.0, 1), "--steps: expected at least 2, got 1"),
     ],
 )
 def test_wrong_ranges_are_refused(run, arguments, message):
@@ -110,5 +110,9 @@ def test_the_command(text_file, tmp_path, capfd):
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
     assert main([*command, "--steps", "4", "--json"]) == 0
     assert len(json.loads(capfd.readouterr().out)["losses"]) == 4
-    assert main(["bench", "learning-rate", "--low", "2"]) == 2
-    assert "--low: expected a rate below --high, 1, got 2" in capfd.readouterr().err
+    for flags, message in (
+        (["--low", "2"], "--low: expected a rate above 0 and below --high, 0.1, got 2"),
+        (["--steps", "1"], "--steps: expected at least 2, got 1"),
+    ):
+        assert main([*command, *flags]) == 2
+        assert message in capfd.readouterr().err

@@ -140,7 +140,7 @@ def test_the_ratios_are_those_of_the_medians_taken_by_turns(measured, text_file)
 
 
 def test_the_command_shows_speed_and_loss(measured, text_file, capfd, monkeypatch):
-    monkeypatch.setattr(train.compare, "__defaults__", ("", [SHAPE], 3, 1, iter))
+    monkeypatch.setattr(train.compare, "__defaults__", ("", [SHAPE], 3, 1))
     command = ["bench", "train", "--data", str(text_file), "--rounds", "1", "--seconds", "0.5"]
     assert main([*command, "--json"]) == 0
     (row,) = json.loads(capfd.readouterr().out)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.cli import console
+from charrnn.cli import console, flags
+from charrnn.cli.score import show_heat
 from charrnn.config import config_fields
 
 
@@ -20,30 +21,31 @@ def test_seconds_are_shown_in_the_unit_that_suits_them(value, shown):
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "x", ""])
 def test_a_number_above_0_is_nothing_else(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a number above 0, got"):
-        console.positive(text)
-    assert console.positive("1e-5") == 1e-5
+        flags.positive(text)
+    assert flags.positive("1e-5") == 1e-5
 
 
 def test_whole_numbers_have_a_least():
-    assert console.whole(2)("2") == 2
-    for text in ("1", "2.0", "-3", "x"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number of at least 2, got"):
-            console.whole(2)(text)
+    assert flags.whole("0") == 0
+    for text in ("0", "2.0", "-3", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number of at least 1, got"):
+            flags.count(text)
 
 
 def test_a_file_to_write_is_checked_before_the_work(tmp_path):
-    assert console.new_file(str(tmp_path / "a.json")) == tmp_path / "a.json"
-    assert console.picture_file(str(tmp_path / "a.SVG")) == tmp_path / "a.SVG"
+    assert flags.new_file(str(tmp_path / "a.json")) == tmp_path / "a.json"
+    assert flags.figure_file(str(tmp_path / "a.SVG")) == tmp_path / "a.SVG"
     for path in (tmp_path, tmp_path / "nowhere" / "a.json"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a file in a folder that exists"):
-            console.new_file(str(path))
+            flags.new_file(str(path))
     with pytest.raises(argparse.ArgumentTypeError, match=r"ends in .png or .svg, got"):
-        console.picture_file(str(tmp_path / "a.pdf"))
+        flags.figure_file(str(tmp_path / "a.pdf"))
 
 
 def test_only_flags_that_were_given_are_settings():
     parser = argparse.ArgumentParser()
-    console.add_settings(parser, config_fields("generation", "data", "logging"), without=("data",))
+    fields = config_fields("generation", "data", "logging")
+    flags.add_settings(parser, (field for field in fields if field[2] != "data"))
     given = [
         "--top-p",
         "None",
@@ -55,7 +57,7 @@ def test_only_flags_that_were_given_are_settings():
         "\\n\\t",
         "--no-tensorboard",
     ]
-    assert console.given_settings(parser.parse_args(given), config_fields()) == {
+    assert flags.given_settings(parser.parse_args(given)) == {
         "top_p": None,
         "prompt": "a\n\\n",
         "log_dir": "none",
@@ -80,7 +82,7 @@ def test_an_error_is_a_line_in_which_everything_can_be_seen(error, line):
     assert console.one_line(error) == line
 
 
-@pytest.mark.parametrize("read", [console.path, console.new_file, console.picture_file])
+@pytest.mark.parametrize("read", [flags.path, flags.new_file, flags.figure_file])
 def test_no_path_is_empty(read):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got ''"):
         read("")
@@ -97,7 +99,7 @@ def test_json_has_null_for_what_is_not_finite(capsys):
 
 
 def test_a_table_shows_markup_as_it_is(capsys):
-    console.show_rows("title", [{"a": "[bold]x[/bold]"}])
+    console.show_rows("title", [{"a": "[bold]x[/bold]"}], {"a": "{a}"})
     console.show("title", {"b": "[red]y"})
     out = capsys.readouterr().out
     assert "[bold]x[/bold]" in out
@@ -111,7 +113,34 @@ def test_what_is_shown_in_a_terminal_obeys_nothing(capsys, monkeypatch):
     console.write("a\x07\r\n\tb\x7f")
     console.say("\x1b[2J")
     console.show("\x1b]0;[red]title\x07", {"\x1b[1m": "\x9b2J"})
-    console.show_rows("\x1bc", [{"column": "\x1b[2J"}])
-    console.show_heat([("\x1b", "0.5", 1.0)])
+    console.show_rows("\x1bc", [{"column": "\x1b[2J"}], {"column\x07": "{column}"})
+    show_heat([("\x1b", "0.5", 1.0)])
     out, err = capsys.readouterr()
     assert re.sub(r"\x1b\[[\d;]*m|[\n\t]", "", out + err).isprintable()
+
+
+def test_cells_have_formats_of_their_own_and_a_sign_for_nothing(capsys):
+    row = {"speed": 1234.5, "time": 5e-4, "size": 3e8, "none": None, "nested": {"x": 1}}
+    columns = {"a": "{speed:,.0f}/s", "b": "{time:time}", "c": "{size:MB}", "d": "{none:.2f}", "e": "{absent[x]}"}
+    console.show_rows("title", [row], columns | {"f": "{nested[x]}"})
+    assert re.findall(r"[^│\s][^│]*?(?= +│)", capsys.readouterr().out.splitlines()[4]) == [
+        "1,234/s",
+        "500 µs",
+        "300 MB",
+        "-",
+        "-",
+        "1",
+    ]
+
+
+def test_help_shows_defaults_that_say_something(capsys):
+    parser = flags.Parser(prog="x")
+    parser.add_argument("--rounds", type="count", default=3, help="turns")
+    parser.add_argument("--out", help="a file")
+    parser.add_argument("--quiet", action="store_true", help="say less")
+    out = parser.format_help()
+    assert "turns (default: 3)" in out
+    assert out.count("default") == 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--rounds", "0"])
+    assert "argument --rounds: expected a whole number of at least 1, got '0'" in capsys.readouterr().err

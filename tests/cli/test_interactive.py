@@ -15,19 +15,9 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from charrnn.checkpoint import save_checkpoint
+from charrnn.cli import console
 from charrnn.cli import interactive as repl
-from charrnn.cli.interactive import (
-    COMMANDS,
-    Change,
-    Do,
-    Session,
-    Write,
-    answer,
-    completions,
-    interact,
-    parse_command,
-    show,
-)
+from charrnn.cli.interactive import USAGES, Session, answer, completions, interact, parse_command
 from charrnn.config import GenerationConfig, RunConfig
 from charrnn.data.tokenizer import CharTokenizer
 from charrnn.errors import ConfigError
@@ -67,42 +57,43 @@ def state(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "meaning"),
     [
-        ("", Write("")),
-        ("ROMEO:", Write("ROMEO:")),
-        ("  two spaces ", Write("  two spaces ")),
-        ("one\\ntwo\\tthree", Write("one\ntwo\tthree")),
-        ("C:\\\\new\\d", Write("C:\\new\\d")),
-        ("::temp 3", Write(":temp 3")),
-        ("::", Write(":")),
-        (":::", Write("::")),
-        (":temp 0.8", Change("temperature", "0.8")),
-        (":TEMP   1e-1  ", Change("temperature", "1e-1")),
-        (":temp off", Change("temperature", "off")),  # which has no such state: refused when it is set
-        (":topk 20", Change("top_k", "20")),
-        (":topk off", Change("top_k", None)),
-        (":topk None", Change("top_k", None)),
-        (":topp 0.9", Change("top_p", "0.9")),
-        (":minp 0.1", Change("min_p", "0.1")),
-        (":typical OFF", Change("typical_p", None)),
-        (":penalty 1.3", Change("repetition_penalty", "1.3")),
-        (":length 0", Change("length", "0")),
-        (":seed 5", Change("seed", "5")),
-        (":seed random", Change("seed", "random")),
-        (":stop \\n\\n", Change("stop", "\n\n")),
-        (":stop \\\\n", Change("stop", "\\n")),
-        (':stop " a "', Change("stop", " a ")),
-        (':stop "', Change("stop", '"')),
-        (':stop "off"', Change("stop", "off")),
-        (":stop off", Change("stop", None)),
-        (":allow abc d", Change("allow", "abc d")),
-        (":forbid :", Change("forbid", ":")),
-        (":more", Do("more")),
-        (":more  ", Do("more")),
-        (":save a b.txt", Do("save", "a b.txt")),
-        (":save! \\new.txt", Do("save!", "\\new.txt")),
-        (":settings", Do("settings")),
-        (":help", Do("help")),
-        (":quit", Do("quit")),
+        ("", ("write", "")),
+        ("ROMEO:", ("write", "ROMEO:")),
+        ("  two spaces ", ("write", "  two spaces ")),
+        ("one\\ntwo\\tthree", ("write", "one\ntwo\tthree")),
+        ("C:\\\\new\\d", ("write", "C:\\new\\d")),
+        ("::temp 3", ("write", ":temp 3")),
+        ("::", ("write", ":")),
+        (":::", ("write", "::")),
+        (":temp 0.8", ("temperature", "0.8")),
+        (":TEMP   1e-1  ", ("temperature", "1e-1")),
+        (":temp off", ("temperature", "off")),  # which has no such state: refused when it is set
+        (":topk 20", ("top_k", "20")),
+        (":topk off", ("top_k", None)),
+        (":topk None", ("top_k", None)),
+        (":topp 0.9", ("top_p", "0.9")),
+        (":minp 0.1", ("min_p", "0.1")),
+        (":typical OFF", ("typical_p", None)),
+        (":top-k 20", ("top_k", "20")),
+        (":repetition_penalty 1.3", ("repetition_penalty", "1.3")),
+        (":length 0", ("length", "0")),
+        (":seed 5", ("seed", "5")),
+        (":seed random", ("seed", "random")),
+        (":stop \\n\\n", ("stop", "\n\n")),
+        (":stop \\\\n", ("stop", "\\n")),
+        (':stop " a "', ("stop", " a ")),
+        (':stop "', ("stop", '"')),
+        (':stop "off"', ("stop", "off")),
+        (":stop off", ("stop", None)),
+        (":allow abc d", ("allow", "abc d")),
+        (":forbid :", ("forbid", ":")),
+        (":more", ("more", "")),
+        (":more  ", ("more", "")),
+        (":save a b.txt", ("save", "a b.txt")),
+        (":save! \\new.txt", ("save!", "\\new.txt")),
+        (":settings", ("settings", "")),
+        (":help", ("help", "")),
+        (":quit", ("quit", "")),
     ],
 )
 def test_a_line_and_its_meaning(line, meaning):
@@ -112,14 +103,13 @@ def test_a_line_and_its_meaning(line, meaning):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (":tmp 1", "unknown command ':tmp'; did you mean ':temp'?"),
-        (":temperature 1", "unknown command ':temperature'; did you mean ':temp'?"),
-        (":top-k 1", "unknown command ':top-k'; did you mean ':topk'?"),
-        (":repetition_penalty 2", "did you mean ':penalty'?"),
-        (":exit", "unknown command ':exit'; :help shows those there are"),
-        (":", "unknown command ':'; :help shows those there are"),
-        (":temp", ":temp: expected :temp NUMBER, got no value"),
-        (":topk ", ":topk: expected :topk NUMBER|off, got no value"),
+        (":temprature 1", "unknown command ':temprature'; did you mean ':temperature'?"),
+        (":penalty 2", "unknown command ':penalty'; did you mean ':repetition_penalty'?"),
+        (":top 1", "unknown command ':top'; did you mean ':top_k'?"),
+        (":exit", "unknown command ':exit'; :help shows all of them"),
+        (":", "unknown command ':'; :help shows all of them"),
+        (":temp", ":temperature: expected :temperature NUMBER, got no value"),
+        (":topk ", ":top_k: expected :top_k NUMBER|off, got no value"),
         (":stop", ":stop: expected :stop TEXT|off, got no value"),
         (":save", ":save: expected :save FILE, got no value"),
         (":more 100", ":more: expected :more alone, got '100'"),
@@ -133,15 +123,16 @@ def test_a_line_without_meaning(line, message):
 
 
 def test_every_setting_has_its_command():
-    assert {command.setting for command in COMMANDS.values()} - {""} == set(GenerationConfig.model_fields) - {"prompt"}
+    assert set(USAGES) > set(GenerationConfig.model_fields) - {"prompt"}
 
 
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        (":t", [":temp", ":topk", ":topp", ":typical"]),
+        (":t", [":temperature", ":top_k", ":top_p", ":typical_p"]),
         (":he", [":help"]),
-        (":topk ", ["5", "20", "off"]),
+        (":topk ", ["off"]),
+        (":temp ", []),
         (":topk o", ["off"]),
         (":seed r", ["random"]),
         (":nothing ", []),
@@ -156,7 +147,7 @@ def test_completions(line, offered):
 
 
 def test_all_commands_are_offered_with_what_they_do():
-    assert dict(completions(":")) == {f":{name}": command.does for name, command in COMMANDS.items()}
+    assert dict(completions(":")) == {f":{name}": about for name, (_, about) in USAGES.items()}
 
 
 # --------------------------------------------------------------------------------------------------------- the session
@@ -263,9 +254,9 @@ def test_a_byte_order_mark_of_a_piped_file_is_no_prompt(generator, monkeypatch, 
 def test_settings_are_shown_as_they_are_typed(generator):
     session = Session(generator, settings(top_k=7, stop="\n\\n", length=None))
     shown = session.settings()
-    assert shown == dict.fromkeys(("topp", "minp", "typical", "penalty", "allow", "forbid"), "off") | {
-        "temp": "1",
-        "topk": "7",
+    assert shown == dict.fromkeys(("top_p", "min_p", "typical_p", "repetition_penalty", "allow", "forbid"), "off") | {
+        "temperature": "1",
+        "top_k": "7",
         "length": "0",
         "stop": '"\\n\\\\n"',
         "seed": "5",
@@ -281,7 +272,7 @@ def test_a_text_is_saved_whole_and_replaces_nothing(session, tmp_path):
     assert session.save(str(path)) == path
     assert path.read_bytes() == (session.text + "\n").encode()
     list(session.write("d"))
-    with pytest.raises(ConfigError, match=":save: expected a new file, got .*text.txt', which is there"):
+    with pytest.raises(ConfigError, match=":save: expected a new file, got .*text.txt', which exists"):
         session.save(str(path))
     assert path.read_text().startswith("ab\nc")
     session.save(str(path), replace=True)
@@ -330,7 +321,7 @@ def test_help_and_settings(session, capsys):
     assert answer(session, ":help")
     assert answer(session, ":settings")
     err = capsys.readouterr().err
-    for name in COMMANDS:
+    for name in USAGES:
         assert f":{name} " in err
     assert re.search(r"\n  length +20\n", err)
     assert answer(session, ":quit") is False
@@ -352,10 +343,10 @@ class Counting(io.StringIO):
 
 def test_text_comes_at_once_but_is_not_flushed_for_each_character(monkeypatch):
     clock = itertools.count(step=1 / 50_000)  # of a fast model
-    monkeypatch.setattr(repl.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys, "stdout", out := Counting())
     seen = []
-    show(seen.append(out.getvalue()) or "x" for _ in range(100_000))
+    console.write_stream(seen.append(out.getvalue()) or "x" for _ in range(100_000))
     assert out.getvalue() == "x" * 100_000 + "\n"
     assert 100 <= out.flushes <= 122  # in two seconds
     assert seen[1] == "x"
@@ -367,7 +358,7 @@ def test_an_error_in_mid_text_loses_nothing_of_it(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        show(pieces())
+        console.write_stream(pieces())
     assert capsys.readouterr().out == "abc\n"
 
 
@@ -381,7 +372,7 @@ def test_an_error_in_mid_text_loses_nothing_of_it(capsys):
 )
 def test_a_terminal_obeys_nothing_in_a_text(monkeypatch, out, raw, shown):
     monkeypatch.setattr(sys, "stdout", out := out())
-    show("\x1b]0;title\x07 a\tb\n\x9b2J é", raw)
+    console.write_stream("\x1b]0;title\x07 a\tb\n\x9b2J é", raw)
     assert out.getvalue() == shown
 
 
@@ -433,7 +424,7 @@ def test_the_toolbar_shows_what_is_set(session):
     session.change("top_k", "9")
     list(session.write("a"))
     terminal.app.before_render.fire()
-    assert terminal.bottom_toolbar() == "temp 1  topk 9  length 20  seed 6"
+    assert terminal.bottom_toolbar() == "temperature 1  top_k 9  length 20  seed 6"
 
 
 def test_commands_their_values_and_files_are_completed(session, tmp_path):
@@ -445,7 +436,7 @@ def test_commands_their_values_and_files_are_completed(session, tmp_path):
         completer = repl._terminal(session, input=keyboard, output=DummyOutput()).completer
     for line, whole in {
         ":len": ":length",
-        ":topk o": ":topk off",
+        ":top_k o": ":top_k off",
         f":save {tmp_path}/te": f":save {tmp_path}/text.txt",
         f":save! {tmp_path}/te": f":save! {tmp_path}/text.txt",
     }.items():
@@ -496,7 +487,7 @@ def test_lines_from_a_pipe(generator, command):
     )
     expected = generator.generate("ab:", 30, seed=5), generator.generate("", 30, temperature=0.5, seed=6)
     assert result.stdout == "".join(f"{text}\n" for text in expected)
-    assert "unknown command ':tmp'; did you mean ':temp'?\n" in result.stderr
+    assert "unknown command ':tmp'; :help shows all of them\n" in result.stderr
     assert (result.returncode, "Traceback" in result.stderr) == (0, False)
 
 
@@ -599,7 +590,7 @@ def test_a_dumb_terminal_gets_lines_alone(generator, command, tmp_path):
         seen += screen.wait(lambda seen: len(seen) > 4000)
         screen.type("\x03")  # stops the text, not the program
         screen.type(":settings\n")
-        seen += screen.wait(lambda seen: "topk " in seen)
+        seen += screen.wait(lambda seen: "top_k " in seen)
         screen.type(END)
         screen.wait(lambda _: screen.process.poll() is not None)
         assert screen.process.wait(10) == 0

@@ -489,6 +489,20 @@ def test_baselines_from_worst_to_best_with_the_model_among_them(run, text_file, 
     assert shown == sorted(shown, reverse=True)
 
 
+def test_baselines_need_nothing_of_the_notebooks(run):
+    code = """
+import sys
+for name in ("matplotlib", "ipywidgets", "scipy", "IPython", "charrnn.lab"):
+    sys.modules[name] = None
+from charrnn.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ["eval", str(run), "--baselines", "--json"]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "8-gram" in json.loads(result.stdout)["baselines"]
+
+
 def test_the_vocabulary_of_a_model_is_not_a_setting_any_more(run, text_file, capfd):
     code, error = fail(capfd, "train", "--init-from", run, "--data", text_file, "--tokenizer", "byte")
     assert code == 2
@@ -672,7 +686,7 @@ def test_a_lack_of_memory_is_told_from_a_crash_of_the_gpu(run, capfd, monkeypatc
         def load_model(*_):
             raise error
 
-        monkeypatch.setattr(charrnn.cli.sample, "load_model", load_model)
+        monkeypatch.setattr("charrnn.cli.sample.load_model", load_model)
 
     failing(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4503599627370496 bytes."))
     code, err = fail(capfd, "sample", run)
