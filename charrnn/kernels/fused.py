@@ -43,12 +43,12 @@ norm_backward = torch.ops.aten.native_layer_norm_backward.default
 SMALL = 256  # hidden sizes below gain nothing from half precision inside the loop
 
 
-def rnn(inputs: Tensor, h: Tensor, *weights: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rnn(inputs: Tensor, state: Tensor, *weights: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`rnn_cell` over a whole sequence.
 
     Args:
         inputs: `(B, T, I)`; with `tokens`, an embedding `(V, I)`.
-        h: the state before the first step, `(B, H)`.
+        state: h before the first step, `(B, H)`.
         *weights: those of the cell.
         tokens: rows of `inputs` to read, `(B, T)`.
 
@@ -57,17 +57,17 @@ def rnn(inputs: Tensor, h: Tensor, *weights: Tensor, tokens: Tensor | None = Non
     """
     weight_ih, weight_hh, bias_ih, bias_hh = weights
     products = _look_up(_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
-    outputs: Tensor = _recur(_RNN, products, (h,), weight_hh)
+    outputs: Tensor = _recur(_RNN, products, (state,), weight_hh)
     return outputs.transpose(0, 1), outputs[-1].clone()
 
 
-def gru(inputs: Tensor, h: Tensor, *weights: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def gru(inputs: Tensor, state: Tensor, *weights: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`gru_cell` over a whole sequence; arguments and results as in `rnn`."""
     weight_ih, weight_hh, bias_ih, bias_hh = weights
     bias_r, bias_z, bias_n = bias_hh.chunk(3)
     bias = bias_ih + torch.cat([bias_r, bias_z, torch.zeros_like(bias_n)])  # that of n stays inside, behind r
     products = _look_up(_products(inputs, weight_ih, bias, tokens), tokens)
-    outputs: Tensor = _recur(_GRU, products, (h,), weight_hh, bias_n)
+    outputs: Tensor = _recur(_GRU, products, (state,), weight_hh, bias_n)
     return outputs.transpose(0, 1), outputs[-1].clone()
 
 

@@ -10,7 +10,7 @@ MODELS: dict[str, type[CharModel]] = {model.kind: model for model in (CharLSTM, 
 
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int = 0) -> CharModel:
-    """The model that `config` describes, with weights drawn from `seed`; the global random state is left as it was."""
+    """Build the model that `config` describes, with weights drawn from `seed`; the global random state is unchanged."""
     options = config.model_dump(exclude={"type"})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -18,7 +18,7 @@ def build_model(config: ModelConfig, vocab_size: int, seed: int = 0) -> CharMode
 
 
 def with_vocabulary(model: CharModel, vocab_size: int) -> CharModel:
-    """A copy of `model` for a vocabulary that has grown to `vocab_size` at its end; itself if it has not.
+    """Copy `model` for a vocabulary that has grown to `vocab_size` at its end; return it as it is if it has not.
 
     A new token starts as the mean of the old ones, in embedding and head, so that it changes their probabilities
     little (Hewitt, 2021, "Initializing New Word Embeddings for Pretrained Language Models").
@@ -30,7 +30,7 @@ def with_vocabulary(model: CharModel, vocab_size: int) -> CharModel:
     grown = build_model(config, vocab_size)
     weights = {}
     for name, value in model.state_dict().items():
-        if name.startswith(("embedding.", "head.")):  # a row, or a number, for each token
+        if name.startswith(("embedding.", "head.")):  # a row, or a bias, for each token
             new = value.mean(dim=0, keepdim=True).expand(vocab_size - old, *value.shape[1:])
             value = torch.cat([value, new])
         weights[name] = value
@@ -39,5 +39,5 @@ def with_vocabulary(model: CharModel, vocab_size: int) -> CharModel:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trained numbers."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,8 +1,8 @@
 """One time step of each recurrent network, as its equations.
 
     B  streams side by side      x  (B, I)  input of this step
-    I  input size                h  (B, H)  state: what the network shows of its memory
-    H  hidden_size               c  (B, H)  cell of an LSTM: what it keeps to itself
+    I  input size                h  (B, H)  state: the output of a step, read again at the next
+    H  hidden_size               c  (B, H)  cell of an LSTM: its memory, not part of the output
     G  gates: 1 in an RNN, 3 in a GRU, 4 in an LSTM
 
 Weights are named and shaped as in torch's `nn.RNN`, `nn.GRU` and `nn.LSTM`, so that one state_dict serves all of them:
@@ -71,7 +71,7 @@ def layer_norm_lstm_cell(
     """LSTM with layer normalisation (Ba et al., 2016, arXiv:1607.06450, equations 20 to 22): the next h and c.
 
     Both products are normalised over all gates and scaled by `gain_ih` and `gain_hh` (4·H,); the plain `bias` (4·H,)
-    is added after. The cell is normalised where it is shown, not where it is kept.
+    is added after. The normalised cell goes into h only; the cell itself is carried as it is.
     """
     h, c = state
     products = normalise(x @ weight_ih.T) * gain_ih + normalise(h @ weight_hh.T) * gain_hh  # (B, 4H)

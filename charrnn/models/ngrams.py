@@ -1,4 +1,4 @@
-"""n-gram models: what counting alone achieves, measured on the same split as any network.
+"""n-gram models: counting as a baseline, measured on the same split as any network.
 
 The probability of a token is read off how often it followed the last n - 1 tokens in the training text. Contexts that
 are rare or new borrow from shorter ones, by interpolated modified Kneser-Ney smoothing (Chen & Goodman, 1999, "An
@@ -9,7 +9,7 @@ empirical study of smoothing techniques for language modeling"; Kneser & Ney, 19
     h   the last n - 1 tokens; h' is h without its first
     c   how often a gram occurs; below the highest order: in how many different contexts
     D   a discount for grams seen once, twice, and more often
-    gamma(h)   what the discounts took away, so that all probabilities sum to 1
+    gamma(h)   the probability that the discounts freed, so that all probabilities sum to 1
 """
 
 import math
@@ -33,7 +33,7 @@ class _Level(NamedTuple):
     """The smoothed counts of one order."""
 
     share: Floats  # max(c(hw) - D, 0) / c(h) of each gram
-    gamma: Floats  # of each context; 1 for one that nothing was counted for
+    gamma: Floats  # of each context; 1 where nothing was counted
 
 
 class NgramModel:
@@ -80,10 +80,10 @@ class NgramModel:
         self._lower = [self._level(k, count) for k, count in enumerate(contexts, 1)]
 
     def _level(self, order: int, count: Ints) -> _Level:
-        """Discounted shares of the grams of an order and what is left over in each of their contexts."""
+        """The discounted shares of the grams of an order, and the probability left over in each of their contexts."""
         parents = 1 if order == 1 else len(self._grams[order - 2])
         parent = np.zeros(len(count), np.int64) if order == 1 else self._grams[order - 1] // self.vocab_size
-        # where every token was seen nothing has to be set aside for new ones: frequencies as they are
+        # if every token was seen, no probability has to be set aside for new ones
         discount = np.zeros(4) if order == 1 and count.all() else _discounts(count)
         taken = np.minimum(discount[np.minimum(count, 3)], count)
         total = np.bincount(parent, count, parents)
@@ -143,7 +143,7 @@ class NgramModel:
         return result
 
     def _gram(self, tokens: Tokens) -> int:
-        """Id of a gram; that of none is 0, -1 if the text does not have it."""
+        """Id of a gram: 0 for the empty one, -1 if the text does not have it."""
         gram = 0
         for k, token in enumerate(tokens, 1):
             gram = int(self._find(k, np.array([gram * self.vocab_size + int(token)]))[0])
@@ -152,13 +152,13 @@ class NgramModel:
         return gram
 
     def bits(self, tokens: Tokens, order: int) -> float:
-        """Mean bits per token of all of `tokens` but the first: log2 of how surprised the model is."""
+        """Mean surprisal, in bits per token, of all of `tokens` but the first."""
         if order == 0:
             return math.log2(self.vocab_size)
         return 0.0 - float(np.log2(self.probabilities(tokens, order)).mean())  # no -0.0
 
     def generate(self, prompt: Tokens, length: int, order: int, seed: int = 0) -> list[int]:
-        """`length` tokens drawn one after the other, going on from `prompt`."""
+        """Draw `length` tokens one after the other, going on from `prompt`."""
         rng = np.random.default_rng(seed)
         text = [int(token) for token in prompt]
         for _ in range(length):
@@ -168,12 +168,12 @@ class NgramModel:
 
 
 def _discounts(count: Ints) -> Floats:
-    """What is taken off a count of 0, 1, 2, 3 and more (Chen & Goodman, 1999, equation 26)."""
+    """The discounts of a count of 0, 1, 2, 3 and more (Chen & Goodman, 1999, equation 26)."""
     once, twice, thrice, four = (int((count == times).sum()) for times in (1, 2, 3, 4))
     if once and twice and thrice:
         scale = once / (once + 2 * twice)
         estimate = [1 - 2 * scale * twice / once, 2 - 3 * scale * thrice / twice, 3 - 4 * scale * four / thrice]
-        if min(estimate) > 0:  # a discount of nothing would leave nothing for what was never seen
+        if min(estimate) > 0:  # a discount of 0 would leave unseen grams no probability
             return np.array([0.0, *estimate])
     return np.array([0.0, 0.5, 1.0, 1.5])  # too few rare grams to estimate it from
 
@@ -186,11 +186,11 @@ def ngram_ladder(
     Args:
         model: counted on a training split.
         tokenizer: of that text.
-        tokens: ids `(N,)` of the split that a network is measured on, too; all but the first are predicted.
-        extent: how much text they are, from `Corpus.predicted`; only needed where some are unknown.
+        tokens: ids `(N,)` of the split to measure on; all but the first are predicted.
+        extent: their size as text, from `Corpus.predicted`; only needed where some are unknown.
 
     Raises:
-        ValueError: there is nothing to predict, or what the unknown tokens stand for is not known.
+        ValueError: there is nothing to predict, or some tokens are unknown and `extent` is missing.
     """
     if extent is None:
         if tokenizer.unknown is not None and (tokens[1:] == tokenizer.unknown).any():

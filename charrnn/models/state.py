@@ -11,20 +11,20 @@ from torch import Tensor
 State = Any  # nested tuples of tensors whose first dimension is B
 
 
-def map_state(function: Callable[..., Tensor], *states: State) -> State:
-    """`function` of the tensors that stand in the same place of each state, whatever their nesting."""
+def map_state(function: Callable[..., Any], *states: State) -> State:
+    """Apply `function` to the tensors at the same place of each state."""
     if isinstance(states[0], Tensor):
         return function(*states)
     return tuple(map_state(function, *parts) for parts in zip(*states, strict=True))
 
 
 def detach_state(state: State) -> State:
-    """The same state, cut from the graph: gradients stop here (truncated backpropagation through time)."""
+    """Cut a state from the graph: gradients stop here (truncated backpropagation through time)."""
     return map_state(Tensor.detach, state)
 
 
 def begin_rows(state: State, begins: NDArray[np.bool_] | None) -> State:
-    """The state with an empty one in the rows, `(B,)`, that begin a text; the state itself if none does."""
+    """Set the state to zeros in the rows, `(B,)`, that begin a text."""
     if state is None or begins is None or not begins.any():
         return state
     rows = torch.from_numpy(np.flatnonzero(begins))
@@ -32,7 +32,7 @@ def begin_rows(state: State, begins: NDArray[np.bool_] | None) -> State:
 
 
 def flatten_state(state: State) -> dict[str, Tensor]:
-    """Every tensor in a state by its path, `0.1` being the second tensor of the first layer; nothing for None."""
+    """List the tensors in a state by path: `0.1` is the second tensor of the first layer. None gives an empty dict."""
     if state is None:
         return {}
     if isinstance(state, Tensor):
@@ -42,7 +42,7 @@ def flatten_state(state: State) -> dict[str, Tensor]:
 
 
 def unflatten_state(tensors: Mapping[str, Tensor]) -> State:
-    """The state that `flatten_state` took apart."""
+    """Put together the state that `flatten_state` took apart."""
     if not tensors:
         return None
     if "" in tensors:

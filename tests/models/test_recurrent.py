@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,6 +17,7 @@ from charrnn.models.recurrent import CharGRU, CharLSTM, CharRNN, evaluation_view
 from charrnn.models.state import detach_state, flatten_state, map_state, unflatten_state
 
 KINDS = list(MODELS)
+CELL_GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 def make(kind, **options):
@@ -143,6 +145,35 @@ def test_flatten_state_round_trip(state):
     assert repr(back) == repr(state)
 
 
+@pytest.mark.parametrize(("kind", "kept"), [("rnn", 1), ("gru", 5), ("lstm", 7)])
+@pytest.mark.parametrize(("dropout", "dropped"), [(0.0, 0), (0.3, 2)])
+def test_the_memory_formula(kind, kept, dropout, dropped):
+    """Of the module's docstring: the numbers that autograd keeps for backward, each memory once, without parameters."""
+    V, H, L, B, T = 65, 32, 3, 16, 50  # noqa: N806
+    model = MODELS[kind](V, H, L, dropout=dropout)
+    model.backend = "fused"
+    memory = {}
+
+    def keep(tensor):
+        memory[tensor.untyped_storage().data_ptr()] = tensor  # which is held, so that no other takes its place
+        return tensor
+
+    tokens = torch.randint(V, (B, T))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits, _ = model(tokens)
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    for parameter in model.parameters():
+        memory.pop(parameter.untyped_storage().data_ptr(), None)
+    memory.pop(tokens.untyped_storage().data_ptr(), None)
+    memory[logits.untyped_storage().data_ptr()] = logits
+    found = sum(tensor.untyped_storage().nbytes() for tensor in memory.values()) / 4
+    assert found == pytest.approx(B * T * ((L * kept + 1) * H + (L - 1) * dropped * H + 2 * V), rel=0.03)
+    loss.backward()
+    widths = [V, H, H]
+    formula = V * V + sum(CELL_GATES[kind] * H * (width + H + 2) for width in widths) + H * V + V
+    assert count_parameters(model) == formula
+
+
 def test_build_model_is_seeded_and_leaves_the_random_state():
     config = ModelConfig(hidden_size=4)
     before = torch.get_rng_state()
@@ -206,7 +237,8 @@ def test_mps_computes_what_the_cpu_does():
 
 def test_layer_kinds():
     assert {kind: model.layer for kind, model in MODELS.items()} == {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-    assert {kind: model.cell for kind, model in MODELS.items()} == {"lstm": lstm_cell, "gru": gru_cell, "rnn": rnn_cell}
+    cells = {"lstm": lstm_cell, "gru": gru_cell, "rnn": rnn_cell}
+    assert {kind: model(5).cell for kind, model in MODELS.items()} == cells
 
 
 def test_a_large_vocabulary_is_not_one_hot():
@@ -278,6 +310,31 @@ def test_initialisation_of_2015():
     assert values.abs().max() > 0.079
     normalised = CharLSTM(7, 5, layer_norm=True, init="uniform").layers[0]
     assert torch.equal(normalised.gain_c_l0, torch.ones(5))  # 2015 had no layer norm
+
+
+@pytest.mark.parametrize("init", ["torch", "uniform", "orthogonal"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_initialisation_table(kind, init):
+    """Of the module's docstring: the largest number of each tensor is just within its bound."""
+    V, H = 50, 64  # noqa: N806
+    model = build_model(ModelConfig(type=kind, init=init, hidden_size=H, embedding_dim=40), V)
+    torch_bound, xavier = 1 / math.sqrt(H), math.sqrt(6 / (40 + H))
+    layer = {"torch": torch_bound, "uniform": 0.08, "orthogonal": xavier}[init]
+    bounds = {
+        "layers.0.weight_ih_l0": layer,
+        "layers.0.bias_ih_l0": 0 if init == "orthogonal" else layer,
+        "head.weight": 0.08 if init == "uniform" else torch_bound,
+        "head.bias": 0.08 if init == "uniform" else torch_bound,
+    }
+    if init != "orthogonal":
+        bounds["layers.0.weight_hh_l0"] = layer
+    weights = model.state_dict()
+    for name, bound in bounds.items():
+        assert 0.9 * bound <= weights[name].abs().max() <= bound, name
+    if init == "uniform":
+        assert weights["embedding.weight"].abs().max() <= 0.08
+    else:
+        assert weights["embedding.weight"].std() == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
