@@ -70,11 +70,11 @@ def test_check_machine():
 # ------------------------------------------------------------------------------------------------------- figures
 
 
-def test_a_picture_looks_as_it_was_drawn_in_fewer_bytes():
-    picture = lab.plot_saturation({"f": np.random.default_rng(0).random((50, 20))})
+def test_a_figure_looks_as_it_was_drawn_in_fewer_bytes():
+    figure = lab.plot_saturation({"f": np.random.default_rng(0).random((50, 20))})
     drawn = io.BytesIO()
-    picture.figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    small = picture.png()
+    figure.figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    small = figure.png()
     assert len(small) < len(drawn.getvalue()) / 2
     shown, whole = (np.asarray(Image.open(file).convert("RGB"), float) for file in (io.BytesIO(small), drawn))
     assert shown.shape == whole.shape
@@ -86,10 +86,10 @@ def test_the_bars_are_the_models_probabilities(generator):
     likeliest = next_character_probabilities(generator, "abc", 12)
     assert sum(probability for _, probability in likeliest) == pytest.approx(1, abs=1e-5)
     assert [probability for _, probability in likeliest] == sorted((p for _, p in likeliest), reverse=True)
-    picture = lab.plot_next_character(generator, "abc", 4)
-    bars = picture.figure.axes[0].patches
+    figure = lab.plot_next_character(generator, "abc", 4)
+    bars = figure.figure.axes[0].patches
     assert [bar.get_height() for bar in bars] == pytest.approx([p for _, p in likeliest[:4]])
-    assert f"{spoken(likeliest[0][0])} has probability {likeliest[0][1]:.0%}" in picture.alt
+    assert f"{spoken(likeliest[0][0])} has probability {likeliest[0][1]:.0%}" in figure.alt
 
 
 @pytest.mark.parametrize(
@@ -100,39 +100,39 @@ def test_percent_never_rounds_to_nothing_or_everything(share, text):
 
 
 def test_the_loss_curve_shows_every_number():
-    picture = lab.plot_losses(RECORDS, vocab_size=12)
-    lines = {line.get_label(): line.get_xydata().tolist() for line in picture.figure.axes[0].lines}
+    figure = lab.plot_losses(RECORDS, vocab_size=12)
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.figure.axes[0].lines}
     assert lines["training"] == [[10, 2.5], [20, 1.5]]
     assert lines["validation"] == [[10, 2.25]]
-    assert "training loss goes from 2.50 to 1.50 and validation loss 2.25;" in picture.alt
-    assert f"{math.log(12):.2f}" in picture.alt
+    assert "training loss goes from 2.50 to 1.50 and validation loss 2.25;" in figure.alt
+    assert f"{math.log(12):.2f}" in figure.alt
 
 
-def test_an_empty_loss_curve_is_a_picture_too():
-    picture = lab.plot_losses([], vocab_size=12)
-    assert picture.png().startswith(b"\x89PNG")
-    assert "nothing learned yet" in picture.alt
+def test_an_empty_loss_curve_is_a_figure_too():
+    figure = lab.plot_losses([], vocab_size=12)
+    assert figure.png().startswith(b"\x89PNG")
+    assert "nothing learned yet" in figure.alt
 
 
-def test_a_picture_is_shown_with_its_alt_text(monkeypatch):
+def test_a_figure_is_shown_with_its_alt_text(monkeypatch):
     shown = []
     monkeypatch.setattr("charrnn.lab.figures.base.display", lambda bundle, **options: shown.append((bundle, options)))
-    picture = lab.plot_losses(RECORDS, vocab_size=12)
-    picture._ipython_display_()
+    figure = lab.plot_losses(RECORDS, vocab_size=12)
+    figure._ipython_display_()
     ((bundle, _),) = shown
     assert set(bundle) == {"text/html", "text/plain"}  # JupyterLab, Voilà and nbconvert drop the alt text of image/png
-    assert bundle["text/plain"] == picture.alt == f"{picture.caption}: {picture.description}"
-    assert f'<img alt="{picture.caption}" src="data:image/png;base64,' in bundle["text/html"]
-    assert f"<details><summary>Description</summary>{picture.description}</details>" in bundle["text/html"]
+    assert bundle["text/plain"] == figure.alt == f"{figure.caption}: {figure.description}"
+    assert f'<img alt="{figure.caption}" src="data:image/png;base64,' in bundle["text/html"]
+    assert f"<details><summary>Description</summary>{figure.description}</details>" in bundle["text/html"]
 
 
 def test_a_curve_shows_its_points_and_its_reference():
-    picture = lab.plot_curve([(1, 3.0), (10, 2.0)], "k", "bits", "Title", reference=("never", 1.5), logarithmic=True)
-    axes = picture.figure.axes[0]
+    figure = lab.plot_curve([(1, 3.0), (10, 2.0)], "k", "bits", "Title", reference=("never", 1.5), logarithmic=True)
+    axes = figure.figure.axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[1, 3.0], [10, 2.0]]
     assert axes.get_ylim()[1] > 3
-    assert picture.alt == "Line chart of bits over k: 3.00 at 1 to 2.00 at 10; never 1.50."
-    assert picture.png().startswith(b"\x89PNG")
+    assert figure.alt == "Line chart of bits over k: 3.00 at 1 to 2.00 at 10; never 1.50."
+    assert figure.png().startswith(b"\x89PNG")
     assert "never" not in lab.plot_curve([(1, 3.0), (2, 2.0)], "k", "bits", "Title").alt
 
 
@@ -142,35 +142,35 @@ LINE = "the quick brown fox\njumps over the lazy dog\n"
 
 
 def test_frequencies_are_those_of_the_text(text_file, text):
-    picture = lab.plot_frequencies(charrnn.load_corpus(text_file), 3)
-    heights = [bar.get_height() for bar in picture.figure.axes[0].patches]
+    figure = lab.plot_frequencies(charrnn.load_corpus(text_file), 3)
+    heights = [bar.get_height() for bar in figure.figure.axes[0].patches]
     expected = sorted((text.count(character) / len(text) for character in set(text)), reverse=True)[:3]
     assert heights == pytest.approx(expected)
-    assert f"space is {text.count(' ') / len(text):.1%} of the text" in picture.alt
+    assert f"space is {text.count(' ') / len(text):.1%} of the text" in figure.alt
 
 
 def test_zipf_draws_a_point_for_every_word_and_character():
-    picture = lab.plot_zipf("a b a c a b")
-    words, characters, _ = picture.figure.axes[0].lines
+    figure = lab.plot_zipf("a b a c a b")
+    words, characters, _ = figure.figure.axes[0].lines
     assert words.get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
     assert characters.get_ydata().tolist() == [5, 3, 2, 1]
-    assert "3 different words, the commonest 3 times and 4 different characters, the commonest 5 times" in picture.alt
+    assert "3 different words, the commonest 3 times and 4 different characters, the commonest 5 times" in figure.alt
 
 
 @pytest.mark.filterwarnings("ignore:.*too few for")
 @given(st.integers(1, 12), st.integers(1, 50), st.integers(0, 60), st.integers(0, 3))
 @settings(max_examples=25)
-def test_the_picture_of_streams_is_what_the_dataset_delivers(batch_size, seq_length, window, epoch):
-    picture = lab.plot_streams(LINE, batch_size, seq_length, window, epoch)
+def test_the_figure_of_streams_is_what_the_dataset_delivers(batch_size, seq_length, window, epoch):
+    figure = lab.plot_streams(LINE, batch_size, seq_length, window, epoch)
     dataset = CharDataset(CharTokenizer.from_text(LINE).encode(LINE), batch_size, seq_length, seed=1)
     windows = list(dataset.windows(epoch))
     chosen = windows[min(window, len(windows) - 1)]
     decode = CharTokenizer.from_text(LINE).decode
-    assert f"row 0 reads {decode(chosen.inputs[0])!r} and must predict {decode(chosen.targets[0])!r}" in picture.alt
+    assert f"row 0 reads {decode(chosen.inputs[0])!r} and must predict {decode(chosen.targets[0])!r}" in figure.alt
     lines = lab.window_table(LINE, batch_size, seq_length, window, epoch).splitlines()
     assert len(lines) == dataset.batch_size
     assert lines[-1].endswith(f"must predict {decode(chosen.targets[-1])!r}")
-    axes = picture.figure.axes[0]
+    axes = figure.figure.axes[0]
     shown = [artist.get_text() for artist in axes.texts if artist.get_fontfamily() == ["DejaVu Sans Mono"]]
     columns = min(dataset.stream_length, 48)
     assert len(shown) == dataset.batch_size * columns
@@ -179,12 +179,12 @@ def test_the_picture_of_streams_is_what_the_dataset_delivers(batch_size, seq_len
 
 def test_the_ladder_shows_counting_and_networks():
     ladder = {"uniform": 3.0, "unigram": 2.5, "2-gram": 2.75}
-    picture = lab.plot_ladder(ladder, {"mine": 2.0, "yours": 1.5})
-    axes = picture.figure.axes[0]
+    figure = lab.plot_ladder(ladder, {"mine": 2.0, "yours": 1.5})
+    axes = figure.figure.axes[0]
     assert axes.lines[0].get_ydata().tolist() == [3.0, 2.5, 2.75]
     assert [line.get_label() for line in axes.lines[1:]] == ["mine: 2.00", "yours: 1.50"]
     assert len({line.get_linestyle() for line in axes.lines[1:]}) == 2  # told apart without colour
-    assert picture.alt.endswith("the best by counting is the unigram with 2.50; mine 2.00; yours 1.50.")
+    assert figure.alt.endswith("the best by counting is the unigram with 2.50; mine 2.00; yours 1.50.")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Figures of the course. Each function of data returns a `CaptionedFigure`: the figure and its alt text.
+"""Figures of the course. Each plotting function returns a `CaptionedFigure`.
 
-Colours are those of Okabe & Ito (2008), which colour-blind readers can tell apart; nothing is told by colour alone.
+The colours of Okabe & Ito (2008) are distinct for colour-blind readers, and no information is given by colour alone.
 """
 
 import base64
@@ -25,14 +25,14 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False}
 
 
-_DRAWING = threading.RLock()  # matplotlib's settings are those of all threads
+_DRAWING = threading.RLock()  # all threads share matplotlib's settings
 
 
 @contextlib.contextmanager
 def course_style() -> Iterator[None]:
-    """Draw in the style of the course, whatever the user's is, and in one thread at a time.
+    """Draw in the style of the course, regardless of the user's style, in one thread at a time.
 
-    It decorates every function that draws: matplotlib reads its settings whenever it makes a part of a figure.
+    Every function that draws is decorated with it, because matplotlib reads its settings for each part of a figure.
     """
     with _DRAWING, style.context("default"):
         yield
@@ -95,7 +95,7 @@ def _without_formulas(text: str) -> str:
 
 
 def new_figure(width: float = 7.0, height: float = 3.2, rows: int = 1, columns: int = 1, **options: Any) -> Any:
-    """An empty figure outside pyplot, so that nothing is shown twice, and its axes: one, or an array of them.
+    """Make an empty figure, and its axes: one, or an array of them. It is unknown to pyplot, so it is not shown twice.
 
     Args:
         width: in inches.
@@ -110,10 +110,10 @@ def new_figure(width: float = 7.0, height: float = 3.2, rows: int = 1, columns: 
 
 
 def save_figure(figure: CaptionedFigure, path: Path) -> None:
-    """Write a PNG or SVG file, as `path` ends, whole or not at all.
+    """Write a PNG or SVG file atomically; the ending of `path` decides the format.
 
     Raises:
-        ValueError: it ends in something else.
+        ValueError: another ending.
     """
     match path.suffix.lower():
         case ".png":
@@ -126,7 +126,7 @@ def save_figure(figure: CaptionedFigure, path: Path) -> None:
 
 
 def _svg(figure: CaptionedFigure) -> bytes:
-    """The same bytes for the same figure, its alt text inside."""
+    """Encode a figure with its alt text; the same figure gives the same bytes."""
     drawn = io.BytesIO()
     with course_style(), rc_context({"svg.hashsalt": "charrnn"}):
         about = {"Description": figure.alt, "Date": None}

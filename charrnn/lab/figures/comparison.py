@@ -11,7 +11,7 @@ from charrnn.lab.figures.base import BLUE, GREEN, GREY, ORANGE, CaptionedFigure,
 
 @course_style()
 def plot_ablation(losses: Mapping[str, Sequence[float]]) -> CaptionedFigure:
-    """A row for each recipe, from the top down: a point for each seed, a bar at their mean.
+    """Draw a row for each recipe, from the top down: a point for each seed and a bar at their mean.
 
     Args:
         losses: final validation losses by recipe, nats per token, one for each seed.
@@ -36,12 +36,12 @@ def plot_ablation(losses: Mapping[str, Sequence[float]]) -> CaptionedFigure:
 
 @course_style()
 def plot_differences(groups: Mapping[str, Sequence[Mapping[str, Any]]], level: float = 0.05) -> CaptionedFigure:
-    """By how much the better of two is better, and how sure that is; a chart for each group of pairs.
+    """Draw the differences between pairs of losses with their uncertainty, a chart for each group of pairs.
 
     Args:
         groups: by title, rows with `better`, `worse`, `difference`, and `low`, `high` (95%) and `p_holm`, which may be
             None.
-        level: a corrected p-value below it counts as a difference shown: a filled point.
+        level: a corrected p-value below it is significant and gets a filled point.
     """
     tallest = max(map(len, groups.values()))
     figure, panels = new_figure(5.2 * len(groups), 1.1 + 0.36 * tallest, 1, len(groups), squeeze=False)
@@ -52,12 +52,12 @@ def plot_differences(groups: Mapping[str, Sequence[Mapping[str, Any]]], level: f
         axes.set(title=title)
         told = (f"{pair['better']} below {pair['worse']} by {pair['difference']:.3f}{_range(pair)}" for pair in rows)
         said.append(f"{title}: {', '.join(told)}")
-    figure.supxlabel("nats, with 95% intervals; filled: shown, hollow: may be chance", fontsize=11)
+    figure.supxlabel("nats, with 95% intervals; filled: significant, hollow: may be chance", fontsize=11)
     return CaptionedFigure(figure, "Differences between validation losses", f"{'; '.join(said)}.")
 
 
 def _draw_rows(axes: Any, rows: Sequence[Mapping[str, Any]], level: float) -> None:
-    """The largest difference at the top."""
+    """Draw the pairs of one group, the largest difference at the top."""
     axes.axvline(0, color=GREY, linewidth=1)
     for place, pair in enumerate(rows):
         shown = pair["p_holm"] is not None and pair["p_holm"] < level
@@ -73,7 +73,7 @@ def _range(pair: Mapping[str, Any]) -> str:
 
 
 def best_before(log: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """For each trial the loss of what had been kept before it; None before anything was."""
+    """Find for each trial the loss of the last trial kept before it; None before the first."""
     best, before = None, []
     for trial in log:
         before.append(best)
@@ -84,13 +84,13 @@ def best_before(log: Sequence[Mapping[str, Any]]) -> list[float | None]:
 
 @course_style()
 def plot_speedrun(log: Sequence[Mapping[str, Any]], title: str) -> CaptionedFigure:
-    """A bar for each trial, from the loss of what was kept before it to its own, in the order they were made.
+    """Draw a bar for each trial, in order, from the loss of the last trial kept before it to its own.
 
-    The bar of what was kept is filled, that of what was dropped is not.
+    The bars of kept trials are filled, those of dropped ones are not.
 
     Args:
-        log: of each trial `change`, in words; `predicted`, nats per token, or None; `measured`; and whether it was
-            `kept`. At least one was.
+        log: for each trial `change`, in words; `predicted`, nats per token, or None; `measured`; and whether it was
+            `kept`. At least one was kept.
         title: stands above.
     """
     names = [textwrap.fill(trial["change"], 52) for trial in log]
@@ -135,7 +135,7 @@ def _draw_trial(axes: Any, place: float, trial: Mapping[str, Any], before: float
 
 
 def _draw_path(axes: Any, places: Sequence[float], log: Sequence[Mapping[str, Any]]) -> None:
-    """The best so far, as a line from the top down."""
+    """Draw the best loss so far as a line from the top down."""
     kept = [(trial["measured"], place) for trial, place in zip(log, places, strict=True) if trial["kept"]]
     x, y = zip(*kept, strict=True)
     axes.step([*x, x[-1]], [*y, places[-1] + 0.5], where="pre", color=GREY, linewidth=1, zorder=0)

@@ -1,4 +1,4 @@
-"""Pictures of texts: how often characters and words occur, which stream reads which character, what counting costs."""
+"""Figures of texts: frequencies of characters and words, streams and windows, and n-gram baselines."""
 
 import itertools
 from collections import Counter
@@ -13,12 +13,12 @@ from charrnn.data.statistics import token_counts
 from charrnn.data.streams import Batch, CharDataset
 from charrnn.lab.figures.base import BLUE, GREEN, GREY, ORANGE, CaptionedFigure, course_style, new_figure
 
-COLUMNS = 48  # characters of a stream that a picture has room for
+COLUMNS = 48  # characters of a stream that fit into the figure
 
 
 @course_style()
 def plot_frequencies(corpus: Corpus, count: int = 30) -> CaptionedFigure:
-    """Bars of the `count` commonest tokens of a text."""
+    """Draw bars for the `count` commonest tokens of a text."""
     counts = token_counts(corpus.tokens, corpus.tokenizer.vocab_size)
     order = np.argsort(-counts, kind="stable")[:count]
     shares = counts[order] / counts.sum()
@@ -40,7 +40,7 @@ def plot_frequencies(corpus: Corpus, count: int = 30) -> CaptionedFigure:
 
 @course_style()
 def plot_zipf(text: str) -> CaptionedFigure:
-    """How often each character and each word occurs, over its rank, both axes logarithmic (Zipf, 1935)."""
+    """Plot the count of each character and each word over its rank, both axes logarithmic (Zipf, 1935)."""
     figure, axes = new_figure()
     said = []
     for name, things, color, mark in (("words", text.split(), BLUE, "-"), ("characters", text, ORANGE, "o")):
@@ -62,21 +62,21 @@ def plot_zipf(text: str) -> CaptionedFigure:
 
 
 def stream_windows(text: str, batch_size: int, seq_length: int, epoch: int = 0) -> tuple[CharDataset, list[Batch]]:
-    """The streams of a text and their windows in one epoch; a token is the position of a character in the text."""
+    """Make the streams of a text and their windows in one epoch; a token is the position of a character in the text."""
     dataset = CharDataset(np.arange(len(text), dtype=np.uint32), batch_size, seq_length, seed=1)
     return dataset, list(dataset.windows(epoch))
 
 
 @course_style()
 def plot_streams(text: str, batch_size: int, seq_length: int, window: int = 0, epoch: int = 0) -> CaptionedFigure:
-    """A text as streams side by side, its windows as boxes, one of them marked with what it must predict.
+    """Draw a text as parallel streams, its windows as boxes, and mark one window.
 
     Args:
-        text: a short one.
+        text: a short text.
         batch_size: rows.
         seq_length: columns of a window.
-        window: the one that is marked; the last if there are fewer.
-        epoch: each begins with a first window of another length.
+        window: the window to mark; the last one if there are fewer.
+        epoch: each epoch has a first window of another length.
     """
     dataset, windows = stream_windows(text, batch_size, seq_length, epoch)
     window = min(window, len(windows) - 1)
@@ -93,7 +93,7 @@ def plot_streams(text: str, batch_size: int, seq_length: int, window: int = 0, e
             name = f"window {number}" if width >= 6 else f"{number}"
             axes.text(begin + width / 2, -0.25, name, ha="center", va="bottom", fontsize=9)
     style = {"ha": "center", "va": "center", "family": "DejaVu Sans Mono", "fontsize": 10}
-    style["in_layout"] = False  # the layout would take longest
+    style["in_layout"] = False  # layout would take most of the time
     for row in range(rows):
         start = row * dataset.stream_length
         for column, character in enumerate(text[start : start + columns]):
@@ -122,7 +122,7 @@ def _read(text: str, positions: Sequence[int]) -> str:
 
 
 def window_table(text: str, batch_size: int, seq_length: int, window: int = 0, epoch: int = 0) -> str:
-    """What each row of a window reads and what it must predict, as lines of text."""
+    """List what each row of a window reads and must predict, as lines of text."""
     _, windows = stream_windows(text, batch_size, seq_length, epoch)
     chosen = windows[min(window, len(windows) - 1)]
     lines = [
@@ -137,10 +137,10 @@ def window_table(text: str, batch_size: int, seq_length: int, window: int = 0, e
 
 @course_style()
 def plot_ladder(ladder: Mapping[str, float], networks: Mapping[str, float] | None = None) -> CaptionedFigure:
-    """Bits per character of models that only count, and of networks beside them.
+    """Plot bits per character of n-gram models, with networks for comparison.
 
     Args:
-        ladder: what `ngram_ladder` gives: from the uniform model to the longest n-gram.
+        ladder: from `ngram_ladder`: from the uniform model to the longest n-gram.
         networks: bits per character of networks on the same split, by name.
     """
     figure, axes = new_figure(8.0, 3.6)

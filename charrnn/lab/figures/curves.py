@@ -1,4 +1,4 @@
-"""Figures of curves: losses, schedules, measures over a setting."""
+"""Line charts: losses, schedules, and measures over an axis."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,11 @@ from charrnn.lab.figures.base import BLUE, GREY, LOOKS, ORANGE, CaptionedFigure,
 
 @course_style()
 def plot_measures(measures: Mapping[str, Mapping[str, Mapping[int, float]]]) -> CaptionedFigure:
-    """Several measures side by side, each with a curve for every network.
+    """Plot several measures side by side, each with a curve for every network.
 
     Args:
-        measures: by what each shows; then the network's name; then lag or context, at least 1, and value. What is
-            called a norm or a gradient has a logarithmic axis.
+        measures: title -> network -> lag or context (at least 1) -> value. A title that contains "gradient" gives a
+            logarithmic axis.
     """
     figure = Figure(figsize=(11.5, 3.7), layout="constrained")
     said = []
@@ -46,15 +46,15 @@ def plot_curve(
     reference: tuple[str, float] | None = None,
     logarithmic: bool = False,
 ) -> CaptionedFigure:
-    """Points joined by a line, each with its value, over an axis that starts at nothing.
+    """Plot points joined by a line, each with its value, over a y axis that starts at 0.
 
     Args:
         points: (x, y) from left to right.
-        xlabel: what x is.
-        ylabel: what y is.
-        title: stands above.
-        reference: a level to compare with, and its name.
-        logarithmic: show x by its logarithm, each x named.
+        xlabel: label of x.
+        ylabel: label of y.
+        title: of the figure.
+        reference: name and value of a level to compare with.
+        logarithmic: use a logarithmic x axis with a tick at each x.
     """
     figure, axes = new_figure()
     x, y = zip(*points, strict=True)
@@ -86,12 +86,12 @@ def plot_curve(
 
 @course_style()
 def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str = "Learning") -> CaptionedFigure:
-    """Training and validation loss over the steps of a run.
+    """Plot training and validation loss over the steps of a run.
 
     Args:
         records: dictionaries with `event` (`logged` or `evaluated`), `step` and `loss`, as in `metrics.jsonl`.
-        vocab_size: draws the loss of a model that knows nothing, ln V.
-        title: stands above.
+        vocab_size: V, for a line at the loss of a model that knows nothing, ln V.
+        title: of the figure.
     """
     figure, axes = new_figure()
     uniform = math.log(vocab_size)
@@ -127,7 +127,7 @@ def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str =
 
 @course_style()
 def plot_real_words(temperatures: Sequence[float], shares: Sequence[float]) -> CaptionedFigure:
-    """Share of a network's words that are words of its corpus, over the temperature it wrote at."""
+    """Plot the share of generated words that occur in the corpus over the temperature."""
     figure, axes = new_figure()
     axes.plot(temperatures, shares, "o-", color=BLUE)
     for temperature, share in zip(temperatures, shares, strict=True):
@@ -156,15 +156,15 @@ def plot_curves(
     reference: tuple[str, float] | None = None,
     **limits: Any,
 ) -> CaptionedFigure:
-    """Curves by name, the first ones told apart by colour, line and marker.
+    """Plot up to four named curves that differ in colour, line and marker.
 
     Args:
-        curves: for each name `x` and `mean`, `(N,)` each, and where it has a band `low` and `high`.
-        xlabel: what x is.
-        ylabel: what y is.
-        title: stands above.
-        reference: a level to compare with, and its name.
-        **limits: for the axes, as `ylim=(0, 1)` or `yscale="log"`.
+        curves: for each name `x` and `mean`, `(N,)` each, and for a band `low` and `high`.
+        xlabel: label of x.
+        ylabel: label of y.
+        title: of the figure.
+        reference: name and value of a level to compare with.
+        **limits: settings of the axes, such as `ylim=(0, 1)` or `yscale="log"`.
 
     Raises:
         ValueError: more than four curves.
@@ -201,12 +201,12 @@ def plot_curves(
 
 @course_style()
 def plot_learning(losses: Sequence[float], levels: Mapping[str, float], title: str, smooth: int = 1) -> CaptionedFigure:
-    """The loss over the steps of a run, and levels to compare it with.
+    """Plot the loss over the steps of a run, with levels to compare it with.
 
     Args:
         losses: nats per token, one for each step.
-        levels: losses by name: of knowing nothing, of counting.
-        title: stands above.
+        levels: losses of baselines by name.
+        title: of the figure.
         smooth: each point is the mean over this many steps; at least 1.
     """
     values = np.convolve(losses, np.ones(smooth) / smooth, mode="valid")
@@ -235,11 +235,11 @@ def plot_learning(losses: Sequence[float], levels: Mapping[str, float], title: s
 def plot_overfitting(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], stops: Mapping[str, int | None] | None = None
 ) -> CaptionedFigure:
-    """A chart for each run: training loss, validation loss with its lowest point marked, and the stop.
+    """Draw a chart for each run: training loss, validation loss with its lowest point marked, and the early stop.
 
     Args:
         runs: records as in `metrics.jsonl` by name; each run was logged and evaluated.
-        stops: step at which each run would have been stopped, None where it would not.
+        stops: for each run the step of its early stop, or None.
     """
     figure, panels = new_figure(3.2 * len(runs), 3.3, 1, len(runs), sharey=True, squeeze=False)
     said = []
@@ -251,7 +251,7 @@ def plot_overfitting(
         axes.plot(*zip(*points["logged"], strict=True), "-", color=BLUE, label="training")
         axes.plot(*zip(*points["evaluated"], strict=True), "o--", color=ORANGE, markersize=4, label="validation")
         step, lowest = min(points["evaluated"], key=lambda point: point[1])
-        axes.plot(step, lowest, "*", color=ORANGE, markersize=15, markeredgecolor="black", label="its lowest")
+        axes.plot(step, lowest, "*", color=ORANGE, markersize=15, markeredgecolor="black", label="lowest")
         stop = (stops or {}).get(name)
         if stop is not None:
             axes.axvline(stop, color="black", linestyle=":", linewidth=1.5, label="early stop")
@@ -270,11 +270,11 @@ def plot_overfitting(
 def plot_schedules(
     schedules: Mapping[str, Callable[[float], float]], xlabel: str = "share of the budget"
 ) -> CaptionedFigure:
-    """Learning rate as a share of its peak, side by side.
+    """Plot learning rates as shares of their peaks, side by side.
 
     Args:
-        schedules: by name a function of the share of the budget that is used up, 0 … 1.
-        xlabel: what the share is of.
+        schedules: by name, functions of the share of the budget used so far, 0 … 1.
+        xlabel: label of that share.
     """
     shares = np.linspace(0, 1, 401)
     figure, panels = new_figure(2.3 * len(schedules), 2.5, 1, len(schedules), sharey=True, squeeze=False)
@@ -294,11 +294,11 @@ def plot_schedules(
 
 @course_style()
 def plot_plateau(losses: Sequence[float], factors: Sequence[float]) -> CaptionedFigure:
-    """Losses above, and below the rate that follows each of them, falls marked.
+    """Plot losses above and the learning rate after each of them below, and mark where the rate falls.
 
     Args:
         losses: of the evaluations, in order.
-        factors: share of the peak rate after each.
+        factors: share of the peak rate after each evaluation.
     """
     places = np.arange(1, len(losses) + 1)
     falls = [place for place in places[1:] if factors[place - 1] < factors[place - 2]]
@@ -327,12 +327,12 @@ Records = Sequence[Mapping[str, Any]]
 
 @course_style()
 def plot_attempt(records: Records, before: Records = (), steps: int = 300) -> CaptionedFigure:
-    """Training and validation loss of a run, and the validation loss of the one before it.
+    """Plot training and validation loss of a run, and the validation loss of the run before it.
 
     Args:
-        records: as in `metrics.jsonl`, of a run that may still be going on.
-        before: of another run, to compare with.
-        steps: of a whole run.
+        records: as in `metrics.jsonl`, of a run that may not be finished.
+        before: records of the run before, to compare with.
+        steps: length of a whole run.
     """
     figure, axes = new_figure(8.0, 3.6)
     curves = (

@@ -19,10 +19,10 @@ BACKWARD = FORWARD | {"color": ORANGE, "linestyle": "--"}
 
 @course_style()
 def plot_tbptt(text: str, seq_length: int) -> CaptionedFigure:
-    """A stream read in windows: values flow forward through all of it, gradients back within each window.
+    """Draw a stream read in windows: values flow forward through all of it, gradients flow back within each window.
 
     Args:
-        text: a few windows long; each character is read, and the one after it predicted.
+        text: a few windows long; the network reads each character and predicts the next one.
         seq_length: characters of a window.
     """
     figure, axes = new_figure(9.5, 3.1)
@@ -48,7 +48,7 @@ def plot_tbptt(text: str, seq_length: int) -> CaptionedFigure:
 
 
 def _column(axes: Any, place: int, character: str, first: bool) -> None:
-    """What is read, the state after it, and the ways between this state and the one before."""
+    """Draw a character, the state after it, and the arrows between this state and the one before."""
     for height, name, color in ((INPUTS, visible(character), GREEN), (STATES, "h", BLUE)):
         box = {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": color, "linewidth": 1.6}
         axes.text(place, height, name, ha="center", va="center", bbox=box, fontsize=10)
@@ -60,7 +60,7 @@ def _column(axes: Any, place: int, character: str, first: bool) -> None:
 
 
 def _border(axes: Any, place: float) -> None:
-    """Where the graph is cut: the state goes on, the gradient stops."""
+    """Draw a cut of the graph: the state goes on, the gradient stops."""
     axes.plot([place, place], [-0.42, 2.2], ":", color="black", linewidth=1.4)
     axes.text(place, STATES + 0.62, "✕", ha="center", va="center", color=ORANGE, fontsize=20, family="DejaVu Sans")
     axes.text(place, -0.5, "detach", ha="center", va="top", fontsize=10, family="DejaVu Sans Mono")
@@ -75,12 +75,12 @@ def _legend(axes: Any) -> None:
 
 @course_style()
 def plot_reach(text: str, seq_length: int, norms: Mapping[str, Sequence[float]]) -> CaptionedFigure:
-    """How much each character of a stream is felt by a loss, the borders of its windows marked.
+    """Plot how much each character of a stream affects a loss, with the borders of the windows.
 
     Args:
         text: N characters.
         seq_length: characters of a window.
-        norms: by name, of the gradient with respect to the embedding at each place, `(N,)` each; at most four.
+        norms: by name, norms of the gradient with respect to the embedding at each place, `(N,)` each; at most four.
     """
     figure, axes = new_figure(8.0, 2.8)
     for (name, values), (color, line, marker) in zip(norms.items(), LOOKS, strict=False):
@@ -88,7 +88,7 @@ def plot_reach(text: str, seq_length: int, norms: Mapping[str, Sequence[float]])
     for border in range(seq_length, len(text), seq_length):
         axes.axvline(border - 0.5, color="black", linestyle=":", linewidth=1.4)
     axes.set_xticks(range(len(text)), [visible(character) for character in text])
-    axes.set(xlabel="what was read; dotted: borders of the windows", ylabel="norm of the gradient")
+    axes.set(xlabel="character read; dotted: borders of the windows", ylabel="norm of the gradient")
     axes.set_title("Which characters does the loss of the last window reach?")
     axes.legend(frameon=False, loc="upper left")
     last = (len(text) - 1) // seq_length * seq_length
@@ -108,15 +108,15 @@ COLORS = {"x": GREEN, "h": BLUE, "z": GREY, "L": GREY}
 
 @course_style()
 def plot_unrolled(inputs: str, targets: str | None = None, backward: bool = False) -> CaptionedFigure:
-    """A network unrolled over a few characters.
+    """Draw a network unrolled over a few characters.
 
     Args:
-        inputs: what it reads, one column each.
-        targets: what it is to predict after each; None leaves logits and losses out.
-        backward: show the gradients that come back, dashed, where else the values go forward.
+        inputs: the characters it reads, one column each.
+        targets: the character to predict after each; None omits logits and losses.
+        backward: draw the gradients that flow back, dashed, instead of the values that flow forward.
 
     Raises:
-        ValueError: not one target for each input.
+        ValueError: the numbers of inputs and targets differ.
     """
     if targets is not None and len(inputs) != len(targets):
         raise ValueError(f"expected a target for each input, got {len(targets)} for {len(inputs)}")
@@ -142,9 +142,9 @@ def plot_unrolled(inputs: str, targets: str | None = None, backward: bool = Fals
 
 
 def _sentence(targets: str | None, backward: bool) -> str:
-    above = f", h the logits z, and these the losses L of {', '.join(map(spoken, targets))}" if targets else ""
+    above = f" and the logits z, and z feeds the losses L of {', '.join(map(spoken, targets))}" if targets else ""
     way = "gradients flow back along every arrow" if backward else "values flow forward along every arrow"
-    return f"x feeds h, h the next h{above}; {way}, and every column has the same weights."
+    return f"x feeds h, h feeds the next h{above}; {way}, and every column has the same weights."
 
 
 def _box(axes: Any, column: float, row: str, index: int) -> None:
@@ -154,7 +154,7 @@ def _box(axes: Any, column: float, row: str, index: int) -> None:
 
 
 def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], weight: str, backward: bool) -> None:
-    """From `start` to `end`, or the other way round and dashed; the weight stands above it or to its right."""
+    """Draw an arrow from `start` to `end`, or a dashed one back, with its weight above or to the right."""
     tail, tip = (end, start) if backward else (start, end)
     color = ORANGE if backward else GREY
     style = {"arrowstyle": "-|>", "color": color, "linewidth": 1.6, "linestyle": "--" if backward else "-"}

@@ -13,21 +13,18 @@ from charrnn.lab.probes.gates import NAMES, OPEN, SHUT, SIGMOIDS, saturation
 SHADES = colormaps["cividis"]  # lightness grows with the value, so it reads the same without colour
 
 
-# --------------------------------------------------------------------------------------------------------- pictures
-
-
 @course_style()
 def plot_gates(text: str, values: np.ndarray, name: str, units: Sequence[int]) -> CaptionedFigure:
-    """A map of some units of a gate over a text: a column for each character, a row for each unit.
+    """Draw a heat map of some units of a gate over a text: a column for each character, a row for each unit.
 
     Args:
-        text: what was read, up to about 100 characters.
-        values: of the gate, `(T, H)`, the value after each character.
+        text: the text read, up to about 100 characters.
+        values: of the gate after each character, `(T, H)`.
         name: of the gate, a key of `NAMES`.
-        units: rows, from above.
+        units: the rows, from the top.
 
     Raises:
-        ValueError: text and values are not of the same length.
+        ValueError: text and values differ in length.
     """
     if len(text) != len(values):
         raise ValueError(f"expected a row of values for each of {len(text)} characters, got {len(values)}")
@@ -53,7 +50,7 @@ def plot_gates(text: str, values: np.ndarray, name: str, units: Sequence[int]) -
 
 
 def _limits(name: str, values: np.ndarray) -> tuple[float, float]:
-    """Ends of the colour scale: those of the function that made the values; of a cell, what it reaches."""
+    """Choose the ends of the colour scale: the range of the gate's function, or for a cell the values it reaches."""
     if name == "c":
         return -float(np.abs(values).max()), float(np.abs(values).max())
     return (0.0, 1.0) if name in SIGMOIDS else (-1.0, 1.0)
@@ -61,12 +58,12 @@ def _limits(name: str, values: np.ndarray) -> tuple[float, float]:
 
 @course_style()
 def plot_unit(text: str, values: np.ndarray, title: str) -> CaptionedFigure:
-    """A text, each character on a ground that says how high one unit was after reading it.
+    """Draw a text, each character shaded by the value of one unit after reading it.
 
     Args:
-        text: what was read, a few lines.
+        text: the text read, a few lines.
         values: of the unit, `(T,)`.
-        title: what the unit is.
+        title: name of the unit.
     """
     lines = text.removesuffix("\n").split("\n")
     low, high = float(values.min()), float(values.max())
@@ -92,10 +89,10 @@ def plot_unit(text: str, values: np.ndarray, title: str) -> CaptionedFigure:
 
 @course_style()
 def plot_saturation(activations: Mapping[str, np.ndarray]) -> CaptionedFigure:
-    """For each gate a panel, in it each unit: how often it is open against how often it is shut.
+    """Plot how often each unit of a gate is open over how often it is shut, a chart for each gate.
 
-    A unit near the origin never saturates; one near the end of an axis always does; on the slanted line it is nearly
-    binary.
+    A unit near the origin never saturates, and a unit near the end of an axis always does. On the slanted line a unit
+    is binary.
 
     Args:
         activations: gates with a sigmoid, `(..., H)` each, by name.
@@ -122,13 +119,13 @@ def plot_saturation(activations: Mapping[str, np.ndarray]) -> CaptionedFigure:
 
 @course_style()
 def plot_by_position(positions: np.ndarray, values: np.ndarray, title: str, longest: int = 50) -> CaptionedFigure:
-    """Mean of one unit by the position in the line, with the band that holds the middle 80% of its values.
+    """Plot the mean of one unit over the position in the line, with a band around the middle 80% of its values.
 
     Args:
-        positions: as from `line_positions`, any shape; NaN does not count.
+        positions: from `line_positions`, any shape; NaN is ignored.
         values: of the unit, the same shape.
-        title: stands above.
-        longest: positions beyond are not drawn.
+        title: of the figure.
+        longest: the last position to draw.
     """
     places = [place for place in range(longest + 1) if (positions == place).sum() > 1]
     groups = [values[positions == place] for place in places]

@@ -1,4 +1,4 @@
-"""Glyphs for a user's own text in figures: fonts that have them, and escapes where no installed font does."""
+"""Draw a user's own text in figures: find fonts with its characters, or write escapes if no installed font has them."""
 
 import functools
 import re
@@ -13,23 +13,23 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from charrnn.data.characters import escape
 
-MATHEMATICS = "mathematics"  # the gid of a text whose dollar signs enclose a formula
+MATHEMATICS = "mathematics"  # gid of a text in which dollar signs enclose a formula
 
 BASE = "DejaVu Sans"  # comes with matplotlib
 
-ESCAPE = re.compile(r"◌?(\\x|\\u|\\U0*)([0-9a-f]{2,})")  # a single one that is long
+ESCAPE = re.compile(r"◌?(\\x|\\u|\\U0*)([0-9a-f]{2,})")  # a single long escape
 
-SMALL = 0.6  # size of an escape that stands in the place of one character
+SMALL = 0.6  # relative size of an escape in the place of one character
 
 
 def make_drawable(figure: Figure) -> str:
-    """Draw the texts of a figure as they are: `$` starts no formula, and no character becomes an empty box.
+    """Make the texts of a figure appear literally: `$` starts no formula, and no character becomes an empty box.
 
     Args:
-        figure: complete. A second call changes nothing.
+        figure: a complete figure. A second call changes nothing.
 
     Returns:
-        The characters that no installed font has, sorted. Escapes take their places in the figure.
+        The characters that no installed font has, sorted. The figure shows escapes instead.
     """
     axes_of_names = [axis for axis in _axes(figure) if _has_names(axis)]
     for axis in axes_of_names:  # matplotlib itself sets the texts of ticks only when it draws
@@ -59,19 +59,19 @@ def _axes(figure: Figure) -> Iterator[Axis]:
 
 
 def _has_names(axis: Axis) -> bool:
-    """Whether the ticks of an axis were given names."""
+    """Tell whether the ticks of an axis have names."""
     return isinstance(axis.get_major_locator(), FixedLocator) and isinstance(axis.get_major_formatter(), FuncFormatter)
 
 
 def _texts(figure: Figure) -> list[Text]:
-    """All texts but formulas and the numbers at an axis, which may be formulas: 10 to the power of 3."""
+    """Find all texts except formulas and the numbers at an axis, which may be formulas such as 10 to the power of 3."""
     numbers = [axis for axis in _axes(figure) if not _has_names(axis)]
     left_alone = {text for axis in numbers for text in axis.findobj(Text) if text is not axis.label}
     return [text for text in figure.findobj(Text) if text not in left_alone and text.get_gid() != MATHEMATICS]
 
 
 def _fit(text: Text) -> None:
-    r"""Let a text that is one long escape, as `\u4e2d`, take the place of one character: small, in lines."""
+    r"""Fit a text that is one long escape, such as `\u4e2d`, into the space of one character: small, in lines."""
     if match := ESCAPE.fullmatch(text.get_text()):
         kind, digits = match.groups()
         kind = kind[:2]
@@ -94,18 +94,18 @@ def _has(family: str, character: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _find_families(characters: frozenset[str]) -> tuple[list[str], set[str]]:
-    """Installed families that have these characters, as few as one pass over all of them finds; and what none has."""
+    """Find installed families with these characters, in one pass, and the characters that no family has."""
     families, lacking = [], set(characters)
     usual = (entry for entry in fontManager.ttflist if entry.style == "normal" and entry.weight in (400, "normal"))
     names = {entry.name for entry in usual}
     for family in sorted(names, key=lambda name: ("sans" not in name.lower(), name)):
         if not lacking:
             break
-        if "lastresort" in family.replace(" ", "").lower():  # has a box for every character there is
+        if "lastresort" in family.replace(" ", "").lower():  # has a box for every character
             continue
         try:
             font = _font(family)
-        except (OSError, RuntimeError):  # no longer there, or of pictures instead of outlines, as colour emoji are
+        except (OSError, RuntimeError):  # deleted, or made of bitmaps as colour emoji are
             continue
         if found := {character for character in lacking if font.get_char_index(ord(character))}:
             families.append(family)

@@ -17,13 +17,13 @@ from charrnn.lab.probes.gradients import cliff_loss, gradient_norms, log_slope, 
 def plot_norms(
     curves: Mapping[str, Tensor | Sequence[float]], title: str, radius: float | None = None, **limits: Any
 ) -> CaptionedFigure:
-    """Norms over the lag, on a logarithmic axis.
+    """Plot norms over the lag, on a logarithmic axis.
 
     Args:
         curves: norms at lags 0, 1, 2, … by name; at most four.
-        title: stands above.
-        radius: draws radius^lag behind them: a line of slope ln(radius).
-        **limits: for the axes, as `ylim=(1e-6, 1e6)`.
+        title: of the figure.
+        radius: adds radius^lag behind the curves: a line of slope ln(radius).
+        **limits: settings of the axes, such as `ylim=(1e-6, 1e6)`.
     """
     drawn = {name: {"x": np.arange(len(norms)), "mean": np.asarray(norms)} for name, norms in curves.items()}
     captioned = plot_curves(drawn, "lag: steps back", "norm", title, yscale="log", **limits)
@@ -41,11 +41,11 @@ def plot_norms(
 
 @course_style()
 def plot_descents(paths: Mapping[str, Sequence[Sequence[float]]], lowest: float = -0.8) -> CaptionedFigure:
-    """The loss of `cliff_loss` as a landscape, and the ways that two descents take over it.
+    """Draw the loss of `cliff_loss` as a map, and the paths of two gradient descents on it.
 
     Args:
         paths: (weight, bias) at each update, by name; at most two.
-        lowest: bias at the lower edge; a way that leaves the picture leaves it.
+        lowest: bias at the lower edge; a path may leave the figure.
     """
     weight, bias = torch.meshgrid(torch.linspace(0.6, 2.0, 240), torch.linspace(lowest, 0.4, 240), indexing="ij")
     loss = cliff_loss(weight, bias)
@@ -58,7 +58,7 @@ def plot_descents(paths: Mapping[str, Sequence[Sequence[float]]], lowest: float 
         axes.plot(*points.T, style, color=color, markersize=4, linewidth=1.5, label=name)
         begin, end = (f"({w:.2f}, {b:.2f})" for w, b in (points[0], points[-1]))
         said.append(f"{name} it goes from {begin} to {end}")
-    axes.set(xlabel="weight", ylabel="bias", title="A cliff, and two ways down", xlim=(0.6, 2.0), ylim=(lowest, 0.4))
+    axes.set(xlabel="weight", ylabel="bias", title="A cliff, and two paths down", xlim=(0.6, 2.0), ylim=(lowest, 0.4))
     axes.legend(loc="lower left")
     lowest_loss, highest_loss = loss.min().item(), loss.max().item()
     return CaptionedFigure(
@@ -69,7 +69,9 @@ def plot_descents(paths: Mapping[str, Sequence[Sequence[float]]], lowest: float 
 
 
 def plot_radius(radius: float, matrix: str, recurrence: str, seed: int) -> CaptionedFigure:
-    """Gradient norm against lag for one random network of 64 units, beside the line of slope ln(radius)."""
+    """Plot the gradient norm over the lag for one random network of 64 units, beside the line of slope ln(radius)."""
     norms = gradient_norms(recurrent_matrix(matrix, 64, radius, seed), 50, recurrence, seed)
     title = f"{matrix}, {recurrence}: slope {log_slope(norms):.3f}"
-    return plot_norms({"gradient norm": norms}, title, radius, ylim=(1e-6, 1e5))  # the same for all: slopes compare
+    return plot_norms(
+        {"gradient norm": norms}, title, radius, ylim=(1e-6, 1e5)
+    )  # the same limits everywhere, to compare slopes

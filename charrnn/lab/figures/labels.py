@@ -1,6 +1,6 @@
-"""How figures write characters and numbers."""
+"""Labels of figures."""
 
 
 def percent(share: float) -> str:
-    """A share as a percentage; what would round to nothing or to everything is not called that."""
+    """Format a share as a percentage that rounds neither to 0% nor to 100% unless it is exact."""
     return "<1%" if 0 < share < 0.01 else ">99%" if 0.99 < share < 1 else f"{share:.0%}"

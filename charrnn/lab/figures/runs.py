@@ -1,4 +1,4 @@
-"""Pictures of training runs, from what they wrote down: one run in detail, several compared, a learning-rate test."""
+"""Figures of training runs, from their records: one run in detail, several compared, and a learning-rate test."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def load_runs(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The records of each run by its name: that of its directory, or the whole path where two have the same.
+    """Load the records of each run by its name: its directory, or the whole path if two directories have the same name.
 
-    A run that is still going on gives what it has told so far.
+    A run that is not finished gives the records it has written so far.
 
     Raises:
-        ValueError: no run there, or one that has told nothing yet.
+        ValueError: there is no run, or it has not written a loss yet.
     """
     short = [path.resolve().name for path in paths]
     runs = {}
@@ -40,11 +40,11 @@ def load_runs(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
 
 @course_style()
 def plot_run(records: Records, title: str = "Training") -> CaptionedFigure:
-    """Losses with the best one marked, learning rate, and gradient norm before clipping, over the steps.
+    """Plot losses with the best one marked, learning rate, and gradient norm before clipping, over the steps.
 
     Args:
         records: of one run, as in `metrics.jsonl`; at least one.
-        title: stands above.
+        title: of the figure.
     """
     logged = [record for record in records if record["event"] == "logged"]
     evaluated = [record for record in records if record["event"] == "evaluated"]
@@ -65,7 +65,7 @@ def plot_run(records: Records, title: str = "Training") -> CaptionedFigure:
 
 
 def _draw_loss(axes: Any, records: Records, label: str, color: str, style: str) -> list[str]:
-    """A curve of losses, and what it says."""
+    """Draw a curve of losses, and describe it."""
     if not records:
         return [f"no {label} loss"]
     x, y = zip(*((record["step"], record["loss"]) for record in records), strict=True)
@@ -74,7 +74,7 @@ def _draw_loss(axes: Any, records: Records, label: str, color: str, style: str) 
 
 
 def _mark_best(axes: Any, evaluated: Records) -> list[str]:
-    """A star at the lowest validation loss."""
+    """Draw a star at the lowest validation loss, and describe it."""
     if not evaluated:
         return []
     best = min(evaluated, key=lambda record: record["loss"])
@@ -84,7 +84,7 @@ def _mark_best(axes: Any, evaluated: Records) -> list[str]:
 
 
 def _draw_values(axes: Any, logged: Records, key: str, label: str, logarithmic: bool = False) -> list[str]:
-    """A curve of something that was logged, and what it says."""
+    """Draw a curve of a logged value, and describe it."""
     points = [(record["step"], record[key]) for record in logged if record[key] > 0 or not logarithmic]
     axes.set_ylabel(label)
     if not points:
@@ -107,13 +107,13 @@ def _draw_values(axes: Any, logged: Records, key: str, label: str, logarithmic: 
 
 @course_style()
 def plot_runs(runs: Mapping[str, Records]) -> CaptionedFigure:
-    """Validation loss of several runs, over the seconds and over the steps.
+    """Plot the validation loss of several runs, over seconds and over steps.
 
     Args:
-        runs: the records of each by its name; what has no validation loss is left out, and the alt text says so.
+        runs: the records of each run by its name; the description names runs without a validation loss.
 
     Raises:
-        ValueError: more than four, or none that was evaluated.
+        ValueError: there are more than four runs, or no run was evaluated.
     """
     if len(runs) > len(LOOKS):
         raise ValueError(f"expected at most {len(LOOKS)} runs to compare in one figure, got {len(runs)}")
@@ -152,12 +152,12 @@ def plot_learning_rate(
     suggested: float | None = None,
     smoothed: Sequence[float] | None = None,
 ) -> CaptionedFigure:
-    """Loss over a learning rate that grows step by step (Smith, 2015, arXiv:1506.01186).
+    """Plot the loss over a learning rate that grows step by step (Smith, 2015, arXiv:1506.01186).
 
     Args:
         rates: learning rates, growing.
-        losses: the loss at each, nats per token; all finite.
-        suggested: the rate to mark, if there is one.
+        losses: the loss at each rate, nats per token; all finite.
+        suggested: the rate to mark.
         smoothed: a smoother curve of the same losses.
     """
     figure, axes = new_figure(7.0, 3.6)
@@ -172,6 +172,6 @@ def plot_learning_rate(
     said += f"; it ends with {losses[-1]:.2f} at {rates[-1]:.2g}."
     top = losses[0] + 0.6 * (losses[0] - lowest) if losses[0] > lowest else losses[0] + 1
     axes.set(xscale="log", xlabel="learning rate", ylabel="nats per token", title="Which learning rate?")
-    axes.set_ylim(lowest - 0.1 * (top - lowest), top)  # where it has diverged there is nothing to read
+    axes.set_ylim(lowest - 0.1 * (top - lowest), top)  # cuts off the part where it diverged
     axes.legend(frameon=False, loc="lower left")
     return CaptionedFigure(figure, "Line chart of the loss over the learning rate", said)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +19,7 @@ from charrnn.lab.probes.distribution import Probabilities, entropy, next_charact
 from charrnn.lab.probes.states import read_states
 from charrnn.models.recurrent import evaluation_view
 
-LONGEST = 24  # characters of a prompt that a title has room for
+LONGEST = 24  # characters of a prompt that fit into a title
 
 
 @course_style()
@@ -32,19 +31,19 @@ def plot_distribution(
     drawn: str = "",
     **settings: Any,
 ) -> CaptionedFigure:
-    """Bars of the likeliest tokens, before (outlined) and after (filled) the settings, and where these cut.
+    """Draw bars of the likeliest tokens before (outlined) and after (filled) the settings, and mark the cut.
 
     Args:
-        generator: its model reads.
-        prompt: what it was given; empty starts after a newline.
-        count: tokens to show, at most: those that are likeliest before or after, in the order of before.
+        generator: the network.
+        prompt: the text it was given; an empty one stands for a newline.
+        count: the number of tokens to show at most: the likeliest before or after, in the order of before.
         temperature: as for `next_distribution`.
         drawn: as for `next_distribution`.
         **settings: as for `next_distribution`.
 
     Raises:
-        UnknownCharacterError: a character outside the vocabulary.
-        ValueError: a setting out of range, or a count below 1.
+        UnknownCharacterError: the prompt contains a character outside the vocabulary.
+        ValueError: a setting is out of range, or count is below 1.
     """
     if count < 1:
         raise ValueError(f"count: expected at least 1, got {count}")
@@ -56,7 +55,7 @@ def plot_distribution(
     _draw_bars(axes, names, before[shown], after[shown])
     kept = after > 0
     story = f"{kept.sum()} of {len(kept)} kept, {len(kept) - kept.sum()} out"
-    first_out = int(np.argmin(kept[shown]))  # 0 if none is out, or if the likeliest is
+    first_out = int(np.argmin(kept[shown]))  # 0 if all are kept, or if the likeliest is not
     cut = first_out > 0 and not kept[shown][first_out:].any()
     if cut:
         axes.axvline(first_out - 0.5, color=ORANGE, linestyle="--", linewidth=1.5)
@@ -90,7 +89,7 @@ def _draw_bars(axes: Any, names: list[str], before: Probabilities, after: Probab
 
 
 def _described(generator: TextGenerator, before: Probabilities, after: Probabilities) -> str:
-    """Describe the likeliest before and after, what is kept, both entropies."""
+    """Describe the likeliest token and the entropy before and after, and the kept tokens."""
 
     def likeliest(probabilities: Probabilities) -> str:
         token = generator.tokenizer.decode([int(probabilities.argmax())])
@@ -107,7 +106,7 @@ def _described(generator: TextGenerator, before: Probabilities, after: Probabili
 
 @course_style()
 def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) -> CaptionedFigure:
-    """Bars of the likeliest characters after `prompt`."""
+    """Draw bars of the likeliest characters after `prompt`."""
     likeliest = next_character_probabilities(generator, prompt, count)
     names = [spoken(character) for character, _ in likeliest]
     values = [probability for _, probability in likeliest]
@@ -124,16 +123,16 @@ def plot_next_character(generator: TextGenerator, prompt: str, count: int = 10) 
     )
 
 
-HIGHEST = 12.0  # bits that a bar has room for
+HIGHEST = 12.0  # bits of the tallest bar that fits
 
 
 @course_style()
 def plot_draw(names: Sequence[str], probabilities: ArrayLike, uniform: float) -> CaptionedFigure:
-    """One draw: the probabilities laid end to end from 0 to 1, and the uniform number that falls into one of them.
+    """Draw the probabilities laid end to end from 0 to 1, and the uniform number that falls into one of them.
 
     Args:
         names: of the V tokens.
-        probabilities: `(V,)`, of sum 1.
+        probabilities: `(V,)`, with sum 1.
         uniform: in [0, 1).
     """
     ends = np.cumsum(probabilities)
@@ -168,13 +167,13 @@ def plot_draw(names: Sequence[str], probabilities: ArrayLike, uniform: float) ->
 def plot_kept(
     generator: TextGenerator, prompts: Sequence[str], rules: Mapping[str, Callable[[Any], Any]], count: int = 20
 ) -> CaptionedFigure:
-    """What rules keep in several places: bars of the likeliest tokens, below them a row for each rule.
+    """Draw which tokens each rule keeps after several prompts: bars of the likeliest tokens, and a row for each rule.
 
     Args:
-        generator: its model reads.
-        prompts: the places, side by side.
-        rules: by name, each a function of the probabilities `(V,)` that says whether it keeps each token, `(V,)`.
-        count: tokens to show.
+        generator: the network.
+        prompts: shown side by side.
+        rules: by name, functions from the probabilities `(V,)` to whether each token is kept, `(V,)`.
+        count: the number of tokens to show.
     """
     figure, grid = new_figure(
         5.5 * len(prompts), 4.4, 2, len(prompts), height_ratios=[2, 1], sharex="col", squeeze=False
@@ -187,7 +186,7 @@ def plot_kept(
         kept = {name: np.asarray(rule(probabilities), dtype=bool) for name, rule in rules.items()}
         place, bits = f"after {prompt!r}", f": {entropy(probabilities):.1f} bits"
         above.bar(range(len(shown)), probabilities[shown], color=BLUE)
-        # the mark ends a prompt that is read from right to left, which would take the number along
+        # the mark ends a right-to-left prompt, which would otherwise reorder the number
         above.set(title=f"{place}\N{LEFT-TO-RIGHT MARK}{bits}", ylabel="probability")
         _draw_rows(below, names, [each[shown] for each in kept.values()])
         below.set_yticks(range(len(kept)), [f"{name}: {each.sum()}" for name, each in kept.items()])
@@ -217,14 +216,14 @@ def plot_measures_over(
     references: Mapping[str, float] | None = None,
     logarithmic: bool = False,
 ) -> CaptionedFigure:
-    """Several measures side by side over the same x, each with its values, and with a level to compare with.
+    """Plot several measures side by side over the same x, with the level of human text.
 
     Args:
         x: at most ten values.
-        measures: by what each shows, a value for each x.
-        xlabel: what x is.
-        references: for some of the measures the same of human text.
-        logarithmic: show x by its logarithm.
+        measures: by title, a value for each x.
+        xlabel: label of x.
+        references: for some of the measures, the value of human text.
+        logarithmic: use a logarithmic x axis.
     """
     references = references or {}
     figure, grid = new_figure(3.7 * len(measures), 3.3, 1, len(measures), squeeze=False)
@@ -247,11 +246,11 @@ def plot_measures_over(
 
 @course_style()
 def plot_profiles(profiles: Mapping[str, ArrayLike], shown: int = 150) -> CaptionedFigure:
-    """The surprisal along several texts, one under another.
+    """Plot the surprisal along several texts, one below the other.
 
     Args:
-        profiles: by name of the text, bits of each character, `(T,)`.
-        shown: characters of each to draw; mean and deviation, which stand beside the name, are those of all.
+        profiles: for each text the bits of its characters, `(T,)`.
+        shown: the number of characters to draw; mean and deviation cover the whole text.
     """
     figure, grid = new_figure(9.0, 1.55 * len(profiles), len(profiles), 1, sharex=True, sharey=True, squeeze=False)
     said = []
@@ -270,12 +269,12 @@ def plot_profiles(profiles: Mapping[str, ArrayLike], shown: int = 150) -> Captio
 
 @course_style()
 def plot_following(temperatures: ArrayLike, bits: ArrayLike, window: int = 9) -> CaptionedFigure:
-    """A temperature that changes over the text, and below it the surprisal of what was drawn.
+    """Plot a temperature that changes along the text, and below it the surprisal of the text.
 
     Args:
         temperatures: of each step, `(T,)`.
         bits: mean surprisal at each step, `(T,)`.
-        window: steps that a smooth curve takes the mean over.
+        window: the number of steps that the smooth curve averages.
     """
     bits, share = np.asarray(bits), np.ones(window) / window
     smooth = np.convolve(bits, share, "valid")
@@ -300,13 +299,13 @@ def plot_following(temperatures: ArrayLike, bits: ArrayLike, window: int = 9) ->
 def plot_frontier(
     curves: Mapping[str, Sequence[tuple[float, float, float]]], xlabel: str, ylabel: str, title: str
 ) -> CaptionedFigure:
-    """What settings trade for each other: a curve for each rule, each of its points named by its setting.
+    """Plot the trade-off between two measures: a curve for each rule, each point labelled with its setting.
 
     Args:
-        curves: by rule a list of (setting, x, y).
-        xlabel: what x is.
-        ylabel: what y is.
-        title: stands above.
+        curves: for each rule a list of (setting, x, y).
+        xlabel: label of x.
+        ylabel: label of y.
+        title: of the figure.
 
     Raises:
         ValueError: more than four rules.
@@ -356,24 +355,21 @@ def tail_after_slip(
     return held[0], held[1]
 
 
-COLORS = LinearSegmentedColormap.from_list("state", [ORANGE, "white", BLUE])
-
-
 @course_style()
 def plot_choice(
     generator: TextGenerator, text: str, count: int = 8, units: int = 24, steps: int = 24
 ) -> CaptionedFigure:
-    """The likeliest characters after `text`, and the state that the network has come to on the way.
+    """Draw the likeliest characters after `text`, and the state of the network along the text.
 
     Args:
-        generator: its model reads.
-        text: so far; empty stands for a newline.
-        count: characters to choose from.
-        units: of the top layer, from the first on.
-        steps: the last ones of the text to show.
+        generator: the network.
+        text: the text so far; an empty one stands for a newline.
+        count: the number of characters to choose from.
+        units: the number of units to show, from the first of the top layer.
+        steps: the number of characters to show, from the end of the text.
 
     Raises:
-        UnknownCharacterError: the text has a character outside the vocabulary.
+        UnknownCharacterError: the text contains a character outside the vocabulary.
     """
     likeliest = next_character_probabilities(generator, text, count)
     read = text or "\n"
@@ -385,7 +381,7 @@ def plot_choice(
     left.set_xticks(range(len(names)), names)
     left.bar_label(bars, [percent(p) for _, p in likeliest], padding=2, fontsize=8)
     left.set(ylabel="probability", ylim=(0, likeliest[0][1] * 1.15), title="What may come next")
-    image = right.imshow(states.T, cmap=COLORS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    image = right.imshow(states.T, cmap="cividis", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     right.set_xticks(range(len(states)), [visible(character) for character in read[-steps:]])
     right.set(ylabel="unit", title=f"{states.shape[1]} units of the top layer, after each character")
     figure.colorbar(image, ax=right, label="h")

@@ -17,7 +17,7 @@ from charrnn.lab.probes.states import Components
 
 PURPLE, BLACK = "#AA4499", "#000000"
 
-# how each group of characters is drawn: by colour and by shape, the place of a letter in its word by its number
+# colour and shape of each group of characters; a number is the place of a letter in its word
 MARKERS = {
     "between words": (GREY, "s"),
     "1st letter": (BLUE, "$1$"),
@@ -33,7 +33,7 @@ MARKERS = {
     "capital": (PURPLE, "D"),
 }
 
-LONGEST = 40  # characters that a picture has room for
+LONGEST = 40  # characters that fit into a figure
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -43,14 +43,14 @@ LONGEST = 40  # characters that a picture has room for
 def plot_states(
     points: Tensor, groups: Sequence[str], share: Tensor, title: str, path: tuple[str, Tensor] | None = None
 ) -> CaptionedFigure:
-    """States as points in a plane, each marked by its group.
+    """Draw states as points in a plane, each marked by its group.
 
     Args:
         points: `(N, 2)`.
-        groups: the name of each point's, of `MARKERS`.
-        share: of the variance along both axes, `(2,)`.
-        title: stands above.
-        path: a text and the points `(T, 2)` that it leads through.
+        groups: for each point a key of `MARKERS`.
+        share: share of the variance along each axis, `(2,)`.
+        title: of the figure.
+        path: a text and the points `(T, 2)` on its path.
     """
     figure, axes = new_figure(7.2, 4.4)
     _draw_plane(axes, points, groups, share)
@@ -101,14 +101,14 @@ def plot_matrix(
     marked: Sequence[int] = (),
     low: float = 0.0,
 ) -> CaptionedFigure:
-    """A matrix as colours and, while there is room, as numbers.
+    """Draw a matrix as colours and, if there is room, as numbers.
 
     Args:
         values: `(R, C)`, from `low` to 1.
-        rows: names of the rows; none if there are too many to name.
+        rows: names of the rows; empty if there are too many.
         columns: names of the columns.
-        title: stands above.
-        marked: in each column the row that gets a frame.
+        title: of the figure.
+        marked: the row to frame in each column.
         low: 0 for probabilities, -1 for states.
     """
     matrix = np.asarray(values)
@@ -126,7 +126,7 @@ def plot_matrix(
 
 
 def _draw_matrix(axes: Any, matrix: NDArray[Any], rows: Sequence[str], columns: Sequence[str], low: float) -> None:
-    colours = "Blues" if low == 0 else "cividis"  # lightness runs one way in both, so they read the same without colour
+    colours = "Blues" if low == 0 else "cividis"  # lightness is monotonic in both, so they also work without colour
     axes.imshow(matrix, aspect="auto", cmap=colours, vmin=low, vmax=1, interpolation="nearest")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
@@ -134,7 +134,7 @@ def _draw_matrix(axes: Any, matrix: NDArray[Any], rows: Sequence[str], columns: 
     axes.spines[:].set_visible(False)
     if matrix.size <= 64:
         for (row, column), value in np.ndenumerate(matrix):
-            light = value > 0.6 if low == 0 else value < 0  # on a dark ground
+            light = value > 0.6 if low == 0 else value < 0  # on a dark background
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if light else BLACK)
 
 
@@ -142,15 +142,15 @@ def _draw_matrix(axes: Any, matrix: NDArray[Any], rows: Sequence[str], columns: 
 def plot_reading(
     text: str, states: Tensor, components: Components, points: Tensor, groups: Sequence[str], step: int
 ) -> CaptionedFigure:
-    """A network in the middle of a text: its state after every character so far, and its path through the plane.
+    """Draw the state after every character so far, and its path through the plane.
 
     Args:
         text: T characters, T at least 1.
         states: after each of them, `(T, H)`.
         components: the axes of the plane.
-        points: states of another text, `(N, 2)`, for a background.
-        groups: of these.
-        step: characters read, 1 to T; what is beyond counts as T. The last 40 are shown.
+        points: states of another text, `(N, 2)`, as a background.
+        groups: of these points.
+        step: the number of characters read, from 1; more than T counts as T. The last 40 are shown.
     """
     step = min(step, len(text))
     begin = max(0, step - LONGEST)
@@ -158,7 +158,7 @@ def plot_reading(
     figure, (left, right) = new_figure(11.5, 3.8, 1, 2, width_ratios=[1.25, 1])
     columns = text[begin : begin + LONGEST]
     shown = np.full((states.shape[1], len(columns)), np.nan)
-    order = components.axes[0].argsort(descending=True)  # units that move together stand together
+    order = components.axes[0].argsort(descending=True)  # neighbouring units move together
     shown[:, : step - begin] = states[seen][:, order].T.numpy()
     _draw_matrix(left, shown, [], [visible(character) for character in columns], low=-1)
     left.set(ylabel=f"the {states.shape[1]} units, by the first axis", xlabel="character read")

@@ -11,20 +11,20 @@ from numpy.typing import ArrayLike
 from charrnn.data.characters import visible
 from charrnn.lab.figures.base import ORANGE, CaptionedFigure, course_style, new_figure
 
-GROUND = LinearSegmentedColormap.from_list("surprisal", ["white", ORANGE])  # black on each has a contrast of at least 5
+GROUND = LinearSegmentedColormap.from_list("surprisal", ["white", ORANGE])  # black text has a contrast of at least 5
 
-STRONGEST = 8.0  # bits that have the full colour
+STRONGEST = 8.0  # bits at which the colour is full
 
-COLUMNS = 40  # characters of a line in the figure
+COLUMNS = 40  # characters in a row of the figure
 
 
 def label(bits: float) -> str:
-    """A surprisal in at most three characters."""
+    """Format a surprisal in at most three characters."""
     return f"{bits:.1f}" if bits < 9.95 else f"{bits:.0f}"
 
 
 def summary(tokens: Sequence[str], bits: ArrayLike) -> str:
-    """A sentence: total and mean surprisal of a text, and where it is greatest."""
+    """Describe the total and mean surprisal of a text, and where it is greatest."""
     bits = np.asarray(bits)
     length, most = len("".join(tokens)), int(bits.argmax())
     characters = f"{length:,} character{'s' * (length != 1)}"
@@ -38,14 +38,14 @@ def summary(tokens: Sequence[str], bits: ArrayLike) -> str:
 
 
 def surprisal_to_html(tokens: Sequence[str], bits: ArrayLike) -> str:
-    """The text, each token on a ground that is the darker the more surprising it is, with its bits below it.
+    """Show a text, each token shaded by its surprisal and with its bits below it.
 
     Args:
         tokens: texts of the T tokens.
         bits: surprisal of each, `(T,)`.
 
     Returns:
-        HTML. In front stands the `summary`, for those who cannot see the colours.
+        HTML that begins with the `summary`, for readers who cannot see the colours.
     """
     bits = np.asarray(bits).tolist()
     words = []
@@ -70,7 +70,7 @@ def _cell(token: str, bits: float) -> str:
 
 
 def _words(tokens: Sequence[str]) -> Iterator[range]:
-    """Places of the tokens that should stand together in a row: up to the next space or newline."""
+    """Find the tokens to keep together in a row: up to the next space or newline."""
     start = 0
     for place, token in enumerate(tokens, 1):
         if token.endswith((" ", "\n")) or place == len(tokens):
@@ -79,7 +79,7 @@ def _words(tokens: Sequence[str]) -> Iterator[range]:
 
 
 def ground(bits: float) -> str:
-    """The colour under a token of this surprisal: white for 0 bits, orange from 8 on."""
+    """Choose the colour behind a token with this surprisal: white for 0 bits, orange from 8."""
     return to_hex(GROUND(min(bits / STRONGEST, 1.0)))
 
 
@@ -88,12 +88,12 @@ def ground(bits: float) -> str:
 
 @course_style()
 def plot_surprisal(tokens: Sequence[str], bits: ArrayLike, title: str = "") -> CaptionedFigure:
-    """What `surprisal_to_html` shows, as a figure.
+    """Draw what `surprisal_to_html` shows as a figure.
 
     Args:
         tokens: texts of the T tokens.
         bits: surprisal of each, `(T,)`.
-        title: stands above; else how many bits a character has in the mean.
+        title: of the figure; by default the mean bits per character.
     """
     boxes = _places(tokens)
     rows = boxes[-1][0] + 1
@@ -110,7 +110,7 @@ def plot_surprisal(tokens: Sequence[str], bits: ArrayLike, title: str = "") -> C
 
 
 def _places(tokens: Sequence[str]) -> list[tuple[int, float, float]]:
-    """Row, left edge and width of each token's box; a row ends with a newline, or before a word that is too long."""
+    """Lay out the tokens' boxes (row, left edge, width); a row ends at a newline or before a word that does not fit."""
     widths = [min(max(1.0, 0.5 + 0.5 * len(token)), COLUMNS) for token in tokens]
     row, left, boxes = 0, 0.0, []
     for word in _words(tokens):

@@ -32,25 +32,25 @@ def tokens():
 @pytest.mark.parametrize(("length", "seq_length"), [(18, 6), (7, 3), (4, 4), (1, 5)])
 def test_gradients_are_drawn_within_windows_and_cut_at_every_border(length, seq_length):
     text = "abc \ndefgijklmnopqr"[:length]
-    picture = lab.plot_tbptt(text, seq_length)
-    axes = picture.figure.axes[0]
+    figure = lab.plot_tbptt(text, seq_length)
+    axes = figure.figure.axes[0]
     borders = (length - 1) // seq_length
     said = [child.get_text() for child in axes.texts]
     assert said.count("✕") == said.count("detach") == borders
     assert said.count("h") == length
     bent = [note for note in axes.texts if getattr(note, "arrowprops", None) and "linestyle" in note.arrowprops]
     assert len(bent) == length - 1 - borders  # one arrow back to each state in the same window
-    assert f"cut at the {borders} borders" in picture.alt
-    assert picture.png().startswith(b"\x89PNG")
+    assert f"cut at the {borders} borders" in figure.alt
+    assert figure.png().startswith(b"\x89PNG")
 
 
 def test_reach_marks_the_borders_and_says_what_crosses():
-    picture = lab.plot_reach("abcdef", 2, {"cut": [0, 0, 0, 0, 1, 2], "uncut": [0.1, 0.2, 0.3, 0.4, 1, 2]})
-    lines = picture.figure.axes[0].lines
+    figure = lab.plot_reach("abcdef", 2, {"cut": [0, 0, 0, 0, 1, 2], "uncut": [0.1, 0.2, 0.3, 0.4, 1, 2]})
+    lines = figure.figure.axes[0].lines
     assert lines[0].get_ydata().tolist() == [0, 0, 0, 0, 1, 2]
     assert [line.get_xdata()[0] for line in lines[2:]] == [1.5, 3.5]
     assert lines[0].get_linestyle() != lines[1].get_linestyle()
-    assert "cut: at most 0 before the last window, 2 in it; uncut: at most 0.4 before" in picture.alt
+    assert "cut: at most 0 before the last window, 2 in it; uncut: at most 0.4 before" in figure.alt
 
 
 # ------------------------------------------------------------------------------------------------- small experiments
@@ -127,8 +127,8 @@ def test_every_recipe_trains(tokens, name):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_ingredients_are_drawn_with_their_means(seeds):
     losses = {"plain": [2.5, 2.6, 2.7][:seeds], "better": [2.1, 2.2, 2.3][:seeds]}
-    picture = lab.plot_ablation(losses)
-    axes = picture.figure.axes[0]
+    figure = lab.plot_ablation(losses)
+    axes = figure.figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["plain", "better"]
     assert [text.get_text() for text in axes.texts] == [f"{np.mean(values):.3f}" for values in losses.values()]
     assert ("a circle for each seed" in axes.get_title()) == (seeds > 1)
@@ -140,20 +140,20 @@ def test_ingredients_are_drawn_with_their_means(seeds):
 
 def test_schedules_are_drawn_as_they_are():
     config = TrainingConfig(schedule="cosine", warmup_frac=0.1)
-    picture = lab.plot_schedules({"cosine": lambda s: rate_factor(config, s, 0, []), "half": lambda _: 0.5})
-    cosine, half = (axes.lines[0] for axes in picture.figure.axes)
+    figure = lab.plot_schedules({"cosine": lambda s: rate_factor(config, s, 0, []), "half": lambda _: 0.5})
+    cosine, half = (axes.lines[0] for axes in figure.figure.axes)
     assert cosine.get_ydata() == pytest.approx([rate_factor(config, s, 0, []) for s in cosine.get_xdata()])
     assert set(half.get_ydata()) == {0.5}
-    assert "cosine begins at 0.1" in picture.alt
-    assert "half begins at 0.5, is 0.5 half-way and 0.5 at the end" in picture.alt
+    assert "cosine begins at 0.1" in figure.alt
+    assert "half begins at 0.5, is 0.5 half-way and 0.5 at the end" in figure.alt
 
 
 def test_a_plateau_marks_where_the_rate_falls():
     losses = [3.0, 2.0, 2.1, 2.2, 1.5, 1.6, 1.6]
     factors = [plateau(losses[:n], 0.5, 2) for n in range(1, 8)]
-    picture = lab.plot_plateau(losses, factors)
-    assert picture.alt.endswith("falls from 1 to 0.25 of its peak at evaluations 4, 7.")
-    assert [line.get_xdata()[0] for line in picture.figure.axes[1].lines[1:]] == [4, 7]
+    figure = lab.plot_plateau(losses, factors)
+    assert figure.alt.endswith("falls from 1 to 0.25 of its peak at evaluations 4, 7.")
+    assert [line.get_xdata()[0] for line in figure.figure.axes[1].lines[1:]] == [4, 7]
     assert lab.plot_plateau([3.0, 2.0], [1.0, 1.0]).alt.endswith("at evaluations none.")
 
 
@@ -166,16 +166,16 @@ def test_overfitting_marks_the_lowest_and_the_stop():
         ]
 
     runs = {"none": run([3.0, 2.0, 2.5]), "some": run([3.0, 2.4, 2.2])}
-    picture = lab.plot_overfitting(runs, {"none": 30, "some": None})
-    first, second = picture.figure.axes
+    figure = lab.plot_overfitting(runs, {"none": 30, "some": None})
+    first, second = figure.figure.axes
     assert first.lines[2].get_xydata().tolist() == [[20, 2.0]]
     assert first.lines[3].get_xdata()[0] == 30
     assert len(second.lines) == 3
     assert (
         "none: training ends at 1.50, validation is lowest, 2.00, at step 20, ends at 2.50, stopped at 30"
-        in picture.alt
+        in figure.alt
     )
-    assert picture.alt.endswith("never stopped.")
+    assert figure.alt.endswith("never stopped.")
     assert "stopped" not in lab.plot_overfitting(runs).alt
 
 
@@ -188,12 +188,12 @@ def test_differences_are_filled_where_they_are_shown():
         {"better": "C", "worse": "B", "difference": 0.3, "low": 0.2, "high": 0.4, "p_holm": 0.01},
         {"better": "C", "worse": "A", "difference": 0.2, "low": None, "high": None, "p_holm": None},
     ]
-    picture = lab.plot_differences({"at equal time": pairs, "at equal data": pairs[:1]})
-    axes = picture.figure.axes[0]
+    figure = lab.plot_differences({"at equal time": pairs, "at equal data": pairs[:1]})
+    axes = figure.figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["C below B", "C below A", "A below B"]
     points = [line for line in axes.lines if line.get_marker() == "o"]
     assert [point.get_markerfacecolor() == "white" for point in points] == [False, True, True]
-    assert "at equal time: C below B by 0.300 (0.200 to 0.400), C below A by 0.200, A below B" in picture.alt
+    assert "at equal time: C below B by 0.300 (0.200 to 0.400), C below A by 0.200, A below B" in figure.alt
 
 
 LOG = [
@@ -206,18 +206,18 @@ LOG = [
 
 def test_a_speedrun_goes_down_from_what_was_kept():
     assert best_before(LOG) == [None, 2.0, 2.0, 1.7]
-    picture = lab.plot_speedrun(LOG, "Title")
-    axes = picture.figure.axes[0]
+    figure = lab.plot_speedrun(LOG, "Title")
+    axes = figure.figure.axes[0]
     bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
     assert bars == [
         (2.0, pytest.approx(end)) if end > 1.8 or end == 1.7 else (1.7, pytest.approx(end)) for end in (2.2, 1.7, 1.8)
     ]
     assert [bar.get_facecolor()[-1] > 0 for bar in axes.patches] == [False, True, False]  # filled if kept
-    assert picture.alt == "4 trials from the top down, 2 of them kept: from 2.000 (start) to 1.700 (better)."
-    assert picture.png().startswith(b"\x89PNG")
+    assert figure.alt == "4 trials from the top down, 2 of them kept: from 2.000 (start) to 1.700 (better)."
+    assert figure.png().startswith(b"\x89PNG")
 
 
-def test_all_of_a_speedrun_is_inside_the_picture():
+def test_all_of_a_speedrun_is_inside_the_figure():
     low, high = lab.plot_speedrun(LOG, "Title").figure.axes[0].get_xlim()
     assert low < 1.6  # the lowest prediction
     assert high > 2.2

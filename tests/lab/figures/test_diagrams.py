@@ -5,12 +5,12 @@ from charrnn import lab
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_network_has_a_column_for_each_character(backward):
-    picture = lab.plot_unrolled("a\n", "\nb", backward)
-    texts = [artist.get_text() for artist in picture.figure.axes[0].texts]
+    figure = lab.plot_unrolled("a\n", "\nb", backward)
+    texts = [artist.get_text() for artist in figure.figure.axes[0].texts]
     assert [text for text in texts if text.startswith("reads")] == ["reads a", "reads newline"]
     assert [text for text in texts if text.startswith("must")] == ["must predict newline", "must predict b"]
     assert texts.count("$W_{hh}$") == texts.count("$W_{ih}$") == texts.count("$W_{out}$") == 2
-    assert ("back" in picture.alt) is backward
+    assert ("back" in figure.alt) is backward
 
 
 def test_forward_and_backward_differ_by_more_than_colour():
@@ -30,8 +30,8 @@ def test_a_target_for_each_input():
 
 
 def test_without_targets_there_are_states_alone():
-    picture = lab.plot_unrolled("abc")
-    texts = [artist.get_text() for artist in picture.figure.axes[0].texts]
+    figure = lab.plot_unrolled("abc")
+    texts = [artist.get_text() for artist in figure.figure.axes[0].texts]
     assert [text for text in texts if text.startswith("$h_")] == ["$h_{0}$", "$h_{1}$", "$h_{2}$", "$h_{3}$"]
     assert not [text for text in texts if text.startswith(("must", "$z", "$L"))]
-    assert "logits" not in picture.alt
+    assert "logits" not in figure.alt

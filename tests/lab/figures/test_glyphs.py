@@ -122,14 +122,14 @@ def installed(monkeypatch):
     glyphs._find_families.cache_clear()
 
 
-def test_what_no_font_has_is_an_escape_and_the_picture_says_so(generator, installed, monkeypatch):
+def test_what_no_font_has_is_an_escape_and_the_figure_says_so(generator, installed, monkeypatch):
     shipped = [font for font in font_manager.fontManager.ttflist if font.name.startswith(("DejaVu", "Last Resort"))]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", shipped)
     draw = drawers(generator, FOREIGN)
     for name in ("distribution", "kept", "gates", "unit", "surprisal", "run"):
-        picture = draw[name]()
-        picture.figure.draw_without_rendering()  # matplotlib warns of a missing glyph, and a warning is an error here
-        assert "No installed font has these characters, so they are drawn as escapes: ह, ि, 中, 🎉." in picture.alt, (
+        figure = draw[name]()
+        figure.figure.draw_without_rendering()  # matplotlib warns of a missing glyph, and a warning is an error here
+        assert "No installed font has these characters, so they are drawn as escapes: ह, ि, 中, 🎉." in figure.alt, (
             name
         )
     axes = lab.plot_gates("a中", np.zeros((2, 4)), "f", [0]).figure.axes[0]
@@ -141,20 +141,20 @@ def test_what_no_font_has_is_an_escape_and_the_picture_says_so(generator, instal
 
 def test_a_font_that_has_the_characters_is_used(tmp_path, installed):
     installed(tmp_path / "test.ttf", "中")
-    picture = lab.plot_gates("中म", np.zeros((2, 4)), "f", [0])
-    han, _ = picture.figure.axes[0].get_xticklabels()
+    figure = lab.plot_gates("中म", np.zeros((2, 4)), "f", [0])
+    han, _ = figure.figure.axes[0].get_xticklabels()
     assert han.get_text() == "中"
     assert han.get_fontfamily() == ["DejaVu Sans Mono", "DejaVu Sans", "Test Sans"]
-    assert "中" not in picture.alt.partition("escapes:")[2]
-    assert picture.png()
+    assert "中" not in figure.alt.partition("escapes:")[2]
+    assert figure.png()
 
 
 def test_hebrew_is_no_box_in_a_monospace_heat_map_and_stands_a_letter_to_a_cell():
-    picture = lab.plot_gates("שלום", np.zeros((4, 4)), "f", [0])
-    labels = picture.figure.axes[0].get_xticklabels()
+    figure = lab.plot_gates("שלום", np.zeros((4, 4)), "f", [0])
+    labels = figure.figure.axes[0].get_xticklabels()
     assert [label.get_text() for label in labels] == list("שלום")
     assert all("DejaVu Sans" in label.get_fontfamily() for label in labels)
-    assert picture.png()
+    assert figure.png()
 
 
 def test_the_number_after_a_prompt_stays_where_it_is(generator):

@@ -41,8 +41,8 @@ def line(axes, label):
 
 
 def test_a_run_is_drawn_as_it_was_told():
-    picture = plot_run(RECORDS, "mine")
-    losses, rate, norm = picture.figure.axes
+    figure = plot_run(RECORDS, "mine")
+    losses, rate, norm = figure.figure.axes
     assert line(losses, "training").get_xydata().tolist() == [[10, 3], [20, 2], [30, 1.5]]
     assert line(losses, "validation").get_xydata().tolist() == [[10, 2.5], [20, 1.75], [30, 2.25]]
     assert rate.lines[0].get_xydata().tolist() == [[10, 1e-3], [20, 2e-3], [30, 0]]
@@ -70,15 +70,15 @@ def test_the_alt_text_is_drawn_from_the_data():
 
 
 def test_a_run_in_which_nothing_was_evaluated_or_logged():
-    picture = plot_run([record for record in RECORDS if record["event"] == "logged"])
-    assert len(picture.figure.axes[0].lines) == 1
-    assert "no validation loss" in picture.alt
-    picture = plot_run([evaluated(5, 2.0)])
-    assert picture.alt == (
+    figure = plot_run([record for record in RECORDS if record["event"] == "logged"])
+    assert len(figure.figure.axes[0].lines) == 1
+    assert "no validation loss" in figure.alt
+    figure = plot_run([evaluated(5, 2.0)])
+    assert figure.alt == (
         "Three line charts over 5 steps: no training loss; validation loss 2.000; best 2.0000 at step 5; no learning "
         "rate; no gradient norm."
     )
-    assert picture.png()
+    assert figure.png()
 
 
 def test_a_run_is_read_while_it_goes_on(tmp_path):
@@ -122,14 +122,14 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
 
 def test_runs_are_compared_over_seconds_and_over_steps():
     slow = [evaluated(step, 2.5 - step / 100, seconds=2.0 * step) for step in (10, 20)]
-    picture = plot_runs({"fast": RECORDS, "slow": slow})
-    seconds, steps = picture.figure.axes
+    figure = plot_runs({"fast": RECORDS, "slow": slow})
+    seconds, steps = figure.figure.axes
     assert line(seconds, "fast").get_xydata().tolist() == [[1, 2.5], [2, 1.75], [3, 2.25]]
     assert line(seconds, "slow").get_xydata().tolist() == [[20, 2.4], [40, 2.3]]
     assert line(steps, "slow").get_xydata().tolist() == [[10, 2.4], [20, 2.3]]
     looks = [(curve.get_color(), curve.get_linestyle(), curve.get_marker()) for curve in steps.lines]
     assert all(len(set(each)) == 2 for each in zip(*looks, strict=True))
-    assert "fast has its best, 1.7500, after 2 s and 20 steps; slow has its best, 2.3000, after 40 s" in picture.alt
+    assert "fast has its best, 1.7500, after 2 s and 20 steps; slow has its best, 2.3000, after 40 s" in figure.alt
 
 
 def test_a_run_that_was_never_evaluated_is_said():
@@ -149,33 +149,33 @@ def test_more_runs_than_can_be_told_apart_are_refused():
 
 def test_the_suggested_rate_is_marked():
     rates, losses = [1e-4, 1e-3, 1e-2, 1e-1], [4.0, 3.0, 2.0, 9.0]
-    picture = plot_learning_rate(rates, losses, suggested=1e-3, smoothed=[4.0, 3.0, 2.5, 5.0])
-    (axes,) = picture.figure.axes
+    figure = plot_learning_rate(rates, losses, suggested=1e-3, smoothed=[4.0, 3.0, 2.5, 5.0])
+    (axes,) = figure.figure.axes
     assert line(axes, "loss").get_xydata().tolist() == [list(point) for point in zip(rates, losses, strict=True)]
     assert line(axes, "steepest fall: 0.001").get_xdata()[0] == 1e-3
     assert colors.same_color(line(axes, "smoothed").get_color(), ORANGE)
     assert axes.get_xscale() == "log"
     assert axes.get_ylim()[1] < 9  # where it diverges there is nothing to read
-    assert picture.alt == (
+    assert figure.alt == (
         "Line chart of the loss over the learning rate: 4.00 at 0.0001, lowest 2.00 at 0.01; it falls most steeply at "
         "0.001; it ends with 9.00 at 0.1."
     )
 
 
 def test_a_loss_that_never_falls_has_nothing_to_mark():
-    picture = plot_learning_rate([1e-3, 1e-2], [2.0, 2.0])
-    assert len(picture.figure.axes[0].lines) == 1
-    assert "steeply" not in picture.alt
+    figure = plot_learning_rate([1e-3, 1e-2], [2.0, 2.0])
+    assert len(figure.figure.axes[0].lines) == 1
+    assert "steeply" not in figure.alt
 
 
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def test_a_picture_is_written_as_its_name_ends(tmp_path):
-    picture = plot_run(RECORDS)
-    save_figure(picture, tmp_path / "a.PNG")
+def test_a_figure_is_written_as_its_name_ends(tmp_path):
+    figure = plot_run(RECORDS)
+    save_figure(figure, tmp_path / "a.PNG")
     assert (tmp_path / "a.PNG").read_bytes().startswith(b"\x89PNG")
-    save_figure(picture, tmp_path / "a.svg")
+    save_figure(figure, tmp_path / "a.svg")
     drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
     assert "<svg" in drawn
     assert "training loss goes from 3.000 to 1.500" in re.sub(r"\s+", " ", drawn)
@@ -184,15 +184,15 @@ def test_a_picture_is_written_as_its_name_ends(tmp_path):
     drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
     assert (tmp_path / "b.svg").read_text(encoding="utf-8") == drawn
     with pytest.raises(ValueError, match=r"a.pdf: expected a file that ends in .png or .svg"):
-        save_figure(picture, tmp_path / "a.pdf")
+        save_figure(figure, tmp_path / "a.pdf")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a.PNG", "a.svg", "b.svg"]
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_figure_that_cannot_be_drawn_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "plot.png"
     path.write_bytes(b"old")
-    picture = plot_run(RECORDS)
+    figure = plot_run(RECORDS)
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no room")))
     with pytest.raises(OSError, match="no room"):
-        save_figure(picture, path)
+        save_figure(figure, path)
     assert path.read_bytes() == b"old"

@@ -27,17 +27,17 @@ def overlapping(texts):
 @pytest.mark.parametrize("uniform", [0.0, 0.07, 0.25, 0.51, 0.8, 0.999])
 def test_the_draw_is_the_librarys(uniform):
     names, probabilities = list("a\n dz"), np.array([0.1, 0.0, 0.4, 0.25, 0.25])
-    picture = plot_draw(names, probabilities, uniform)
+    figure = plot_draw(names, probabilities, uniform)
     with np.errstate(divide="ignore"):
         drawn = sample(np.log(probabilities), uniform)
     shown = names[int(drawn)].replace(" ", "␣").replace("\n", "⏎")
-    assert f"{uniform:.3f} falls into {shown}, " in picture.alt
-    pieces = picture.figure.axes[0].patches
+    assert f"{uniform:.3f} falls into {shown}, " in figure.alt
+    pieces = figure.figure.axes[0].patches
     assert [piece.get_width() for piece in pieces] == pytest.approx(probabilities)
     assert pieces[-1].get_x() + pieces[-1].get_width() == pytest.approx(1)
-    assert picture.figure.axes[0].lines[0].get_xdata()[0] == uniform
-    picture.figure.draw_without_rendering()
-    assert not overlapping(picture.figure.axes[0].texts)
+    assert figure.figure.axes[0].lines[0].get_xdata()[0] == uniform
+    figure.figure.draw_without_rendering()
+    assert not overlapping(figure.figure.axes[0].texts)
 
 
 def test_squares_are_kept_and_crosses_are_out():
@@ -45,8 +45,8 @@ def test_squares_are_kept_and_crosses_are_out():
         torch.manual_seed(0)
         generator = TextGenerator(CharLSTM(6, 4), CharTokenizer("\n abcd"))
     rules = {"one": lambda p: p == p.max(), "rare": lambda p: p <= np.sort(p)[1]}
-    picture = plot_kept(generator, ("a", "bc"), rules, count=5)
-    for prompt, above, below in zip(("a", "bc"), picture.figure.axes[:2], picture.figure.axes[2:], strict=True):
+    figure = plot_kept(generator, ("a", "bc"), rules, count=5)
+    for prompt, above, below in zip(("a", "bc"), figure.figure.axes[:2], figure.figure.axes[2:], strict=True):
         likeliest = next_character_probabilities(generator, prompt, 5)
         assert [bar.get_height() for bar in above.patches] == pytest.approx([p for _, p in likeliest])
         names = [label.get_text().replace("␣", " ").replace("⏎", "\n") for label in below.get_xticklabels()]
@@ -55,39 +55,39 @@ def test_squares_are_kept_and_crosses_are_out():
         out = [line.get_xdata().tolist() for line in below.lines[1::2]]
         assert (kept, out) == ([[0], [4]], [[1, 2, 3, 4], [0, 1, 2, 3]])
         assert [label.get_text() for label in below.get_yticklabels()] == ["one: 1", "rare: 2"]  # of all, not of five
-    assert picture.alt.count("kept are: one 1, rare 2") == 2
+    assert figure.alt.count("kept are: one 1, rare 2") == 2
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_every_measure_has_its_panel(logarithmic):
     measures = {"words": [0.1, 0.5, 0.9], "bits": [3.0, 2.0, 1.0]}
-    picture = plot_measures_over([1, 2, 8], measures, "width", {"bits": 2.5}, logarithmic)
-    words, bits = picture.figure.axes
+    figure = plot_measures_over([1, 2, 8], measures, "width", {"bits": 2.5}, logarithmic)
+    words, bits = figure.figure.axes
     assert words.lines[0].get_ydata().tolist() == [0.1, 0.5, 0.9]
     assert bits.lines[0].get_ydata().tolist() == [3.0, 2.0, 1.0]
     assert bits.lines[1].get_ydata()[0] == 2.5
     assert len(words.lines) == 1
-    assert "bits: 3.00 at 1, 2.00 at 2, 1.00 at 8; human text 2.50" in picture.alt
+    assert "bits: 3.00 at 1, 2.00 at 2, 1.00 at 8; human text 2.50" in figure.alt
     assert (words.get_xscale() == "log") == logarithmic
-    picture.figure.draw_without_rendering()
-    assert not overlapping([axes.title for axes in picture.figure.axes])
+    figure.figure.draw_without_rendering()
+    assert not overlapping([axes.title for axes in figure.figure.axes])
 
 
 def test_profiles_tell_of_the_whole_text_and_show_its_beginning():
     bits = np.array([1.0, 3.0] * 50 + [8.0] * 100)
-    picture = plot_profiles({"mine": bits, "yours": np.ones(20)}, shown=60)
-    first, second = picture.figure.axes
+    figure = plot_profiles({"mine": bits, "yours": np.ones(20)}, shown=60)
+    first, second = figure.figure.axes
     assert [bar.get_height() for bar in first.patches] == bits[:60].tolist()
     assert len(second.patches) == 20
     assert (
-        f"mine: mean {bits.mean():.2f} bits, deviation {bits.std():.2f}, 50% of the characters above 4" in picture.alt
+        f"mine: mean {bits.mean():.2f} bits, deviation {bits.std():.2f}, 50% of the characters above 4" in figure.alt
     )
 
 
 def test_the_smooth_curve_is_the_mean_around_each_place():
     bits = np.random.default_rng(0).random(50)
-    picture = plot_following(np.linspace(1, 2, 50), bits, window=5)
-    _, smooth = picture.figure.axes[1].lines
+    figure = plot_following(np.linspace(1, 2, 50), bits, window=5)
+    _, smooth = figure.figure.axes[1].lines
     places, values = smooth.get_data()
     assert places[0] == 2
     assert places[-1] == 47
@@ -99,11 +99,11 @@ def test_the_smooth_curve_is_the_mean_around_each_place():
 
 def test_a_frontier_names_each_setting():
     curves = {"cold": [(0.5, 0.9, 0.7), (1, 0.8, 0.9)], "top": [(5, 0.85, 0.75)]}
-    picture = plot_frontier(curves, "words", "variety", "A trade")
-    axes = picture.figure.axes[0]
+    figure = plot_frontier(curves, "words", "variety", "A trade")
+    axes = figure.figure.axes[0]
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[0.9, 0.7], [0.8, 0.9]], [[0.85, 0.75]]]
     assert [text.get_text() for text in axes.texts] == ["0.5", "1", "5"]
-    assert "cold 0.5 at (0.900, 0.700), 1 at (0.800, 0.900); top 5 at (0.850, 0.750)" in picture.alt
+    assert "cold 0.5 at (0.900, 0.700), 1 at (0.800, 0.900); top 5 at (0.850, 0.750)" in figure.alt
     with pytest.raises(ValueError, match="at most 4 rules, got 5"):
         plot_frontier({str(n): curves["top"] for n in range(5)}, "", "", "")
 

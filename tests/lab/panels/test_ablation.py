@@ -46,7 +46,7 @@ def test_what_the_switches_say():
     assert settings["beta1"] == 0  # plain
 
 
-def test_the_run_before_stays_in_the_picture(panel):
+def test_the_run_before_stays_in_the_figure(panel):
     first = run(panel)
     panel.controls["learning_rate"].value = 0.1
     second = run(panel)

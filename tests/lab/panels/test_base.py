@@ -1,4 +1,4 @@
-"""What all widgets share: controls, a picture or a sentence, work in a thread of its own."""
+"""What all widgets share: controls, a figure or a sentence, work in a thread of its own."""
 
 import ast
 import threading
@@ -42,7 +42,7 @@ def test_a_panel_draws_what_its_controls_say():
     assert panel.values() == {"height": 3}
 
 
-def test_what_a_panel_does_not_accept_is_a_sentence_in_the_place_of_the_picture():
+def test_what_a_panel_does_not_accept_is_a_sentence_in_the_place_of_the_figure():
     panel = Bars()
     panel.controls["height"].value = 0
     assert panel.words.value == ('<p role="alert"><b>Not drawn:</b> height: expected at least 1 &lt;bar&gt;, got 0</p>')

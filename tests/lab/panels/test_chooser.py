@@ -73,15 +73,15 @@ def test_the_account_adds_up():
 
 
 @pytest.mark.parametrize(("text", "count"), [("", 1), ("a", 6), ("bad <cab>\n" * 5, MOST)])
-def test_the_picture_shows_the_likeliest_and_the_state(generator, text, count):
-    picture = plot_choice(generator, text, count)
-    left, right, _ = picture.figure.axes
+def test_the_figure_shows_the_likeliest_and_the_state(generator, text, count):
+    figure = plot_choice(generator, text, count)
+    left, right, _ = figure.figure.axes
     likeliest = next_character_probabilities(generator, text, count)
     assert [bar.get_height() for bar in left.patches] == pytest.approx([p for _, p in likeliest])
     shown = (text or "\n")[-24:]
     assert right.images[0].get_array().shape == (8, len(shown))  # all 8 units there are
     assert "".join(label.get_text() for label in right.get_xticklabels()).replace("⏎", "\n").replace("␣", " ") == shown
-    picture.figure.draw_without_rendering()
+    figure.figure.draw_without_rendering()
     for axes in (left, right):
         boxes = [label.get_window_extent() for label in (*axes.texts, *axes.get_xticklabels()) if label.get_text()]
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
@@ -173,5 +173,5 @@ def test_markup_is_text_and_controls_have_classes(generator):
         assert not control.continuous_update
 
 
-def test_the_picture_in_the_panel_is_a_file(generator):
+def test_the_figure_in_the_panel_is_a_file(generator):
     assert "data:image/png;base64," in ChooserPanel(generator, "ab").box.image.value

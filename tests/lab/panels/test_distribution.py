@@ -82,23 +82,23 @@ def test_entropy_is_shannons():
 # ------------------------------------------------------------------------------------------------------------ figure
 
 
-def bars_of(picture):
-    outlined, filled = picture.figure.axes[0].containers
+def bars_of(figure):
+    outlined, filled = figure.figure.axes[0].containers
     return [bar.get_height() for bar in outlined], [bar.get_height() for bar in filled]
 
 
 @pytest.mark.parametrize(("settings", "count"), [*((settings, 5) for settings in SETTINGS), ({}, 1), ({}, 50)])
 def test_the_bars_are_the_distributions(generator, settings, count):
-    picture = plot_distribution(generator, "ab", count, **settings)
+    figure = plot_distribution(generator, "ab", count, **settings)
     before, after = next_distribution(generator, "ab", **settings)
-    outlined, filled = bars_of(picture)
+    outlined, filled = bars_of(figure)
     assert len(outlined) == min(count, 12)
     assert outlined == sorted(outlined, reverse=True)
     assert set(outlined) <= set(before)
     assert max(filled) == after.max()
     kept = int((after > 0).sum())
-    assert f"kept are {kept} of 12 tokens" in picture.alt
-    legend = [text.get_text() for text in picture.figure.legends[0].texts]
+    assert f"kept are {kept} of 12 tokens" in figure.alt
+    legend = [text.get_text() for text in figure.figure.legends[0].texts]
     assert legend[0].endswith(f"{entropy(before):.2f} bits")
     assert legend[1].endswith(f"{entropy(after):.2f} bits")
     assert legend[2] == f"{kept} of 12 kept, {12 - kept} out"
@@ -109,9 +109,9 @@ def test_the_cut_stands_between_the_kept_and_the_others(generator):
     assert line.get_xdata() == [3.5, 3.5]
     assert not plot_distribution(generator, "ab", 12).figure.axes[0].lines
     likeliest = generator.tokenizer.decode([int(generator.next_logits("ab").argmax())])
-    picture = plot_distribution(generator, "ab", 12, forbid=likeliest)
-    assert not picture.figure.axes[0].lines  # what is out stands on the wrong side of any line
-    assert [text.get_text() for text in picture.figure.axes[0].texts].count("out") == 1
+    figure = plot_distribution(generator, "ab", 12, forbid=likeliest)
+    assert not figure.figure.axes[0].lines  # what is out stands on the wrong side of any line
+    assert [text.get_text() for text in figure.figure.axes[0].texts].count("out") == 1
 
 
 def test_words_in_the_figure_do_not_overlap(generator):
@@ -132,7 +132,7 @@ def test_words_in_the_figure_do_not_overlap(generator):
         WordTokenizer.from_text("the cat and the hat\n" * 20, 10),
     ],
 )
-def test_any_kind_of_token_has_a_picture(tokenizer):
+def test_any_kind_of_token_has_a_figure(tokenizer):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         generator = TextGenerator(CharLSTM(tokenizer.vocab_size, 8), tokenizer)

@@ -58,12 +58,12 @@ def drawn(monkeypatch):
     """The arguments of each distribution that is asked for; to draw them all would take minutes."""
     drawn = []
 
-    def picture(generator, prompt, **settings):
+    def figure(generator, prompt, **settings):
         drawn.append((generator, prompt, settings))
-        generator.next_logits(prompt)  # raises what the picture would raise
+        generator.next_logits(prompt)  # raises what the figure would raise
         return SimpleNamespace(to_html=lambda **_: "a distribution")
 
-    monkeypatch.setattr(module, "plot_distribution", picture)
+    monkeypatch.setattr(module, "plot_distribution", figure)
     return drawn
 
 

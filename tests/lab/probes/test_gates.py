@@ -108,14 +108,14 @@ def test_correlations_are_those_of_numpy():
     assert math.isnan(found[4])
 
 
-# --------------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------------- figures
 
 
 @pytest.mark.parametrize("name", ["i", "f", "g", "o", "c", "h"])
 def test_the_map_shows_the_values(name):
     values = gates.read_gates(made("lstm"), TEXT)[name]
-    picture = lab.plot_gates(TEXT, values, name, [3, 1])
-    axes = picture.figure.axes[0]
+    figure = lab.plot_gates(TEXT, values, name, [3, 1])
+    axes = figure.figure.axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array(), values[:, [3, 1]].T)
     assert [label.get_text() for label in axes.get_xticklabels()] == list(TEXT.replace("\n", "⏎").replace(" ", "␣"))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["3", "1"]
@@ -123,8 +123,8 @@ def test_the_map_shows_the_values(name):
     shown = values[:, [3, 1]]
     assert low <= shown.min() <= shown.max() <= high
     assert (low == 0) == (name in gates.SIGMOIDS)
-    assert f"lowest {shown.min():.2f}" in picture.alt
-    assert picture.png().startswith(b"\x89PNG")
+    assert f"lowest {shown.min():.2f}" in figure.alt
+    assert figure.png().startswith(b"\x89PNG")
 
 
 def test_a_map_needs_a_value_for_each_character():
@@ -134,22 +134,22 @@ def test_a_map_needs_a_value_for_each_character():
 
 def test_a_unit_shades_each_character():
     values = np.linspace(-1, 1, len(TEXT))
-    picture = lab.plot_unit(TEXT, values, "unit 7")
-    axes = picture.figure.axes[0]
+    figure = lab.plot_unit(TEXT, values, "unit 7")
+    axes = figure.figure.axes[0]
     assert len(axes.patches) == len(axes.texts) == len(TEXT)
     lightness = [sum(patch.get_facecolor()[:3]) for patch in axes.patches]
     assert lightness == sorted(lightness)
-    assert picture.alt == "3 lines of text, each character shaded by unit 7: from -1.00 after a to 1.00 after d."
+    assert figure.alt == "3 lines of text, each character shaded by unit 7: from -1.00 after a to 1.00 after d."
     assert lab.plot_unit("a", np.zeros(1), "unit").png().startswith(b"\x89PNG")
 
 
 def test_the_scatter_has_a_point_for_each_unit():
     values = gates.read_gates(made("lstm"), TEXT)
-    picture = lab.plot_saturation({name: values[name] for name in "ifo"})
-    assert len(picture.figure.axes) == 3
-    for axes, name in zip(picture.figure.axes, "ifo", strict=True):
+    figure = lab.plot_saturation({name: values[name] for name in "ifo"})
+    assert len(figure.figure.axes) == 3
+    for axes, name in zip(figure.figure.axes, "ifo", strict=True):
         np.testing.assert_array_equal(axes.lines[1].get_xydata(), np.transpose(gates.saturation(values[name])))
-    assert "6 units" in picture.alt
+    assert "6 units" in figure.alt
 
 
 def test_means_by_position_are_those_of_the_groups():
@@ -164,12 +164,12 @@ def test_curves_are_told_apart_without_colour():
         name: {"x": [1, 2, 3], "mean": [number, 2, 3], "low": [0, 1, 2], "high": [2, 3, 4]}
         for number, name in enumerate("abcd")
     }
-    picture = lab.plot_curves(curves, "step", "loss", "Title", reference=("level", 1.5), ylim=(0, 5))
-    axes = picture.figure.axes[0]
+    figure = lab.plot_curves(curves, "step", "loss", "Title", reference=("level", 1.5), ylim=(0, 5))
+    axes = figure.figure.axes[0]
     assert len({(line.get_linestyle(), line.get_marker()) for line in axes.lines[:4]}) == 4
     assert axes.get_ylim() == (0, 5)
     assert len(axes.collections) == 4
-    assert picture.alt.startswith("Line chart of loss over step, 1 to 3: a goes from 0 to 3; b goes from 1 to 3")
+    assert figure.alt.startswith("Line chart of loss over step, 1 to 3: a goes from 0 to 3; b goes from 1 to 3")
     with pytest.raises(ValueError, match="at most 4 curves, got 5"):
         lab.plot_curves({**curves, "e": curves["a"]}, "x", "y", "Title")
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_drawn_is_a_sentence(text, sentence):
     panel.controls["text"].value = text
     assert 'role="alert"' in panel.words.value
     assert sentence in panel.words.value
-    assert panel.image.layout.display == "none"  # no picture of another text beside it
+    assert panel.image.layout.display == "none"  # no figure of another text beside it
     panel.controls["text"].value = "a"
     assert "alert" not in panel.words.value
     assert panel.image.layout.display is None

@@ -73,18 +73,18 @@ def test_the_slope_of_a_power():
     assert lab.log_slope([5 * 0.7**k for k in range(9)]) == pytest.approx(math.log(0.7))
 
 
-# -------------------------------------------------------------------------------------------------------- the pictures
+# -------------------------------------------------------------------------------------------------------- the figures
 
 
 def test_norms_are_drawn_on_a_logarithmic_axis_beside_the_power():
-    picture = lab.plot_norms({"mine": [1.0, 0.5, 0.25]}, "Title", radius=0.9)
-    axes = picture.figure.axes[0]
+    figure = lab.plot_norms({"mine": [1.0, 0.5, 0.25]}, "Title", radius=0.9)
+    axes = figure.figure.axes[0]
     assert axes.get_yscale() == "log"
     assert axes.lines[0].get_ydata().tolist() == [1.0, 0.5, 0.25]
     assert axes.lines[1].get_xydata().tolist() == [[0, 1.0], [2, pytest.approx(0.81)]]
     assert axes.lines[0].get_linewidth() != axes.lines[1].get_linewidth()  # told apart without colour
-    assert "slope ln 0.90 = -0.105" in picture.alt
-    assert "mine goes from 1 to 0.25" in picture.alt
+    assert "slope ln 0.90 = -0.105" in figure.alt
+    assert "mine goes from 1 to 0.25" in figure.alt
 
 
 def test_the_cliff_is_between_two_places_where_the_unit_settles():
@@ -96,12 +96,12 @@ def test_the_cliff_is_between_two_places_where_the_unit_settles():
 
 def test_descents_are_drawn_as_they_were():
     paths = {"free": [(1.5, 0.0), (-1.0, -5.0)], "clipped": [(1.5, 0.0), (1.4, -0.1), (1.0, 0.0)]}
-    picture = lab.plot_descents(paths)
-    lines = {line.get_label(): line for line in picture.figure.axes[0].lines}
+    figure = lab.plot_descents(paths)
+    lines = {line.get_label(): line for line in figure.figure.axes[0].lines}
     assert lines["clipped"].get_xydata().tolist() == [list(point) for point in paths["clipped"]]
     assert lines["free"].get_linestyle() != lines["clipped"].get_linestyle()
-    assert "free it goes from (1.50, 0.00) to (-1.00, -5.00)" in picture.alt
-    assert picture.png().startswith(b"\x89PNG")
+    assert "free it goes from (1.50, 0.00) to (-1.00, -5.00)" in figure.alt
+    assert figure.png().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("radius", "seed"), [(0.8, 0), (1.2, 20)])
@@ -112,7 +112,7 @@ def test_the_sliders_draw_what_the_functions_do(radius, matrix, recurrence, seed
     values = {"radius": radius, "matrix": matrix, "recurrence": recurrence, "seed": seed}
     for name, value in values.items():
         panel.controls[name].value = value
-    picture = lab.plot_radius(**values)
-    assert panel.image.value == picture.to_html(unfolded=True)
+    figure = lab.plot_radius(**values)
+    assert panel.image.value == figure.to_html(unfolded=True)
     for name, control in panel.controls.items():
         assert f"t-{name}" in control._dom_classes

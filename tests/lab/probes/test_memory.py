@@ -80,15 +80,15 @@ def test_a_paired_difference_knows_what_both_have_in_common():
 
 def test_measures_are_drawn_side_by_side():
     curves = {"LSTM": {1: 1.0, 2: 0.5, 4: 0.25}, "RNN": {1: 1.0, 2: 0.1, 4: 0.01}}
-    picture = lab.plot_measures({"state: gradient": curves, "loss": curves})
-    gradient, loss = picture.figure.axes
+    figure = lab.plot_measures({"state: gradient": curves, "loss": curves})
+    gradient, loss = figure.figure.axes
     assert (gradient.get_yscale(), loss.get_yscale()) == ("log", "linear")
     for axes in (gradient, loss):
         lstm, rnn = axes.lines
         assert rnn.get_xydata().tolist() == [[1, 1.0], [2, 0.1], [4, 0.01]]
         assert (lstm.get_linestyle(), lstm.get_marker()) != (rnn.get_linestyle(), rnn.get_marker())
-    assert "state: gradient, RNN: 1 at 1 to 0.01 at 4" in picture.alt
-    assert picture.png().startswith(b"\x89PNG")
+    assert "state: gradient, RNN: 1 at 1 to 0.01 at 4" in figure.alt
+    assert figure.png().startswith(b"\x89PNG")
 
 
 # --------------------------------------------------------------------------------------------------------------- copy

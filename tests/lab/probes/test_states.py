@@ -89,25 +89,25 @@ def test_groups_look_different_without_colour():
 
 def test_the_plane_shows_every_state_in_its_group():
     points, groups = normal(len(TEXT), 2), lab.word_places(TEXT)
-    picture = lab.plot_states(points, groups, torch.tensor([0.3, 0.2]), "Title", path=("ab", points[:2]))
-    axes = picture.figure.axes[0]
+    figure = lab.plot_states(points, groups, torch.tensor([0.3, 0.2]), "Title", path=("ab", points[:2]))
+    axes = figure.figure.axes[0]
     drawn = {dots.get_label(): len(dots.get_offsets()) for dots in axes.collections}
     assert drawn == {name: groups.count(name) for name in groups}
     assert [artist.get_text() for artist in axes.texts] == ["a", "b"]
-    assert f"{len(TEXT)} states in a plane that holds 50% of their variance" in picture.alt
+    assert f"{len(TEXT)} states in a plane that holds 50% of their variance" in figure.alt
     first = points[[i for i, name in enumerate(groups) if name == "1st letter"]].mean(0)
-    assert f"1st letter ({first[0]:.1f}, {first[1]:.1f})" in picture.alt
-    assert "the path of 'ab'" in picture.alt
-    assert picture.png().startswith(b"\x89PNG")
+    assert f"1st letter ({first[0]:.1f}, {first[1]:.1f})" in figure.alt
+    assert "the path of 'ab'" in figure.alt
+    assert figure.png().startswith(b"\x89PNG")
 
 
 def test_a_matrix_shows_its_numbers_while_there_is_room():
     values = torch.tensor([[0.25, 0.5, 1.0], [0.75, 0.5, 0.0]])
-    picture = lab.plot_matrix(values, ["a", "b"], ["x", "y", "z"], "Title", marked=[1, 0, 0])
-    axes = picture.figure.axes[0]
+    figure = lab.plot_matrix(values, ["a", "b"], ["x", "y", "z"], "Title", marked=[1, 0, 0])
+    axes = figure.figure.axes[0]
     assert [artist.get_text() for artist in axes.texts] == ["0.25", "0.50", "1.00", "0.75", "0.50", "0.00"]
     assert [box.get_xy() for box in axes.patches] == [(-0.48, 0.52), (0.52, -0.48), (1.52, -0.48)]
-    assert picture.alt.startswith("Table of 2 rows and 3 columns: x: a 0.25, b 0.75; y: ")
+    assert figure.alt.startswith("Table of 2 rows and 3 columns: x: a 0.25, b 0.75; y: ")
     assert not lab.plot_matrix(torch.zeros(9, 9), "abcdefghi", "abcdefghi", "Title").figure.axes[0].texts
 
 
@@ -123,10 +123,10 @@ def test_a_reading_shows_what_was_read_and_nothing_beyond(generator, step):
     text = TEXT[:50]
     states = normal(50, 8)
     components = lab.principal_components(states)
-    picture = lab.plot_reading(text, states, components, components.project(states), lab.word_places(text), step)
+    figure = lab.plot_reading(text, states, components, components.project(states), lab.word_places(text), step)
     read = text[: min(step, 50)][-LONGEST:]
-    assert f"after reading {read!r}" in picture.alt
-    left, right = picture.figure.axes
+    assert f"after reading {read!r}" in figure.alt
+    left, right = figure.figure.axes
     assert len(right.texts) == len(read)
     assert len(right.patches) == len(read) - 1  # an arrow from each character to the next
     groups = dict.fromkeys(lab.word_places(text))
@@ -148,8 +148,8 @@ def test_the_panel_draws_what_the_function_does(generator, text, step):
     states = lab.read_states(generator.model, tokens[None])[0]
     whole = lab.read_states(generator.model, torch.tensor(generator.tokenizer.encode(TEXT).astype("int64"))[None])[0]
     points = panel.components.project(whole)
-    picture = lab.plot_reading(text, states, panel.components, points, lab.word_places(TEXT), step)
-    assert panel.image.value == picture.to_html(unfolded=True)
+    figure = lab.plot_reading(text, states, panel.components, points, lab.word_places(TEXT), step)
+    assert panel.image.value == figure.to_html(unfolded=True)
     assert "alert" not in panel.words.value
 
 

@@ -87,8 +87,8 @@ def test_one_character_is_not_called_characters():
 @pytest.mark.parametrize("text", [TEXT, "a", "\n\n", "ab " * 30, "a" * (COLUMNS + 1), "a " + "b" * COLUMNS])
 def test_the_figure_has_a_box_for_every_token(generator, text):
     tokens, bits = tokens_of(generator, text), surprisal(generator, text)
-    picture = plot_surprisal(tokens, bits)
-    axes = picture.figure.axes[0]
+    figure = plot_surprisal(tokens, bits)
+    axes = figure.figure.axes[0]
     written = [artist.get_text() for artist in axes.texts]
     assert "".join(written[::2]) == text.replace("\n", "⏎").replace(" ", "␣")
     assert written[1::2] == [label(value) for value in bits]
@@ -96,8 +96,8 @@ def test_the_figure_has_a_box_for_every_token(generator, text):
     assert len(boxes) == len(tokens)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert max(box.x1 for box in boxes) <= COLUMNS
-    assert f"{len(text)} character" in picture.alt
-    assert picture.png().startswith(b"\x89PNG")
+    assert f"{len(text)} character" in figure.alt
+    assert figure.png().startswith(b"\x89PNG")
 
 
 # --------------------------------------------------------------------------------------------------------------- box
