@@ -1,6 +1,6 @@
-"""What the notebooks need beyond the library: figures, baselines, a live plot, widgets, and the size of the work.
+"""Tools for the notebooks: probes that measure, figures, widgets, exercises, and the size of the work.
 
-The names, listed in `__init__.pyi`, are imported when they are first used.
+The names are listed in `__init__.pyi` and imported on first use.
 """
 
 import lazy_loader

@@ -15,7 +15,6 @@ from .figures.curves import plot_losses as plot_losses
 from .figures.curves import plot_measures as plot_measures
 from .figures.curves import plot_overfitting as plot_overfitting
 from .figures.curves import plot_plateau as plot_plateau
-from .figures.curves import plot_real_words as plot_real_words
 from .figures.curves import plot_schedules as plot_schedules
 from .figures.diagrams import plot_reach as plot_reach
 from .figures.diagrams import plot_tbptt as plot_tbptt
@@ -38,7 +37,6 @@ from .figures.sampling import plot_kept as plot_kept
 from .figures.sampling import plot_measures_over as plot_measures_over
 from .figures.sampling import plot_next_character as plot_next_character
 from .figures.sampling import plot_profiles as plot_profiles
-from .figures.sampling import tail_after_slip as tail_after_slip
 from .figures.states import plot_matrix as plot_matrix
 from .figures.states import plot_reading as plot_reading
 from .figures.states import plot_states as plot_states
@@ -60,6 +58,7 @@ from .probes.ablation import recipes as recipes
 from .probes.distribution import entropy as entropy
 from .probes.distribution import next_character_probabilities as next_character_probabilities
 from .probes.distribution import next_distribution as next_distribution
+from .probes.distribution import tail_after_slip as tail_after_slip
 from .probes.gates import busiest_units as busiest_units
 from .probes.gates import correlations as correlations
 from .probes.gates import gate_activations as gate_activations

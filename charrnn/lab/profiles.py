@@ -1,4 +1,4 @@
-"""Where a notebook runs: how much work it may do, and what this machine has."""
+"""Profiles: how much work a notebook does, and a check of the machine."""
 
 import importlib.metadata
 import os
@@ -22,10 +22,10 @@ class Profile:
 
     Attributes:
         name: `ci`, `laptop` or `gpu`.
-        budget: for the models that the reader waits for, as settings of a run: steps in `ci`, where the time that a
-            step takes is anybody's guess, else seconds.
-        checkpoints: folder for those models; in `ci` a temporary one, so that tests never replace a reader's own;
-            otherwise the course's `checkpoints/` or, where it is read-only, one in the user's own data folder.
+        budget: of the models that the reader trains, as settings of a run: steps in `ci`, where the time of a step is
+            unpredictable, else seconds.
+        checkpoints: folder for these models. In `ci` it is temporary, so that tests never replace a reader's models;
+            otherwise it is the course's `checkpoints/` or, if that is read-only, one in the user's data folder.
     """
 
     name: str
@@ -51,10 +51,10 @@ def _own_checkpoints() -> Path:
 
 
 def profile() -> Profile:
-    """The profile that the environment variable CHARRNN_PROFILE names; `laptop` if it is not set.
+    """Read the profile from the environment variable CHARRNN_PROFILE; the default is `laptop`.
 
     Raises:
-        ConfigError: no such profile.
+        ConfigError: there is no such profile.
 
     Warns:
         UserWarning: the course's folder is read-only; the message says where models are saved instead.
@@ -66,7 +66,7 @@ def profile() -> Profile:
 
 
 def check_machine() -> Table:
-    """A table of what the course needs and what is here."""
+    """List the versions and devices that the course uses on this machine."""
     table = Table("what", "here", title="this machine", title_justify="left")
     table.add_row("Python", platform.python_version())
     for package in ("torch", "jupyterlab", "ipywidgets", "matplotlib", "charrnn"):

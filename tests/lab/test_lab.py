@@ -126,14 +126,14 @@ def test_a_figure_is_shown_with_its_alt_text(monkeypatch):
     assert f"<details><summary>Description</summary>{figure.description}</details>" in bundle["text/html"]
 
 
-def test_a_curve_shows_its_points_and_its_reference():
-    figure = lab.plot_curve([(1, 3.0), (10, 2.0)], "k", "bits", "Title", reference=("never", 1.5), logarithmic=True)
+def test_a_curve_shows_its_points_and_has_a_tick_for_each():
+    figure = lab.plot_curve([1, 10], [3.0, 2.0], "k", "bits", "Title")
     axes = figure.figure.axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[1, 3.0], [10, 2.0]]
     assert axes.get_ylim()[1] > 3
-    assert figure.alt == "Line chart of bits over k: 3.00 at 1 to 2.00 at 10; never 1.50."
+    assert axes.get_xticks().tolist() == [1, 10]
+    assert figure.alt == "Line chart of bits over k: 3.00 at 1 to 2.00 at 10."
     assert figure.png().startswith(b"\x89PNG")
-    assert "never" not in lab.plot_curve([(1, 3.0), (2, 2.0)], "k", "bits", "Title").alt
 
 
 # ------------------------------------------------------------------------------------------------------- texts
@@ -314,11 +314,6 @@ def test_every_control_has_a_class_and_a_label(generator):
     for name, control in lab.GenerationPanel(generator).controls.items():
         assert f"t-{name}" in control._dom_classes
         assert control.description
-
-
-def test_real_words_have_a_tick_for_each_temperature():
-    axes = lab.plot_real_words([0.2, 0.5, 2.0], [0.9, 0.8, 0.4]).figure.axes[0]
-    assert axes.get_xticks().tolist() == [0.2, 0.5, 2.0]
 
 
 def test_a_speakers_colon_leaves_less_choice_than_a_q():

@@ -9,6 +9,13 @@ from matplotlib.figure import Figure
 
 from charrnn.lab.figures.base import BLUE, GREY, LOOKS, ORANGE, CaptionedFigure, course_style, new_figure
 
+Records = Sequence[Mapping[str, Any]]
+
+
+def loss_points(records: Records, event: str) -> list[tuple[int, float]]:
+    """Collect (step, loss) of the `logged` or `evaluated` records."""
+    return [(record["step"], record["loss"]) for record in records if record["event"] == event]
+
 
 @course_style()
 def plot_measures(measures: Mapping[str, Mapping[str, Mapping[int, float]]]) -> CaptionedFigure:
@@ -38,54 +45,27 @@ def plot_measures(measures: Mapping[str, Mapping[str, Mapping[int, float]]]) -> 
 
 
 @course_style()
-def plot_curve(
-    points: Sequence[tuple[float, float]],
-    xlabel: str,
-    ylabel: str,
-    title: str,
-    reference: tuple[str, float] | None = None,
-    logarithmic: bool = False,
-) -> CaptionedFigure:
+def plot_curve(x: Sequence[float], y: Sequence[float], xlabel: str, ylabel: str, title: str) -> CaptionedFigure:
     """Plot points joined by a line, each with its value, over a y axis that starts at 0.
 
     Args:
-        points: (x, y) from left to right.
+        x: from left to right.
+        y: as many.
         xlabel: label of x.
         ylabel: label of y.
         title: of the figure.
-        reference: name and value of a level to compare with.
-        logarithmic: use a logarithmic x axis with a tick at each x.
     """
     figure, axes = new_figure()
-    x, y = zip(*points, strict=True)
-    top = max(*y, reference[1] if reference else 0.0)
     axes.plot(x, y, "o-", color=BLUE)
-    for place in points:
+    for place in zip(x, y, strict=True):
         axes.annotate(f"{place[1]:.2f}", place, (0, 7), textcoords="offset points", ha="center")
-    if reference:
-        name, level = reference
-        axes.axhline(level, color=ORANGE, linestyle="--", linewidth=1.5)
-        axes.annotate(
-            f"{name}: {level:.2f}",
-            (0.01, level),
-            (0, -5),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="top",
-            color=ORANGE,
-        )
-    if logarithmic:
-        axes.set_xscale("log")
-        axes.set_xticks(x, [f"{value:g}" for value in x])
-        axes.minorticks_off()
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, top * 1.18))
-    beside = f"; {reference[0]} {reference[1]:.2f}" if reference else ""
-    description = f"{y[0]:.2f} at {x[0]:g} to {y[-1]:.2f} at {x[-1]:g}{beside}."
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xticks=x, ylim=(0, max(y) * 1.18))
+    description = f"{y[0]:.2f} at {x[0]:g} to {y[-1]:.2f} at {x[-1]:g}."
     return CaptionedFigure(figure, f"Line chart of {ylabel} over {xlabel}", description)
 
 
 @course_style()
-def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str = "Learning") -> CaptionedFigure:
+def plot_losses(records: Records, vocab_size: int, title: str = "Learning") -> CaptionedFigure:
     """Plot training and validation loss over the steps of a run.
 
     Args:
@@ -108,8 +88,7 @@ def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str =
     )
     said = []
     for event, label, look in (("logged", "training", "-"), ("evaluated", "validation", "o--")):
-        points = [(record["step"], record["loss"]) for record in records if record["event"] == event]
-        if points:
+        if points := loss_points(records, event):
             color = BLUE if event == "logged" else ORANGE
             axes.plot(*zip(*points, strict=True), look, color=color, markersize=5, label=label)
             first, last = points[0][1], points[-1][1]
@@ -123,28 +102,6 @@ def plot_losses(records: Sequence[dict[str, Any]], vocab_size: int, title: str =
     story = " and ".join(said) or "nothing learned yet"
     description = f"{story}; a model that knows nothing has {uniform:.2f}."
     return CaptionedFigure(figure, f"Line chart of the loss over {steps} steps", description)
-
-
-@course_style()
-def plot_real_words(temperatures: Sequence[float], shares: Sequence[float]) -> CaptionedFigure:
-    """Plot the share of generated words that occur in the corpus over the temperature."""
-    figure, axes = new_figure()
-    axes.plot(temperatures, shares, "o-", color=BLUE)
-    for temperature, share in zip(temperatures, shares, strict=True):
-        axes.annotate(f"{share:.0%}", (temperature, share), (0, 7), textcoords="offset points", ha="center")
-    axes.set(
-        xlabel="temperature",
-        ylabel="share of real words",
-        ylim=(0, 1.12),
-        xticks=temperatures,
-        title="How many of its words are real?",
-    )
-    return CaptionedFigure(
-        figure,
-        "Line chart of the share of real words over temperature",
-        f"{shares[0]:.0%} of the words are Shakespeare's at temperature {temperatures[0]}, "
-        f"{shares[-1]:.0%} at {temperatures[-1]}.",
-    )
 
 
 @course_style()
@@ -232,9 +189,7 @@ def plot_learning(losses: Sequence[float], levels: Mapping[str, float], title: s
 
 
 @course_style()
-def plot_overfitting(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], stops: Mapping[str, int | None] | None = None
-) -> CaptionedFigure:
+def plot_overfitting(runs: Mapping[str, Records], stops: Mapping[str, int | None] | None = None) -> CaptionedFigure:
     """Draw a chart for each run: training loss, validation loss with its lowest point marked, and the early stop.
 
     Args:
@@ -244,10 +199,7 @@ def plot_overfitting(
     figure, panels = new_figure(3.2 * len(runs), 3.3, 1, len(runs), sharey=True, squeeze=False)
     said = []
     for axes, (name, records) in zip(panels[0], runs.items(), strict=True):
-        points = {
-            event: [(record["step"], record["loss"]) for record in records if record["event"] == event]
-            for event in ("logged", "evaluated")
-        }
+        points = {event: loss_points(records, event) for event in ("logged", "evaluated")}
         axes.plot(*zip(*points["logged"], strict=True), "-", color=BLUE, label="training")
         axes.plot(*zip(*points["evaluated"], strict=True), "o--", color=ORANGE, markersize=4, label="validation")
         step, lowest = min(points["evaluated"], key=lambda point: point[1])
@@ -322,9 +274,6 @@ def plot_plateau(losses: Sequence[float], factors: Sequence[float]) -> Captioned
     )
 
 
-Records = Sequence[Mapping[str, Any]]
-
-
 @course_style()
 def plot_attempt(records: Records, before: Records = (), steps: int = 300) -> CaptionedFigure:
     """Plot training and validation loss of a run, and the validation loss of the run before it.
@@ -342,8 +291,7 @@ def plot_attempt(records: Records, before: Records = (), steps: int = 300) -> Ca
     )
     said = []
     for run, event, name, color, style in curves:
-        points = [(record["step"], record["loss"]) for record in run if record["event"] == event]
-        if points:
+        if points := loss_points(run, event):
             axes.plot(
                 *zip(*points, strict=True), style, color=color, markersize=5, label=f"{name}: {points[-1][1]:.3f}"
             )

@@ -17,7 +17,6 @@ from charrnn.lab.figures.glyphs import ESCAPE
 from charrnn.lab.figures.labels import percent
 from charrnn.lab.probes.distribution import Probabilities, entropy, next_character_probabilities, next_distribution
 from charrnn.lab.probes.states import read_states
-from charrnn.models.recurrent import evaluation_view
 
 LONGEST = 24  # characters of a prompt that fit into a title
 
@@ -323,36 +322,6 @@ def plot_frontier(
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.legend(frameon=False)
     return CaptionedFigure(figure, f"{ylabel} over {xlabel}, a curve for each rule", f"{'; '.join(said)}.")
-
-
-def tail_after_slip(
-    generator: TextGenerator, texts: int, length: int, seed: int, tail: float = 0.001
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Probability of a slip, a token less likely than `tail`, at each place after a forced slip, and after none.
-
-    Each text begins with 100 tokens drawn at temperature 1. Then it goes on twice: with a token from the tail, and with
-    one from outside it.
-
-    Returns:
-        `(texts, length)` each: what the tail holds at the places that follow.
-    """
-    random = torch.Generator().manual_seed(seed)
-    model = evaluation_view(generator.model)
-    begun = generator.generate_batch([""] * texts, 100, seed=seed)
-    tokens = torch.from_numpy(np.stack([generator.tokenizer.encode("\n" + text) for text in begun]).astype(np.int64))
-    with torch.no_grad():
-        logits, start = model(tokens)
-        p = logits[:, -1].softmax(-1)
-        held = []
-        for first in (p * (p < tail), p * (p >= tail)):
-            token, state, places = torch.multinomial(first, 1, generator=random), start, []
-            for _ in range(length):
-                logits, state = model(token, state)
-                q = logits[:, -1].softmax(-1)
-                places.append((q * (q < tail)).sum(-1))
-                token = torch.multinomial(q, 1, generator=random)
-            held.append(torch.stack(places, dim=1).double().numpy())
-    return held[0], held[1]
 
 
 @course_style()

@@ -1,4 +1,4 @@
-"""A widget: switches for the ingredients of a recipe, a button that trains, and the losses as they come."""
+"""A panel with switches for the parts of a training recipe, a button that trains, and the losses as they come."""
 
 import time
 from typing import Any
@@ -15,25 +15,25 @@ from charrnn.types import Tokens
 
 OPTIMIZERS = TrainingConfig.model_fields["optimizer"].annotation.__args__
 
-SCHEDULES = ("constant", "cosine", "onecycle")  # the others wait for more epochs than there are here
+SCHEDULES = ("constant", "cosine", "onecycle")  # the others need more epochs than a run has here
 
 
 class AblationPanel(ControlPanel):
-    """Optimizer, learning rate, schedule, dropout, clipping and the mean of the weights, and a button that trains.
+    """Controls for a training recipe, from optimizer to weight averaging, and a button that trains.
 
-    The training runs in a thread of its own, so that Stop is heard. The losses of the run before stay in the picture.
+    Training runs in its own thread, so that Stop works. The figure also shows the losses of the run before.
 
     Args:
-        train: token ids `(N,)` to learn from.
+        train: token ids `(N,)` to train on.
         val: token ids to evaluate on.
-        vocab_size: tokens V.
-        steps: of a run.
-        every: seconds between two drawings, at least.
+        vocab_size: V.
+        steps: length of a run.
+        every: the minimum number of seconds between two drawings.
 
     Attributes:
-        image: the losses.
-        words: the alt text, and what went wrong.
-        records: what the latest run has told so far.
+        image: the losses, as HTML.
+        words: an error message, as HTML.
+        records: of the latest run so far.
     """
 
     def __init__(self, train: Tokens, val: Tokens, vocab_size: int, steps: int = 300, every: float = 0.4):
@@ -54,7 +54,7 @@ class AblationPanel(ControlPanel):
         self._show()
 
     def settings(self) -> dict[str, Any]:
-        """What the controls say, named as on the command line."""
+        """Give the values of the controls as settings of a run."""
         values = self.values()
         plain_sgd = values["optimizer"] == "sgd"
         return {
@@ -73,7 +73,7 @@ class AblationPanel(ControlPanel):
         }
 
     def start(self, _: Any = None) -> None:
-        """Train with what the controls say; nothing happens while a run is going on."""
+        """Train with the values of the controls, unless a run is in progress."""
         if self._worker.running:
             return
         self._before, self.records = self.records or self._before, []
@@ -82,12 +82,12 @@ class AblationPanel(ControlPanel):
         self._worker.start(lambda _: self._train(trainer), self._finish)
 
     def stop(self, _: Any = None) -> None:
-        """End the run after the present step."""
+        """End the run after the current step."""
         if self._trainer is not None:
             self._trainer.stop()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Return when no run is going on, True, or after `timeout` seconds, False."""
+        """Wait for the end of the run; False if it takes longer than `timeout` seconds."""
         return self._worker.wait(timeout)
 
     def _train(self, trainer: Trainer) -> None:

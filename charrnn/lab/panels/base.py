@@ -1,4 +1,4 @@
-"""What the widgets of the course have in common: named controls, a picture and a sentence, and what went wrong."""
+"""The common parts of the panels: named controls, a figure with words, and error messages."""
 
 import html
 import traceback
@@ -10,25 +10,25 @@ import ipywidgets
 from charrnn.errors import DivergedError
 from charrnn.lab.figures.base import CaptionedFigure, course_style
 
-NARROW = {"max_width": "calc(100% - 4px)"}  # no wider than the page, with the margins of a widget
+NARROW = {"max_width": "calc(100% - 4px)"}  # no wider than the page, minus the margins of a widget
 
 WIDE = {"style": {"description_width": "8em"}, "layout": {"width": "460px", **NARROW}}
 
-SLIDING = WIDE | {"continuous_update": False}  # a picture for each place where the slider rests, not for those between
+SLIDING = WIDE | {"continuous_update": False}  # draw when the slider is released
 
-FORESEEN = (ValueError, DivergedError)  # their sentence says all there is to say
+FORESEEN = (ValueError, DivergedError)  # their messages need no traceback
 
 
 class ControlPanel:
-    """Named controls over what a subclass makes of their values.
+    """Named controls, and below them widgets in which a subclass shows their values.
 
     Args:
         controls: widgets by name.
-        *below: widgets that stand under them.
+        *below: widgets to show below the controls.
 
     Attributes:
         view: the widget.
-        controls: as given; the CSS class of each is its name after `t-`.
+        controls: as given; the CSS class of each is `t-` and its name.
     """
 
     def __init__(self, controls: Mapping[str, Any], *below: ipywidgets.Widget):
@@ -40,15 +40,15 @@ class ControlPanel:
             control.observe(self.draw, names="value")
 
     def arrange(self, *widgets: ipywidgets.Widget) -> None:
-        """Put these into the view, one under another."""
+        """Put these widgets into the view, one below the other."""
         self.view.children = (*widgets, script(NAMING), ipywidgets.HTML(DISCONNECTED, layout={"display": "none"}))
 
     def values(self) -> dict[str, Any]:
-        """What the controls say, by name."""
+        """Return the values of the controls by name."""
         return {name: control.value for name, control in self.controls.items()}
 
     def draw(self, change: Any = None) -> None:
-        """Show what the present values mean; called after each `change` of one."""
+        """Show the current values; called after each `change` of a control."""
 
 
 class FigureBox:
@@ -122,7 +122,7 @@ class Panel(ControlPanel):
 
 # ------------------------------------------------------------------------------------------------- in the browser
 
-# the handle and the number of a slider have no name that a screen reader could speak: they get that of its label
+# the handle and the number of a slider have no accessible name, so they get the text of its label
 NAMING = """
 const name = () => document.querySelectorAll(".widget-slider").forEach((slider) => {
   const words = slider.querySelector(".widget-label")?.textContent;
@@ -132,7 +132,7 @@ const name = () => document.querySelectorAll(".widget-slider").forEach((slider) 
     part.setAttribute("aria-label", words + ", as a number");
   });
 });
-[0, 300, 1000, 3000].forEach((wait) => setTimeout(name, wait)); // widgets come one after another
+[0, 300, 1000, 3000].forEach((wait) => setTimeout(name, wait)); // widgets appear one after another
 """
 
 
@@ -148,34 +148,34 @@ DISCONNECTED = """<style>
   border: 1px solid #a00000;
 }
 .t-panel.jupyter-widgets-disconnected > * { opacity: 0.5; }
-.t-panel .jupyter-widgets-disconnected::before { display: none; } /* a broken link at each of thirty widgets */
+.t-panel .jupyter-widgets-disconnected::before { display: none; } /* hide the broken-link icon of each widget */
 </style>"""
 
 
 def script(code: str) -> ipywidgets.Output:
-    """A widget that runs JavaScript where it is shown, in JupyterLab and in Voilà."""
+    """Make a widget that runs JavaScript where it is shown, in JupyterLab and in Voilà."""
     output = ipywidgets.Output()
     run(output, code)
     return output
 
 
 def run(output: ipywidgets.Output, code: str) -> None:
-    """Run JavaScript in an Output; its `element` is the place to write in."""
+    """Run JavaScript in an Output; the script may write into `element`."""
     bundle = {"application/javascript": code, "text/plain": ""}
-    output.outputs = ()  # the same again would be no change
+    output.outputs = ()  # setting the same outputs again would do nothing
     output.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
 
 
-# ------------------------------------------------------------------------------------------------- what went wrong
+# --------------------------------------------------------------------------------------------------------- errors
 
 
 def alert(what: str, message: str) -> str:
-    """A sentence about what went wrong, as HTML that a screen reader speaks."""
+    """Write an error message as HTML that a screen reader announces."""
     return f'<p role="alert"><b>{html.escape(what)}</b> {html.escape(message)}</p>'
 
 
 def problem(what: str, error: BaseException) -> str:
-    """The sentence of `error`, as HTML; of one that nobody foresaw, also where it comes from, folded away."""
+    """Write the message of `error` as HTML; if it is not the user's error, add a folded traceback."""
     if isinstance(error, OSError) and error.strerror:
         return alert(what, f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     if isinstance(error, FORESEEN):
@@ -183,5 +183,5 @@ def problem(what: str, error: BaseException) -> str:
     trace = "".join(traceback.format_exception(error))
     return (
         f"{alert(what, f'an error in the program, {type(error).__name__}: {error}')}"
-        f"<details><summary>where</summary><pre>{html.escape(trace)}</pre></details>"
+        f"<details><summary>Traceback</summary><pre>{html.escape(trace)}</pre></details>"
     )

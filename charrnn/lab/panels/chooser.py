@@ -1,4 +1,4 @@
-"""You are the sampler: choose the next character yourself, and watch the network go on from there."""
+"""A panel in which the reader is the sampler: choose the next character, and the network goes on from there."""
 
 import html
 from functools import partial
@@ -15,24 +15,24 @@ from charrnn.lab.figures.surprisal import surprisal_to_html
 from charrnn.lab.panels.base import SLIDING, WIDE, ControlPanel, FigureBox
 from charrnn.lab.probes.distribution import Choice, choose, next_character_probabilities, tally
 
-MOST = 10  # characters to choose from, at most
+MOST = 10  # the largest number of characters to choose from
 
 
 class ChooserPanel(ControlPanel):
-    """The likeliest characters as buttons: a click appends one; the bars and the state go on.
+    """A button for each of the likeliest characters: a click appends it, and the bars and the state follow.
 
     Args:
-        generator: its model reads; of one token per character.
-        prompt: what stands in the box at first.
-        seed: of the draws, where the model chooses.
+        generator: the network; its tokens are characters.
+        prompt: the initial prompt.
+        seed: of the characters that the model draws.
 
     Attributes:
-        choices: what was chosen since the prompt.
+        choices: the characters chosen since the prompt.
         buttons: one for each character to choose from.
-        model_button: draws one as the model would.
-        undo_button: takes the last one back.
-        words: the text so far and its surprisal.
-        box: the picture.
+        model_button: draws a character from the model's distribution.
+        undo_button: removes the last choice.
+        words: the text so far and its surprisal, as HTML.
+        box: the figure.
     """
 
     def __init__(self, generator: TextGenerator, prompt: str = "My lord, I ", seed: int = 1):
@@ -60,20 +60,20 @@ class ChooserPanel(ControlPanel):
 
     @property
     def text(self) -> str:
-        """The prompt and what was chosen."""
+        """The prompt and the chosen characters."""
         return self.controls["prompt"].value + "".join(each.character for each in self.choices)
 
     def choose(self, rank: int, _: Any = None) -> None:
-        """Append the likeliest character, or the one at this rank."""
+        """Append the character at this rank."""
         self._append(self._offered[rank][0])
 
     def draw_one(self, _: Any = None) -> None:
-        """Append a character that is drawn from the model's distribution."""
+        """Append a character drawn from the model's distribution."""
         token = sample(self._generator.next_logits(self.text), self._random.random())
         self._append(self._generator.tokenizer.decode([int(token)]))
 
     def undo(self, _: Any = None) -> None:
-        """Take the last choice back."""
+        """Remove the last choice."""
         self.choices.pop()
         self.draw()
 
@@ -82,13 +82,13 @@ class ChooserPanel(ControlPanel):
         self.draw()
 
     def draw(self, change: Any = None) -> None:
-        """Show the text so far, what may come next, and the state; a new prompt begins anew."""
+        """Show the text so far, what may come next, and the state; a new prompt starts over."""
         if change is not None and change["owner"] is self.controls["prompt"]:
             self.choices.clear()
         count = self.controls["count"].value
         try:
             self._offered = next_character_probabilities(self._generator, self.text, count)
-        except ValueError:  # an unknown character, of which the box below says the sentence
+        except ValueError:  # an unknown character; the box below shows the message
             self._offered = []
         self._show_buttons()
         self.words.value = self._written()
@@ -104,7 +104,7 @@ class ChooserPanel(ControlPanel):
         self.undo_button.disabled = not self.choices
 
     def _written(self) -> str:
-        """The text so far, the chosen part with its surprisal, as HTML."""
+        """Write the text so far, the chosen part with its surprisal, as HTML."""
         text = f'<pre style="white-space:pre-wrap;line-height:1.35">{html.escape(self.text)}</pre>'
         if not self.choices:
             return text + _paragraph(tally([]))

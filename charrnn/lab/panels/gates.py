@@ -1,4 +1,4 @@
-"""The widget of notebook 04: gates over a text that the reader types."""
+"""A panel for the gates of a network over a text that the reader types."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from charrnn.lab.figures.gates import plot_gates
 from charrnn.lab.panels.base import NARROW, WIDE, Panel
 from charrnn.lab.probes.gates import NAMES, busiest_units, read_gates
 
-LONGEST = 80  # characters of a text that the picture has room for
+LONGEST = 80  # characters of a text that fit into the figure
 
 UNITS: dict[str, Callable[[np.ndarray, int], list[int]]] = {
     "vary most": busiest_units,
@@ -21,11 +21,11 @@ UNITS: dict[str, Callable[[np.ndarray, int], list[int]]] = {
 
 
 class GatesPanel(Panel):
-    """A text, which gate, which units and how many, over the map of that gate.
+    """Controls for a text, a gate, and the choice of units, over the heat map of that gate.
 
     Args:
-        generator: a GRU or an LSTM, and its tokenizer.
-        text: to begin with.
+        generator: a GRU or an LSTM.
+        text: the initial text.
     """
 
     def __init__(self, generator: TextGenerator, text: str = "ROMEO:\nBut soft, what light through yonder window"):
@@ -49,11 +49,11 @@ class GatesPanel(Panel):
         )
 
     def chosen_units(self, values: np.ndarray) -> list[int]:
-        """The units of a gate `(T, H)` that the controls ask for."""
+        """Choose units of a gate `(T, H)` as the controls say."""
         return UNITS[self.controls["units"].value](values, self.controls["count"].value)
 
     def make_figure(self, text: str, gate: str, units: str, count: int) -> CaptionedFigure:
-        """The map of one gate over the text."""
+        """Draw the heat map of one gate over the text."""
         values = read_gates(self._generator, text[:LONGEST])[gate]
         figure = plot_gates(text[:LONGEST], values, gate, UNITS[units](values, count))
         if len(text) > LONGEST:

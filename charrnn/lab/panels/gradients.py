@@ -1,4 +1,4 @@
-"""A widget: how a gradient's norm depends on the spectral radius."""
+"""A panel that shows how the norm of a gradient depends on the spectral radius."""
 
 import ipywidgets
 
@@ -9,7 +9,7 @@ from charrnn.lab.probes.gradients import MATRICES, RECURRENCES
 
 
 class GradientsPanel(Panel):
-    """Spectral radius, kind of matrix, kind of recurrence and seed, over the picture of gradient norm against lag."""
+    """Controls for spectral radius, matrix, recurrence and seed, over a figure of the gradient norm at each lag."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -24,5 +24,5 @@ class GradientsPanel(Panel):
         )
 
     def make_figure(self, radius: float, matrix: str, recurrence: str, seed: int) -> CaptionedFigure:
-        """The norms of one network."""
+        """Draw the norms for one network."""
         return plot_radius(radius, matrix, recurrence, seed)

@@ -1,4 +1,4 @@
-"""A plot that grows while a model trains."""
+"""A loss curve that grows while a model trains."""
 
 import time
 from typing import Any
@@ -10,19 +10,19 @@ from charrnn.training.events import Evaluated, Event, Finished, Logged, Stepped,
 
 
 class LivePlot:
-    """A callback with a widget: the loss curve, redrawn as it grows, and a progress bar.
+    """A callback with a widget: a loss curve that is redrawn as it grows, and a progress bar.
 
-    Drawing takes time from training, so at most a tenth of the time is spent on it.
+    Drawing takes time from training, so it gets at most a tenth of the time.
 
-    Show `view` in a notebook, then give the plot to the training as a callback.
+    Show `view` in a notebook, then pass the plot to the training as a callback.
 
     Args:
-        vocab_size: draws the loss of a model that knows nothing.
-        every: seconds between two drawings, at least; 0 draws at every number.
+        vocab_size: V, for a line at the loss of a model that knows nothing.
+        every: the minimum number of seconds between two drawings; 0 draws at every record.
 
     Attributes:
         view: the widget.
-        records: what the run has told so far, for `plot_losses`.
+        records: of the run so far, for `plot_losses`.
     """
 
     def __init__(self, vocab_size: int, every: float = 0.5):
@@ -35,7 +35,7 @@ class LivePlot:
         self._draw()
 
     def __call__(self, event: Event) -> None:
-        """Take a number, and draw if it is time."""
+        """Take an event, and draw if it is time."""
         if isinstance(event, Logged | Evaluated):
             self.records.append(to_record(event))
             if time.monotonic() >= self._next:

@@ -1,6 +1,5 @@
-"""The playground: choose a network, write with it, and look at what it thinks while it writes."""
+"""The playground: choose a network, write with it, and see its predictions while it writes."""
 
-import functools
 import html
 import json
 import secrets
@@ -20,23 +19,23 @@ from charrnn.lab.figures.base import CaptionedFigure
 from charrnn.lab.figures.sampling import plot_distribution
 from charrnn.lab.figures.surprisal import surprisal_to_html
 from charrnn.lab.panels.base import NARROW, FigureBox, alert, problem, run
-from charrnn.lab.panels.generation import WritingPanel, settings_of, sliders
+from charrnn.lab.panels.generation import SLIDERS, WritingPanel, settings_of, sliders
 from charrnn.lab.panels.worker import Worker
 from charrnn.lab.probes.surprisal import surprisal, tokens_of
 
-SHIPPED = ("shakespeare-lstm", "shakespeare-rnn")  # in the order of the chooser
+SHIPPED = ("shakespeare-lstm", "shakespeare-rnn")  # in the order of the menu
 
-CONTEXT = 1000  # characters that are read again for the views; a network hardly remembers more
+CONTEXT = 1000  # characters that the views read again; a network hardly remembers more
 
-MARKED = 300  # of those, how many the surprisal is shown of
+MARKED = 300  # characters at the end whose surprisal is shown
 
-PAUSE = 0.4  # seconds between two updates of the views, at least
+PAUSE = 0.4  # the minimum number of seconds between two updates of the views
 
 NO_TEXT = "expected a text, got none; press Generate first"
 
-UNSEEN = ("length", "seed", "stop")  # settings that change nothing about the next character
+UNSEEN = ("length", "seed", "stop")  # settings that do not change the next character
 
-WRAPPING = {"flex_flow": "row wrap"}  # columns where there is room, one under another where the page is magnified
+WRAPPING = {"flex_flow": "row wrap"}  # side by side if there is room, else one below the other
 
 HALF = {"style": {"description_width": "9.5em"}, "layout": {"width": "430px", **NARROW}}
 
@@ -46,7 +45,7 @@ SLIDER = HALF | {"continuous_update": False}
 
 
 def find_runs(*folders: str | Path) -> list[Path]:
-    """Every checkpoint and run in `folders`, or that one of them is: the shipped first, then the newest first."""
+    """Find every checkpoint and run in `folders` (or a folder itself): the shipped first, then the newest."""
 
     def rank(path: Path) -> tuple[int, float]:
         shipped = SHIPPED.index(path.name) if path.name in SHIPPED else len(SHIPPED)
@@ -59,12 +58,12 @@ def _runs(folder: Path) -> Iterator[Path]:
     if holds_run(folder):
         yield folder
     elif folder.is_dir():
-        # a name that starts with a dot is what a crash has left of one
+        # a name that starts with a dot is left over from a crash
         yield from (path for path in folder.iterdir() if holds_run(path) and not path.name.startswith("."))
 
 
 def save_text(text: str, folder: str | Path) -> Path:
-    """Write `text` to a new file `sample-<time>.txt` in `folder`, whole or not at all.
+    """Write `text` atomically to a new file `sample-<time>.txt` in `folder`.
 
     Raises:
         ValueError: there is no text.
@@ -80,10 +79,10 @@ def save_text(text: str, folder: str | Path) -> Path:
 
 
 def copy_script(text: str) -> str:
-    """JavaScript that copies `text` to the clipboard if the browser allows it, and says so.
+    """Write JavaScript that copies `text` to the clipboard and reports whether the browser allowed it.
 
-    JupyterLab and Voilà run it in an Output and hand it the `element` to write in. They run it again when the page is
-    loaded again, so it touches the clipboard right after a click only.
+    JupyterLab and Voilà run it in an Output, with an `element` to write in, and again when the page is reloaded. So it
+    changes the clipboard only right after a click.
     """
     return """
 const text = %s;
@@ -99,18 +98,18 @@ if (navigator.clipboard && navigator.userActivation?.isActive !== false) {
 } else {
   refused();
 }
-""" % json.dumps(text).replace("<", "\\u003c")  # noqa: UP031 (braces mean something here)
+""" % json.dumps(text).replace("<", "\\u003c")  # noqa: UP031 (JavaScript needs the braces)
 
 
 def copy_by_hand(text: str) -> str:
-    """`text` in a box to select it from, folded away, as HTML: for front ends that run no script or refuse to copy."""
+    """Show `text` in a folded box to select it from, for browsers that refuse to copy."""
     look = 'rows="6" style="width:min(100%,864px);box-sizing:border-box" aria-label="the text, to be copied"'
     box = f"<textarea readonly {look}>\n{html.escape(text)}</textarea>"  # HTML drops the first newline in it
-    return f"<details><summary>copy it by hand</summary>{box}</details>"
+    return f"<details><summary>Copy it by hand</summary>{box}</details>"
 
 
 def surprisal_at_the_end(generator: TextGenerator, text: str) -> tuple[list[str], list[float]]:
-    """The last tokens of `text`, at most 300 characters of them, and their surprisal in bits."""
+    """Find the last tokens of `text`, at most 300 characters, and their surprisal in bits."""
     text = text[-CONTEXT:]
     tokens, bits = tokens_of(generator, text), surprisal(generator, text).tolist()
     first, length = len(tokens), 0
@@ -121,15 +120,15 @@ def surprisal_at_the_end(generator: TextGenerator, text: str) -> tuple[list[str]
 
 
 class Playground(WritingPanel):
-    """Every control that sampling has, over a text that grows and what the network makes of it.
+    """Controls for every sampling setting, over a growing text and the predictions of the network.
 
     Args:
-        *folders: where checkpoints are looked for.
-        save_to: the folder that texts are saved in.
+        *folders: folders with checkpoints.
+        save_to: the folder for saved texts.
 
     Attributes:
-        copied: what the Copy button has to say.
-        by_hand: the text that the Copy button copies, in a box, as HTML.
+        copied: the result of the Copy button.
+        by_hand: the text to copy, in a box, as HTML.
         box: the distribution of the next character.
         marked: the end of the text with its surprisal, as HTML.
     """
@@ -145,10 +144,10 @@ class Playground(WritingPanel):
         self.save_button = self._button("Save", self.save, "write the text to a file")
         self.copy_button = self._button("Copy", self.copy, "copy the whole text")
         self.refresh_button = self._button("Refresh", self.refresh, "look for checkpoints again")
-        self.new_seed_button = self._button("New seed", self.new_seed, "throw the dice")
+        self.new_seed_button = self._button("New seed", self.new_seed, "choose a new seed at random")
         self.copied, self.by_hand = ipywidgets.Output().add_class("t-copied"), ipywidgets.HTML()
         self.box, self.marked = FigureBox(), ipywidgets.HTML().add_class("t-surprisal")
-        # plain buttons: unlike tabs and folds they are reached by the keyboard everywhere
+        # plain buttons: unlike tabs and folds, the keyboard reaches them everywhere
         self.views = ipywidgets.ToggleButtons(options=["next character", "surprisal"])
         self.views.add_class("t-views").observe(lambda _: self.look(), names="value")
         self._arrange()
@@ -166,7 +165,7 @@ class Playground(WritingPanel):
         self.arrange(chooser, prompt, columns, self.buttons, *text, self.views, self.box.view, self.marked)
 
     def settings(self) -> dict[str, Any]:
-        """What the controls say, as `TextGenerator.stream` takes it; a length of 0 has no end."""
+        """Give the values of the controls as settings of `TextGenerator.stream`; a length of 0 is endless."""
         values = self.values()
         del values["checkpoint"]
         return settings_of(values | {"length": values["length"] or None})
@@ -174,13 +173,13 @@ class Playground(WritingPanel):
     # -------------------------------------------------------------------------------------------------- the network
 
     def refresh(self, _: Any = None) -> None:
-        """Look for checkpoints again, and read the chosen one again if it is still there, else the first."""
+        """Look for checkpoints again, and load the chosen one, or the first if it is gone."""
         chooser, runs = self.controls["checkpoint"], find_runs(*self._folders)
         names = [path.name for path in runs]
         options = [(path.name if names.count(path.name) == 1 else str(path), str(path)) for path in runs]
         places = [place for _, place in options]
         chosen = chooser.value if chooser.value in places else next(iter(places), None)
-        chooser.unobserve(self.draw, names="value")  # new options choose the first of them for a moment
+        chooser.unobserve(self.draw, names="value")  # setting the options would select the first of them
         chooser.options, chooser.value = options, chosen
         chooser.observe(self.draw, names="value")
         if chosen is None:
@@ -193,7 +192,7 @@ class Playground(WritingPanel):
         return f"expected a checkpoint in {folders}, found none; train a network there, then press Refresh"
 
     def _load(self, path: str) -> None:
-        """Take the network at `path`; if it cannot be had, the one before stays, and the chooser says so."""
+        """Load the network at `path`; on an error keep the current one and show the message."""
         try:
             self.generator = load_model(path)
         except Exception as error:
@@ -207,7 +206,7 @@ class Playground(WritingPanel):
     # ----------------------------------------------------------------------------------------------------- the text
 
     def go_on(self, _: Any = None) -> None:
-        """Go on from the text so far, with what the controls say now."""
+        """Continue the text with the current settings."""
         self._begin(self.writer.go_on)
 
     def _begin(self, start: Callable[[TextGenerator, Mapping[str, Any]], None]) -> None:
@@ -219,7 +218,7 @@ class Playground(WritingPanel):
 
         def watched(generator: TextGenerator, settings: Mapping[str, Any]) -> None:
             self.copied.outputs, self.by_hand.value, self._cost = (), "", ""
-            self._watcher = Worker()  # that of the text before may be at its last look
+            self._watcher = Worker()  # the old one may still be updating the views
             self._watcher.start(self._watch)
             start(generator, settings)
 
@@ -238,11 +237,11 @@ class Playground(WritingPanel):
             self.look()
 
     def new_seed(self, _: Any = None) -> None:
-        """Put another number into the seed's field."""
-        self.controls["seed"].value = str(secrets.randbelow(1_000_000))  # leaves `random` alone
+        """Choose a new seed at random."""
+        self.controls["seed"].value = str(secrets.randbelow(1_000_000))  # does not touch the state of `random`
 
     def save(self, _: Any = None) -> None:
-        """Write the text to a file and say where."""
+        """Save the text to a file and show its path."""
         try:
             path = save_text(self.text, self._save_to)
         except (OSError, ValueError) as error:
@@ -251,17 +250,17 @@ class Playground(WritingPanel):
             self.message.value = f'<p role="status">Saved as {html.escape(str(path))}</p>'
 
     def copy(self, _: Any = None) -> None:
-        """Put the whole text into the clipboard of the reader's browser, or offer it there to be selected."""
+        """Copy the whole text to the browser's clipboard, and offer it in a box."""
         if not self.text:
             self.message.value = alert("Not copied:", NO_TEXT)
             return
         self.by_hand.value = copy_by_hand(self.text)
         run(self.copied, copy_script(self.text))
 
-    # ------------------------------------------------------------------------------------------------ what it thinks
+    # ---------------------------------------------------------------------------------------------------- the views
 
     def draw(self, change: Any = None) -> None:
-        """Follow a control: read another network, or look at what another setting does to the next character."""
+        """Follow a change of a control: load another network, or update the views."""
         if change.owner is self.controls["checkpoint"]:
             if change.new != self._loaded:
                 self._load(change.new)
@@ -269,7 +268,7 @@ class Playground(WritingPanel):
             self.look()
 
     def _watch(self, stopping: threading.Event) -> None:
-        """Look again and again while the text grows, for a fifth of the time at most."""
+        """Update the views while the text grows, for at most a fifth of the time."""
         pause = PAUSE
         while not stopping.wait(pause):
             began = time.monotonic()
@@ -277,7 +276,7 @@ class Playground(WritingPanel):
             pause = max(PAUSE, 4 * (time.monotonic() - began))
 
     def look(self) -> None:
-        """Show what the network makes of the text so far, or of the prompt."""
+        """Update the views of the text so far, or of the prompt."""
         bars = self.views.value == "next character"
         self.box.view.layout.display = None if bars else "none"
         self.marked.layout.display = "none" if bars else None
@@ -311,14 +310,13 @@ class Playground(WritingPanel):
         self._cost = f"{sum(bits) / length:.2f} bits per character{over}" if self.text and length else ""
 
     def figures(self) -> list[str]:
-        """What the status line tells."""
+        """List the parts of the status line."""
         return super().figures() + [self._cost] * bool(self._cost)
 
 
 def _controls() -> dict[str, Any]:
-    """The controls by name; all but the first are settings of `TextGenerator.stream`."""
+    """Make the controls by name; all except the first are settings of `TextGenerator.stream`."""
     prompt = ipywidgets.Textarea("ROMEO:\n", description="prompt", rows=3, continuous_update=False, **WHOLE)
-    slider = functools.partial(ipywidgets.FloatSlider, step=0.01, **SLIDER)
     stop = ipywidgets.Text(
         description="stop after", placeholder="e.g. \\n\\n: an empty line", continuous_update=False, **HALF
     )
@@ -326,10 +324,7 @@ def _controls() -> dict[str, Any]:
     return {
         "checkpoint": ipywidgets.Dropdown(description="checkpoint", **WHOLE),
         "prompt": prompt,
-        **sliders(1, SLIDER),
-        "min_p": slider(0.0, min=0, max=1, description="min-p (0: off)"),
-        "typical_p": slider(1.0, min=0.05, max=1, step=0.05, description="typical-p (1: off)"),
-        "repetition_penalty": slider(1.0, min=1, max=2, step=0.05, description="repetition (1: off)"),
+        **sliders(1, *SLIDERS, layout=SLIDER),
         "length": ipywidgets.IntSlider(500, min=0, max=5000, step=50, description="length (0: endless)", **SLIDER),
         "seed": ipywidgets.Text("1", description="seed", **HALF | {"layout": {"width": "274px"}}),
         "stop": stop.add_class("t-stop-string"),

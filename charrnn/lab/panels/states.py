@@ -1,4 +1,4 @@
-"""A widget: a network reads what you type, over the picture of its states."""
+"""A panel for the states of a network while it reads what the user types."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from charrnn.lab.probes.states import principal_components, read_states, word_pl
 
 
 class StatesPanel(Panel):
-    """A network that reads what you type, step by step, over the picture of its states.
+    """Controls for a text and a step, over a figure of the states up to that step.
 
     Args:
-        generator: the network and its tokenizer, of one token per character.
-        text: what the background shows; long enough for the plane to mean something.
+        generator: the network; its tokens are characters.
+        text: read for the background and the axes of the plane, so it should be long.
 
     Attributes:
         components: the axes of the plane.
@@ -42,18 +42,18 @@ class StatesPanel(Panel):
         return read_states(self._generator.model, tokens[None])[0]  # (T, H)
 
     def make_figure(self, text: str, step: int) -> CaptionedFigure:
-        """The states up to `step`, over those of the background."""
+        """Draw the states up to `step`, over those of the background."""
         if not text:
-            raise ValueError("type a text for it to read")
+            raise ValueError("type a text for the network to read")
         return plot_reading(text, self._read(text), self.components, self._points, self._groups, step)
 
     def draw(self, change: Any = None) -> None:
-        """Draw; a new text is read to its end first, and the slider is as long as the text."""
+        """Draw; after a change of the text, move the slider to its end."""
         slider = self.controls["step"]
         if change is not None and change.owner is self.controls["text"]:
             before, end = slider.value, max(len(change.new), 1)
             slider.max = end
             slider.value = end
             if slider.value != before:
-                return  # the slider, moved, has drawn it
+                return  # moving the slider has drawn the figure
         super().draw()

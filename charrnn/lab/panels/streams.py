@@ -1,4 +1,4 @@
-"""A panel that shows the streams of a text."""
+"""A panel for the streams of a text."""
 
 import ipywidgets
 
@@ -9,10 +9,10 @@ from charrnn.lab.panels.generation import text_to_html
 
 
 class StreamsPanel(Panel):
-    """Sliders for batch_size and seq_length over the picture of a text's streams; one window is marked.
+    """Sliders for batch_size, seq_length, window and epoch, over a figure of a text's streams.
 
     Args:
-        text: a short one, of at least two characters.
+        text: a short text of at least two characters.
     """
 
     def __init__(self, text: str):
@@ -26,9 +26,9 @@ class StreamsPanel(Panel):
         )
 
     def make_figure(self, **values: int) -> CaptionedFigure:
-        """The streams, and the window."""
+        """Draw the streams, and mark the window."""
         return plot_streams(self._text, **values)
 
     def make_words(self, **values: int) -> str:
-        """What the window holds, line by line."""
+        """List the rows of the window."""
         return text_to_html(window_table(self._text, **values))

@@ -1,4 +1,4 @@
-"""A panel that shows the surprisal of a text."""
+"""A panel for the surprisal of a text."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from charrnn.lab.probes.surprisal import surprisal, tokens_of
 
 
 class SurprisalPanel(ControlPanel):
-    """A box to type a text into, and the surprisal of each of its characters.
+    """A box for a text, and the surprisal of each of its characters.
 
     Args:
-        generator: its model reads.
-        text: what stands in the box at first.
+        generator: the network.
+        text: the initial text.
 
     Attributes:
-        words: the text with its surprisal, or the sentence about what is wrong.
+        words: the text with its surprisal, or an error message, as HTML.
     """
 
     def __init__(self, generator: TextGenerator, text: str = "To be, or not to be: that is the question."):
@@ -29,9 +29,9 @@ class SurprisalPanel(ControlPanel):
         self.draw()
 
     def draw(self, change: Any = None) -> None:
-        """Show the surprisal of the present text, or the sentence."""
+        """Show the surprisal of the current text, or an error message."""
         text = self.controls["text"].value
         try:
             self.words.value = surprisal_to_html(tokens_of(self._generator, text), surprisal(self._generator, text))
-        except ValueError as error:  # a character that the network has never seen, or none at all
+        except ValueError as error:  # an unknown character, or an empty text
             self.words.value = alert("Not read:", str(error))

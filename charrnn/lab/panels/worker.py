@@ -1,4 +1,4 @@
-"""Work in a thread of its own, so that a panel stays responsive."""
+"""Work in a separate thread, so that a panel stays responsive."""
 
 import threading
 import time
@@ -10,10 +10,10 @@ from charrnn.generation.sampling_params import SEEDS
 
 
 class Worker:
-    """Does one piece of work at a time, which can be asked to stop; what it raises is kept.
+    """Run one piece of work at a time in a thread; it can be stopped.
 
     Attributes:
-        error: what the latest work raised, None if nothing.
+        error: the exception that the latest work raised, or None.
     """
 
     def __init__(self) -> None:
@@ -25,22 +25,22 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        """Whether work is going on."""
+        """Whether work is in progress."""
         return not self._idle.is_set()
 
     def start(self, work: Callable[[threading.Event], None], done: Callable[[], None] = lambda: None) -> None:
-        """Begin; nothing happens if work is going on.
+        """Start the work, unless other work is in progress.
 
         Args:
-            work: is given an event and returns soon after it is set.
-            done: called in the same thread after the work, however it ended; `running` is False by then.
+            work: takes an event, and returns soon after the event is set.
+            done: called in the same thread after the work, even after an error; `running` is False by then.
         """
         if self.running:
             return
         self.error = None
         self._stopping.clear()
         self._idle.clear()
-        # a daemon, so that closing a notebook does not wait for an endless text
+        # a daemon, so that an endless text does not keep the kernel alive
         self._thread = threading.Thread(target=self._run, args=(work, done), daemon=True)
         self._thread.start()
 
@@ -53,45 +53,45 @@ class Worker:
         done()
 
     def stop(self) -> None:
-        """Ask the work to stop; it does so soon after."""
+        """Ask the work to stop."""
         self._stopping.set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Return when the work and what follows it are done, True, or after `timeout` seconds, False."""
+        """Wait for the work and `done`; False if they take longer than `timeout` seconds."""
         if self._thread is None:
             return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
 
-LONGEST = 100_000  # characters of a text that are kept
+LONGEST = 100_000  # characters to keep of a text
 
-REFRESH = 1 / 30  # seconds between two updates of the view; more often costs speed and shows nothing
+REFRESH = 1 / 30  # seconds between two updates of the view; faster updates slow the writing down
 
 
 class Writer:
-    """Writes one text at a time in a thread of its own; of an endless one it keeps the end.
+    """Write one text at a time in a thread, and keep its end.
 
     Args:
-        show: called in that thread while the text grows, at most 30 times a second, and once when it is done.
-        longest: characters that are kept.
+        show: called in that thread at most 30 times a second while the text grows, and once at the end.
+        longest: the number of characters to keep.
 
     Attributes:
-        text: the prompt and what follows it.
-        characters: how many were written, those no longer kept with them.
-        latest: how many of them since the text was begun or gone on with.
-        speed: the latest per second.
-        turns: how often the text was gone on with.
-        error: what the latest piece of work raised, None if nothing.
+        text: the prompt and the characters written.
+        characters: the number of characters written, including those no longer kept.
+        latest: the number written since the last start or continuation.
+        speed: of those, in characters per second.
+        turns: the number of continuations.
+        error: the exception that the latest work raised, or None.
     """
 
     def __init__(self, show: Callable[[], None] = lambda: None, longest: int = LONGEST):
         self._show, self._longest = show, longest
         self._worker = Worker()
         self.text, self.characters, self.latest, self.speed, self.turns = "", 0, 0, 0.0, 0
-        self._stream: TextStream | None = None  # writes the text, with
+        self._stream: TextStream | None = None  # writes the text
         self._generator: TextGenerator | None = None
-        self._given = 0  # characters of the prompt that are to come before those that are written
+        self._given = 0  # characters of the prompt that the stream has still to give
 
     @property
     def running(self) -> bool:
@@ -100,15 +100,15 @@ class Writer:
 
     @property
     def error(self) -> Exception | None:
-        """What the latest piece of work raised."""
+        """The exception that the latest work raised, or None."""
         return self._worker.error
 
     def start(self, generator: TextGenerator, settings: Mapping[str, Any]) -> None:
-        """Write a new text; nothing happens while one is growing.
+        """Write a new text, unless one is growing.
 
         Args:
-            generator: writes it.
-            settings: as `TextGenerator.stream` takes them; the text is that of `TextGenerator.generate`.
+            generator: the network that writes.
+            settings: of `TextGenerator.stream`; the text equals that of `TextGenerator.generate`.
         """
 
         def begin() -> TextStream:
@@ -119,7 +119,7 @@ class Writer:
         self._begin(generator, begin)
 
     def go_on(self, generator: TextGenerator, settings: Mapping[str, Any]) -> None:
-        """Go on from the text so far, whatever the prompt; each time with another seed, lest it repeat itself."""
+        """Continue the text, each time with another seed, so that it does not repeat itself."""
         rest = {name: value for name, value in settings.items() if name != "prompt"}
 
         def begin() -> TextStream:
@@ -128,18 +128,18 @@ class Writer:
                 rest["seed"] = (rest["seed"] + self.turns) % SEEDS
             if self._stream is not None and self._generator is generator:
                 return self._stream.go_on(**rest)
-            stream = generator.stream(self.text, **rest)  # another network has to read the text
+            stream = generator.stream(self.text, **rest)  # another network has to read the text first
             self.text, self._given = "", len(self.text)
             return stream
 
         self._begin(generator, begin)
 
     def stop(self) -> None:
-        """End the text after the characters that are at work."""
+        """Stop writing."""
         self._worker.stop()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Return when nothing is written any more, True, or after `timeout` seconds, False."""
+        """Wait for the end of the text; False if it takes longer than `timeout` seconds."""
         return self._worker.wait(timeout)
 
     def _begin(self, generator: TextGenerator, begin: Callable[[], TextStream]) -> None:
@@ -148,7 +148,7 @@ class Writer:
             self._worker.start(lambda stopping: self._write(generator, begin, stopping), self._show)
 
     def _write(self, generator: TextGenerator, begin: Callable[[], TextStream], stopping: threading.Event) -> None:
-        self._stream, self._generator = begin(), generator  # the text stays as it is if the settings are wrong
+        self._stream, self._generator = begin(), generator  # wrong settings raise here and leave the text unchanged
         began, shown = time.monotonic(), 0.0
         for piece in self._stream:
             now = time.monotonic()

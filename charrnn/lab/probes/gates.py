@@ -1,7 +1,7 @@
-"""What the gates of a network do while it reads: their activations over a text, and pictures of them.
+"""Activations of a network's gates while it reads a text, and statistics of them.
 
-How often a gate is all but shut or wide open is drawn as in Karpathy, Johnson & Fei-Fei (2015, arXiv:1506.02078,
-"Visualizing and Understanding Recurrent Networks").
+Saturation is defined as in Karpathy, Johnson & Fei-Fei (2015, arXiv:1506.02078, "Visualizing and Understanding
+Recurrent Networks").
 
     T  characters of a text     H  hidden_size     B  streams side by side
 """
@@ -31,7 +31,7 @@ NAMES = {
     "h": "state h",
 }
 
-SIGMOIDS = ("i", "f", "o", "r", "z")  # from 0, shut, to 1, open
+SIGMOIDS = ("i", "f", "o", "r", "z")  # 0 is shut, 1 is open
 
 SHUT, OPEN = 0.1, 0.9  # beyond these a gate counts as saturated
 
@@ -41,16 +41,16 @@ SHUT, OPEN = 0.1, 0.9  # beyond these a gate counts as saturated
 
 @torch.no_grad()
 def gate_activations(model: CharModel, tokens: Tensor, layer: int = 0) -> Activations:
-    """Every gate of a layer at every step, starting from an empty state.
+    """Compute every gate of a layer at every step, starting from an empty state.
 
     Args:
         model: a GRU or an LSTM, layer-normalised or not.
         tokens: ids `(B, T)`.
-        layer: which one, 0 being the lowest.
+        layer: its index; 0 is the lowest.
 
     Returns:
-        Of an LSTM `i`, `f`, `g`, `o`, `c`, `h`, of a GRU `r`, `z`, `n`, `h`: `(B, T, H)` each, the gates after their
-        sigmoid or tanh.
+        `i`, `f`, `g`, `o`, `c`, `h` for an LSTM, `r`, `z`, `n`, `h` for a GRU, `(B, T, H)` each; gates are given after
+        their sigmoid or tanh.
 
     Raises:
         ValueError: the network has no gates, or no such layer.
@@ -118,10 +118,10 @@ STEPS: dict[Callable[..., Any], Callable[..., dict[str, Tensor]]] = {
 
 
 def read_gates(generator: TextGenerator, text: str, layer: int = 0) -> Activations:
-    """`gate_activations` over one text: `(T, H)` each.
+    """Compute `gate_activations` over one text: `(T, H)` each.
 
     Raises:
-        UnknownCharacterError: the text has a character that the model does not know.
+        UnknownCharacterError: the text contains a character outside the vocabulary.
         ValueError: the text is empty, or the network has no gates.
     """
     if not text:
@@ -134,12 +134,12 @@ def read_gates(generator: TextGenerator, text: str, layer: int = 0) -> Activatio
 
 
 def busiest_units(values: np.ndarray, count: int) -> list[int]:
-    """The `count` units of `values` `(T, H)` that vary most over a text, by standard deviation, the busiest first."""
+    """Find the `count` units of `values` `(T, H)` with the largest standard deviation, the largest first."""
     return np.argsort(-values.std(axis=0), kind="stable")[:count].tolist()
 
 
 def saturation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of its time that each unit's gate is shut (below 0.1) and open (above 0.9): `(H,)` each.
+    """Compute the shares of steps at which each unit's gate is shut (below 0.1) and open (above 0.9): `(H,)` each.
 
     Args:
         values: of a gate with a sigmoid, `(..., H)`.
@@ -149,19 +149,18 @@ def saturation(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_lengths(values: np.ndarray) -> np.ndarray:
-    """Characters from each moment at which a gate is shut (below 0.1) to the next, over all rows of `values` `(B, T)`.
+    """Count the characters between steps at which a gate is shut (below 0.1), in all rows of `values` `(B, T)`.
 
-    Runs that begin before the first such moment of a row or end after its last are not counted.
-
-    None is left of a gate that is never shut twice.
+    Runs that begin before the first such step of a row or end after its last are left out, so a gate that is never shut
+    twice has no runs.
     """
     return np.concatenate([np.diff(np.flatnonzero(row < SHUT)) for row in values])
 
 
 def line_positions(tokens: np.ndarray, newline: int) -> np.ndarray:
-    """How many characters ago the last newline was, in each row of `tokens` `(B, T)`; 0 at a newline.
+    """Count the characters since the last newline, in each row of `tokens` `(B, T)`; 0 at a newline.
 
-    Before the first newline of a row it is not known: NaN.
+    Before the first newline of a row the result is NaN.
     """
     places = np.arange(tokens.shape[1])
     last = np.maximum.accumulate(np.where(tokens == newline, places, -1), axis=1)
@@ -169,11 +168,11 @@ def line_positions(tokens: np.ndarray, newline: int) -> np.ndarray:
 
 
 def correlations(values: np.ndarray, feature: np.ndarray) -> np.ndarray:
-    """Correlation (Pearson) of each unit with a number that is known of each character; NaN for a constant unit.
+    """Compute the Pearson correlation of each unit with a feature of the characters; NaN for a constant unit.
 
     Args:
         values: of a gate, a cell or a state, `(..., H)`.
-        feature: `(...)`; where it is NaN the character does not count.
+        feature: `(...)`; characters with NaN are ignored.
     """
     known = ~np.isnan(feature)
     x, y = values[known].astype(np.float64), feature[known].astype(np.float64)

@@ -1,9 +1,9 @@
-"""How a gradient shrinks or grows on its way back through a recurrence, and where it explodes.
+"""Gradients that shrink or grow on their way back through a recurrence, and a cliff where they explode.
 
     h_t = f(W h_{t-1} + x_t),   f the identity or tanh
 
-The Jacobian from a state to a later one is a product with one factor diag(f') W for each step between, so its size goes
-like a power of W (Bengio et al., 1994; Pascanu et al., 2013, arXiv:1211.5063).
+The Jacobian from a state to a later one is a product with one factor diag(f') W for each step between them, so its
+size follows a power of W (Bengio et al., 1994; Pascanu et al., 2013, arXiv:1211.5063).
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ RECURRENCES = ("linear", "tanh")
 
 
 def recurrent_matrix(kind: str, hidden_size: int, radius: float, seed: int) -> Tensor:
-    """A random `W (H, H)`, float64, whose largest eigenvalue has modulus `radius`.
+    """Make a random `W (H, H)`, float64, whose largest eigenvalue has modulus `radius`.
 
     Args:
-        kind: `orthogonal` turns all directions and stretches each by `radius`; `gaussian` has independent normal
-            entries, and stretches some directions far more than its eigenvalues say.
+        kind: `orthogonal` rotates all directions and scales each by `radius`; `gaussian` has independent normal
+            entries, and scales some directions far more than its eigenvalues suggest.
         hidden_size: H.
         radius: the spectral radius.
         seed: of the entries.
 
     Raises:
-        ValueError: another kind.
+        ValueError: there is no such kind.
     """
     if kind not in MATRICES:
         raise ValueError(f"kind: expected one of {', '.join(MATRICES)}, got {kind!r}")
@@ -39,14 +39,14 @@ def recurrent_matrix(kind: str, hidden_size: int, radius: float, seed: int) -> T
 
 
 def gradient_norms(weight_hh: Tensor, lags: int, recurrence: str = "linear", seed: int = 0) -> Tensor:
-    """Norms of the gradient of a number read off the last state, with respect to the states before it.
+    """Compute norms of the gradient of a number that depends on the last state, with respect to earlier states.
 
-    The network reads normal inputs of standard deviation 0.1; the number is the last state's part in a random
+    The network reads normal inputs of standard deviation 0.1. The number is the last state's component in a random
     direction.
 
     Args:
         weight_hh: W, `(H, H)`.
-        lags: how many steps to go back, at least 1.
+        lags: the number of steps to go back, at least 1.
         recurrence: `linear` or `tanh`.
         seed: of inputs and direction.
 
@@ -54,7 +54,7 @@ def gradient_norms(weight_hh: Tensor, lags: int, recurrence: str = "linear", see
         `(lags + 1,)`; entry k belongs to the state k steps before the last, so entry 0 is 1.
 
     Raises:
-        ValueError: another recurrence.
+        ValueError: there is no such recurrence.
     """
     if recurrence not in RECURRENCES:
         raise ValueError(f"recurrence: expected one of {', '.join(RECURRENCES)}, got {recurrence!r}")
@@ -71,7 +71,7 @@ def gradient_norms(weight_hh: Tensor, lags: int, recurrence: str = "linear", see
 
 
 def log_slope(norms: Tensor | Sequence[float]) -> float:
-    """How much ln of `norms (K,)` grows from one lag to the next: the slope of the least-squares line."""
+    """Fit the growth of ln of `norms (K,)` from one lag to the next: the slope of the least-squares line."""
     logs = np.log(np.asarray(norms, dtype=np.float64))
     return float(np.polyfit(np.arange(len(logs)), logs, 1)[0])
 
@@ -80,9 +80,9 @@ def log_slope(norms: Tensor | Sequence[float]) -> float:
 
 
 def cliff_loss(weight: Tensor, bias: Tensor, steps: int = 50) -> Tensor:
-    """What a network of one unit loses: (h + 0.5)² after `steps` of h = tanh(weight h + bias), begun at 0.9.
+    """Compute the loss of a network with one unit: (h + 0.5)² after `steps` of h = tanh(weight h + bias) from h = 0.9.
 
-    After the example of Pascanu et al. (2013), with tanh. `weight` and `bias` may have any shape; so has the loss.
+    The example of Pascanu et al. (2013), with tanh. `weight` and `bias` may have any shape, and the loss has the same.
     """
     h = torch.full_like(weight, 0.9)
     for _ in range(steps):

@@ -1,10 +1,10 @@
-"""How far back a trained network remembers, measured in three ways that need not agree; and what it can copy.
+"""The memory of a trained network, measured in three ways that need not agree, and the share of letters it can copy.
 
-    state_gradients       how much a small change of an earlier state still changes the present one
+    state_gradients       how much a small change of an earlier state still changes the current one
     character_gradients   how much a small change of an earlier character still changes a prediction
-    context_losses        how much worse a prediction gets when all characters further back are taken away
+    context_losses        how much worse a prediction gets without all characters further back
 
-All of them ask the model by its contract, `logits, state = model(tokens, state)`, whatever computes it.
+All of them only use the contract `logits, state = model(tokens, state)`, with any backend.
 """
 
 from collections.abc import Iterable
@@ -21,16 +21,16 @@ from charrnn.models.state import State, flatten_state, map_state
 
 
 def state_gradients(model: CharModel, tokens: Tensor, lags: int, seed: int = 0) -> Tensor:
-    """Norm of the gradient of the last state's part in a random direction, with respect to earlier states.
+    """Compute gradient norms of the last state's component in a random direction, with respect to earlier states.
 
-    The squares of such norms have the mean square of the Jacobian's singular values for their mean over directions, so
-    each is a fair sample of the Jacobian's size, at the cost of one backward pass. An LSTM's state is h and c together.
+    The mean of such squared norms over directions is the mean square of the Jacobian's singular values. So each is a
+    fair sample of the Jacobian's size, for one backward pass. An LSTM's state is h and c together.
 
     Args:
         model: on the CPU.
         tokens: texts to read, `(B, T)`.
-        lags: how far to go back, less than T.
-        seed: of the directions, one for each text, of length 1.
+        lags: the number of steps to go back, less than T.
+        seed: of the directions, one unit vector for each text.
 
     Returns:
         `(lags + 1,)`, the geometric mean over the texts; entry k belongs to the state k steps before the last, so
@@ -55,18 +55,18 @@ def _tensors(state: State) -> list[Tensor]:
 
 
 def character_gradients(model: CharModel, tokens: Tensor, lags: int) -> Tensor:
-    """Norm of the gradient of a prediction's log-probability with respect to the embedding of each earlier character.
+    """Compute gradient norms of a prediction's log-probability with respect to earlier characters' embeddings.
 
     Args:
         model: on the CPU.
         tokens: `(B, T + 1)`: T characters to read, then the one that comes.
-        lags: how far to go back, less than T.
+        lags: the number of steps to go back, less than T.
 
     Returns:
         `(lags + 1,)`, the geometric mean over the texts; entry 0 belongs to the character read last.
     """
     read, target = tokens[:, :-1], tokens[:, -1:]
-    table = model.embedding.weight.detach()[read].flatten(0, 1).requires_grad_()  # each place has a row of its own
+    table = model.embedding.weight.detach()[read].flatten(0, 1).requires_grad_()  # each place has its own row
     places = torch.arange(read.numel()).view(read.shape)
     logits, _ = functional_call(model, {"embedding.weight": table}, (places,), tie_weights=False)
     number = logits[:, -1].log_softmax(-1).gather(1, target).sum()
@@ -76,21 +76,21 @@ def character_gradients(model: CharModel, tokens: Tensor, lags: int) -> Tensor:
 
 
 def geometric_mean(norms: Tensor) -> Tensor:
-    """The typical one of numbers that differ by factors, over the first dimension."""
+    """Compute the geometric mean over the first dimension, the typical value of numbers that differ by factors."""
     return norms.log().mean(0).exp()
 
 
 @torch.no_grad()
 def context_losses(model: CharModel, tokens: Tensor, contexts: Iterable[int]) -> dict[int, Tensor]:
-    """Losses, nats per token, of predicting the last token of each row from the `k` before it and nothing else.
+    """Compute the losses of predicting the last token of each row from only the `k` tokens before it.
 
     Args:
         model: on the CPU.
         tokens: `(B, T + 1)`.
-        contexts: each k, 1 to T. The same B tokens are predicted with every k.
+        contexts: each k, 1 to T. Every k predicts the same B tokens.
 
     Returns:
-        `(B,)` for each k. Two of them differ row by row, so compare them by `paired_difference`.
+        Nats per token, `(B,)` for each k. The rows are paired, so compare two of them with `paired_difference`.
     """
     losses = {}
     for k in contexts:
@@ -100,7 +100,7 @@ def context_losses(model: CharModel, tokens: Tensor, contexts: Iterable[int]) ->
 
 
 def paired_difference(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Mean of `first - second` `(B,)`, and its standard error, B at least 2."""
+    """Compute the mean of `first - second` `(B,)` and its standard error; B is at least 2."""
     difference = first - second
     return difference.mean().item(), (difference.std() / len(difference) ** 0.5).item()
 
@@ -110,14 +110,14 @@ def paired_difference(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def copied_share(model: CharModel, corpus: Corpus, delay: int, width: int, streams: int = 10) -> float:
-    """Share of the letters after the delay that a network gets right, if it has to name a letter.
+    """Compute the share of letters after the delay that a network recalls, if it may only choose a letter.
 
     Args:
         model: on the CPU.
-        corpus: whole lines of `synthetic.copy`, a multiple of `streams` of them.
-        delay: dots between the letters and their copy.
-        width: letters to remember.
-        streams: read side by side, from empty memories; the first line of each is not counted.
+        corpus: whole lines of `synthetic.copy`, a multiple of `streams`.
+        delay: the number of dots between the letters and their copy.
+        width: the number of letters to remember.
+        streams: the number of parallel streams, read from empty memories; their first lines do not count.
     """
     tokens = torch.as_tensor(corpus.tokens.astype(np.int64)).view(streams, -1)
     logits, _ = model(tokens)

@@ -1,6 +1,6 @@
-"""Letters recalled after a delay: an RNN, an RNN with an orthogonal start and an LSTM take the same lessons.
+"""Measure how well networks recall letters after a delay: an RNN, an RNN with orthogonal initialisation, and an LSTM.
 
-`python -m charrnn.lab.probes.recall --out notebooks/03_recall.json`: it takes about five minutes on one core.
+`python -m charrnn.lab.probes.recall --out notebooks/03_recall.json` takes about five minutes on one core.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from charrnn.lab.probes.memory import copied_share
 from charrnn.models.recurrent import CharModel
 from charrnn.training.trainer import Trainer
 
-DELAYS = (2, 5, 10, 20)  # dots, one lesson each
-WIDTH, SYMBOLS = 4, 8  # letters to remember, different ones
+DELAYS = (2, 5, 10, 20)  # numbers of dots, one lesson each
+WIDTH, SYMBOLS = 4, 8  # letters to remember, and the size of their alphabet
 KINDS: dict[str, dict[str, Any]] = {
     "LSTM": {"type": "lstm", "forget_bias": 1.0},
     "RNN, orthogonal start": {"type": "rnn", "init": "orthogonal"},
@@ -36,7 +36,7 @@ RATES = {  # steps of a lesson: the learning rates tried
 
 
 def copy_lines(delay: int, count: int, seed: int) -> Corpus:
-    """`count` lines: WIDTH letters, `delay` dots, the same letters."""
+    """Make `count` lines: WIDTH letters, `delay` dots, the same letters."""
     length = count * (2 * WIDTH + delay + 1)
     return load_corpus(f"copy:delay={delay},width={WIDTH},symbols={SYMBOLS},length={length},seed={seed}")
 
@@ -50,7 +50,7 @@ def take_lessons(kind: str, rate: float, seed: int, steps: int = 250) -> tuple[C
     sizes = {"hidden_size": 64, "num_layers": 1, "dropout": 0.0}
     model = create_model(copy_lines(DELAYS[0], 300, seed).tokenizer, seed=seed, **KINDS[kind], **sizes).model
     settings = {"learning_rate": rate, "grad_clip": 1.0, "hold_frac": 0.7, "weight_decay": 0, "max_steps": steps}
-    # a backend chosen by time would not round the same twice
+    # the fastest backend may differ between runs, and rounds differently
     device, shares = DeviceConfig(device="cpu", precision="fp32", backend="torch", threads=1, seed=seed), {}
     for delay in DELAYS:
         lesson = copy_lines(delay, 40 * steps, seed).tokens
@@ -62,7 +62,7 @@ def take_lessons(kind: str, rate: float, seed: int, steps: int = 250) -> tuple[C
 
 
 def shares_by_rate(records: Sequence[Mapping[str, Any]], kind: str, steps: int) -> dict[float, list[list[float]]]:
-    """Learning rate -> for each seed the shares after each lesson."""
+    """Collect learning rate -> for each seed the shares after each lesson."""
     table: dict[float, list[list[float]]] = {}
     for record in records:
         if (record["kind"], record["steps"]) == (kind, steps):
@@ -71,13 +71,13 @@ def shares_by_rate(records: Sequence[Mapping[str, Any]], kind: str, steps: int) 
 
 
 def best_rate(records: Sequence[Mapping[str, Any]], kind: str, steps: int = 250) -> float:
-    """The learning rate with the highest mean share, over all lessons and seeds."""
+    """Find the learning rate with the highest mean share over all lessons and seeds."""
     table = shares_by_rate(records, kind, steps)
     return max(table, key=lambda rate: sum(map(sum, table[rate])))
 
 
 def main() -> None:
-    """Measure all of `RATES` and write the file that notebook 03 reads."""
+    """Measure all of `RATES` and write the file for notebook 03."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def described(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The records, and on what machine, by what command and for which delays they were measured."""
+    """Add the command, the machine and the delays to the records."""
     return {
         "command": "python -m charrnn.lab.probes.recall --out notebooks/03_recall.json",
         "machine": f"{cpu_name()}, 1 thread, {platform.system()}, torch {torch.__version__}",

@@ -1,4 +1,4 @@
-"""Small experiments: a little network on a little text, one setting changed at a time."""
+"""Small experiments: a small network on a short text, with one setting changed at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,7 +16,7 @@ from charrnn.training.events import Evaluated, Event, Logged, to_record
 from charrnn.training.trainer import Trainer
 from charrnn.types import Tokens
 
-SMALL: dict[str, Any] = {  # named as on the command line; the loop without any ingredient
+SMALL: dict[str, Any] = {  # named as on the command line; the plain training loop
     "hidden_size": 64,
     "num_layers": 1,
     "dropout": 0.0,
@@ -33,19 +33,19 @@ SMALL: dict[str, Any] = {  # named as on the command line; the loop without any 
     "device": "cpu",
     "precision": "fp32",
     "backend": "torch",
-    "threads": 1,  # so small a network is slower with more
+    "threads": 1,  # a network this small is slower with more
     "seed": 1,
 }
 
 
 def small_trainer(train: Tokens, val: Tokens, vocab_size: int, **settings: Any) -> Trainer:
-    """A trainer of a new network.
+    """Make a trainer of a new network.
 
     Args:
-        train: token ids `(N,)` to learn from.
-        val: token ids to evaluate on; fewer than two are never evaluated.
-        vocab_size: tokens V.
-        **settings: what differs from `SMALL`, named as on the command line.
+        train: token ids `(N,)` to train on.
+        val: token ids to evaluate on; fewer than two switch evaluation off.
+        vocab_size: V.
+        **settings: changes to `SMALL`, named as on the command line.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -71,14 +71,14 @@ def recorded(trainer: Trainer, *callbacks: Callable[[Event], None]) -> Iterator[
 
 
 def losses_of(records: Sequence[Mapping[str, Any]], event: str = "evaluated") -> list[float]:
-    """The losses of `logged` or `evaluated` records, in order."""
+    """Collect the losses of `logged` or `evaluated` records, in order."""
     return [record["loss"] for record in records if record["event"] == event]
 
 
 def train_on_windows(
     model: CharModel, dataset: CharDataset, steps: int, carry: bool, learning_rate: float = 0.01
 ) -> None:
-    """Train a model on the first windows of an epoch, its state carried from one to the next, or empty in each."""
+    """Train a model on the first windows of an epoch, with its state carried from window to window or reset in each."""
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.0, fused=True)
     state = None
     for window in islice(dataset.windows(epoch=0), steps):

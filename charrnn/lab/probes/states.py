@@ -1,6 +1,6 @@
-"""What a network's state holds: read a text, look at every state on the way, in the plane where they differ most.
+"""The states of a network along a text, and the plane in which they differ most.
 
-T  characters read     H  hidden_size     K  axes of the plane, two as a rule
+T  characters read     H  hidden_size     K  axes of the plane, usually two
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ PLACES = ("between words", "1st letter", "2nd letter", "3rd letter", "4th or 5th
 
 
 def read_states(model: CharModel, tokens: Tensor) -> Tensor:
-    """What the top layer shows after each token.
+    """Read tokens from an empty memory and collect the states of the top layer.
 
     Args:
-        model: in the mode it is in; it starts with an empty memory.
+        model: in its current mode.
         tokens: ids `(B, T)`, T at least 1.
 
     Returns:
@@ -42,8 +42,8 @@ class Components(NamedTuple):
 
     Attributes:
         mean: of all states, `(H,)`.
-        axes: unit vectors at right angles to each other, `(K, H)`, the most telling first.
-        share: of the states' variance along each axis, `(K,)`.
+        axes: orthogonal unit vectors, `(K, H)`, in decreasing order of variance.
+        share: share of the states' variance along each axis, `(K,)`.
     """
 
     mean: Tensor
@@ -51,14 +51,14 @@ class Components(NamedTuple):
     share: Tensor
 
     def project(self, states: Tensor) -> Tensor:
-        """Places `(…, K)` of `states` `(…, H)` along the axes."""
+        """Project `states` `(…, H)` onto the axes: `(…, K)`."""
         return (states - self.mean) @ self.axes.T
 
 
 def principal_components(states: Tensor, count: int = 2) -> Components:
-    """The first `count` components of `states` `(N, H)`.
+    """Compute the first `count` principal components of `states` `(N, H)`.
 
-    An axis may point either way; here its largest weight is positive, so that a picture is the same each time.
+    The sign of an axis is arbitrary; here its largest weight is positive, so that figures are reproducible.
     """
     mean = states.mean(0)
     _, lengths, axes = torch.linalg.svd(states - mean, full_matrices=False)
@@ -68,7 +68,7 @@ def principal_components(states: Tensor, count: int = 2) -> Components:
 
 
 def share_between(points: Tensor, groups: Sequence[str]) -> float:
-    """Share of the variance of `points` `(N, K)` that is between groups: 0 if centres agree, 1 if each is a point."""
+    """Compute the share of the variance of `points` `(N, K)` between groups: 0 if centres agree, 1 for points."""
     points = points - points.mean(0)
     names = np.array(groups)
     within = sum(_variation(points[torch.from_numpy(names == name)]) for name in set(groups))
@@ -83,7 +83,7 @@ def _variation(points: Tensor) -> float:
 
 
 def word_places(text: str) -> list[str]:
-    """Of each character its place in its word; what is no letter stands between words."""
+    """Find the place of each character in its word; anything but a letter is between words."""
     place, places = 0, []
     for character in text:
         place = place + 1 if character.isalpha() else 0
@@ -92,7 +92,7 @@ def word_places(text: str) -> list[str]:
 
 
 def character_kinds(text: str) -> list[str]:
-    """Of each character its kind: space, newline, punctuation, vowel, consonant or capital."""
+    """Find the kind of each character: space, newline, punctuation, vowel, consonant or capital."""
 
     def kind(character: str) -> str:
         if character in " \n":

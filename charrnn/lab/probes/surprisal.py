@@ -1,6 +1,6 @@
-"""How surprising each character of a text is to a network: the numbers, a page of coloured characters, a figure, a box.
+"""The surprisal of each token of a text to a network.
 
-T  tokens of the text     V  vocab_size     surprisal  -log2 p in bits, where p is what the network gave the token
+T  tokens of the text     V  vocab_size     surprisal  -log2 p in bits, where p is the probability of the token
 """
 
 import math
@@ -17,21 +17,21 @@ from charrnn.models.recurrent import evaluation_view
 
 
 def surprisal(generator: TextGenerator, text: str, chunk: int = 1024) -> Bits:
-    """Surprise `(T,)` in bits of each token of `text`, see `scoring.score`."""
+    """Compute the surprisal `(T,)` of each token of `text` in bits, see `scoring.score`."""
     return score(generator, text, chunk).surprisal
 
 
 def surprisal_and_entropy(generator: TextGenerator, text: str, chunk: int = 1024) -> tuple[Bits, Bits]:
-    """For each token of `text` its surprisal, and the surprisal that was to be expected there: `(T,)` each, in bits.
+    """Compute the surprisal of each token of `text` and its expected surprisal, the entropy: `(T,)` each, in bits.
 
-    The second is the entropy of the distribution that the token is compared with, see `scoring.score`.
+    See `scoring.score`.
     """
     found = score(generator, text, chunk)
     return found.surprisal, found.entropy
 
 
 def logits_along(generator: TextGenerator, text: str) -> NDArray[np.float64]:
-    """Logits `(T, V)` of each token of `text`, which is read after a newline."""
+    """Compute the logits `(T, V)` for each token of `text`, read after a newline."""
     tokens = torch.from_numpy(generator.tokenizer.encode("\n" + text).astype(np.int64))
     with torch.no_grad():
         return evaluation_view(generator.model)(tokens[None, :-1])[0][0].double().numpy(force=True)
@@ -40,9 +40,11 @@ def logits_along(generator: TextGenerator, text: str) -> NDArray[np.float64]:
 def surprisal_and_entropy_at(
     generator: TextGenerator, text: str, temperatures: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean surprisal and mean entropy of `text` at each temperature, in bits per token: two `(len(temperatures),)`.
+    """Compute the mean surprisal and mean entropy of `text` at each temperature, in bits per token.
 
-    The first is the cross-entropy of text and network, the second the surprisal that the network expects.
+    Returns:
+        Two arrays with a value for each temperature: the cross-entropy of the text under the network, and the surprisal
+        that the network expects.
     """
     logits, ids = logits_along(generator, text), generator.tokenizer.encode(text)
     came, expected = [], []
@@ -54,5 +56,5 @@ def surprisal_and_entropy_at(
 
 
 def tokens_of(generator: TextGenerator, text: str) -> list[str]:
-    """The text of each token of `text`, to stand beside its surprisal."""
+    """Split `text` into the texts of its tokens."""
     return [generator.tokenizer.decode([token]) for token in generator.tokenizer.encode(text)]

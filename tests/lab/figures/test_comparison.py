@@ -172,8 +172,7 @@ def test_overfitting_marks_the_lowest_and_the_stop():
     assert first.lines[3].get_xdata()[0] == 30
     assert len(second.lines) == 3
     assert (
-        "none: training ends at 1.50, validation is lowest, 2.00, at step 20, ends at 2.50, stopped at 30"
-        in figure.alt
+        "none: training ends at 1.50, validation is lowest, 2.00, at step 20, ends at 2.50, stopped at 30" in figure.alt
     )
     assert figure.alt.endswith("never stopped.")
     assert "stopped" not in lab.plot_overfitting(runs).alt

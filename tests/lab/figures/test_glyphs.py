@@ -129,9 +129,7 @@ def test_what_no_font_has_is_an_escape_and_the_figure_says_so(generator, install
     for name in ("distribution", "kept", "gates", "unit", "surprisal", "run"):
         figure = draw[name]()
         figure.figure.draw_without_rendering()  # matplotlib warns of a missing glyph, and a warning is an error here
-        assert "No installed font has these characters, so they are drawn as escapes: ह, ि, 中, 🎉." in figure.alt, (
-            name
-        )
+        assert "No installed font has these characters, so they are drawn as escapes: ह, ि, 中, 🎉." in figure.alt, name
     axes = lab.plot_gates("a中", np.zeros((2, 4)), "f", [0]).figure.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "\\u\n4e\n2d"]
     assert lab.plot_run([{"event": "evaluated", "step": 1, "loss": 1.0}], "中!").figure.axes[0].get_title() == (

@@ -13,7 +13,6 @@ from charrnn.lab.figures.sampling import (
     plot_kept,
     plot_measures_over,
     plot_profiles,
-    tail_after_slip,
 )
 from charrnn.lab.probes.distribution import next_character_probabilities
 from charrnn.models.recurrent import CharLSTM
@@ -79,9 +78,7 @@ def test_profiles_tell_of_the_whole_text_and_show_its_beginning():
     first, second = figure.figure.axes
     assert [bar.get_height() for bar in first.patches] == bits[:60].tolist()
     assert len(second.patches) == 20
-    assert (
-        f"mine: mean {bits.mean():.2f} bits, deviation {bits.std():.2f}, 50% of the characters above 4" in figure.alt
-    )
+    assert f"mine: mean {bits.mean():.2f} bits, deviation {bits.std():.2f}, 50% of the characters above 4" in figure.alt
 
 
 def test_the_smooth_curve_is_the_mean_around_each_place():
@@ -106,22 +103,3 @@ def test_a_frontier_names_each_setting():
     assert "cold 0.5 at (0.900, 0.700), 1 at (0.800, 0.900); top 5 at (0.850, 0.750)" in figure.alt
     with pytest.raises(ValueError, match="at most 4 rules, got 5"):
         plot_frontier({str(n): curves["top"] for n in range(5)}, "", "", "")
-
-
-def test_the_tail_after_a_slip_is_what_the_model_holds_there():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        generator = TextGenerator(CharLSTM(6, 4), CharTokenizer("\n abcd"))
-    slipped, plain = tail_after_slip(generator, texts=3, length=4, seed=1, tail=0.15)
-    assert slipped.shape == plain.shape == (3, 4)
-    assert ((slipped > 0) & (slipped < 1)).all()
-    assert not np.allclose(slipped[:, 0], plain[:, 0])  # another token was read
-    again, _ = tail_after_slip(generator, texts=3, length=4, seed=1, tail=0.15)
-    assert np.array_equal(slipped, again)
-
-    with torch.no_grad():
-        generator.model.head.weight.zero_()
-        generator.model.head.bias.copy_(torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2, 0.2]).log())
-    slipped, plain = tail_after_slip(generator, texts=2, length=3, seed=1, tail=0.15)  # nothing depends on the text
-    assert np.allclose(slipped, 0.2)
-    assert np.allclose(plain, 0.2)

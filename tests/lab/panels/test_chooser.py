@@ -65,7 +65,7 @@ def test_choices_along_a_text_are_its_surprisal(generator):
 
 
 def test_the_account_adds_up():
-    assert tally([]) == "Nothing is chosen yet."
+    assert tally([]) == "No character chosen yet."
     words = tally([Choice("a", 1.0, 2.5), Choice("b", 2.0, 1.5)])
     assert words.startswith("2 chosen, with 3.0 bits. The model expected 4.0,")
     assert words.endswith("surprise it less than draws would.")
