@@ -1,13 +1,18 @@
-"""Errors that a user can mend. All of them are `CharrnnError`."""
+"""Errors that the user can fix. All of them are `CharrnnError`.
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # what only reads weights does without PyTorch, which takes seconds to load
-    pass
+CharrnnError
+├── UnknownCharacterError   a character outside the vocabulary
+│   └── LoneSurrogateError  half a character
+├── CorpusError             a text that cannot be read or is too short
+├── ConfigError             a setting that is unknown or out of range
+├── CheckpointError         a checkpoint that is missing, damaged or does not match
+├── DivergedError           a loss or gradient that is NaN or infinite
+└── MeasurementError        a failed measurement
+"""
 
 
 class CharrnnError(Exception):
-    """An error that a user can mend: the base of all below."""
+    """The base of all errors that the user can fix."""
 
 
 class UnknownCharacterError(CharrnnError, ValueError):
@@ -31,7 +36,7 @@ class LoneSurrogateError(UnknownCharacterError):
 
 
 class CorpusError(CharrnnError, ValueError):
-    """A text that cannot be had or used; the message says which and what to do."""
+    """A text that cannot be read or is too short; the message says which one and what to do."""
 
 
 class DivergedError(CharrnnError, FloatingPointError):
@@ -39,12 +44,12 @@ class DivergedError(CharrnnError, FloatingPointError):
 
 
 class CheckpointError(CharrnnError, ValueError):
-    """A checkpoint that is absent, damaged or does not fit; the message names the file."""
+    """A checkpoint that is missing, damaged or does not match; the message names the file."""
 
 
 class ConfigError(CharrnnError, ValueError):
-    """A setting that is unknown or out of range; the message names it and where it came from."""
+    """A setting that is unknown or out of range; the message names it and its source."""
 
 
 class MeasurementError(CharrnnError, ValueError):
-    """The process of a measurement failed; the message is the last line that it wrote."""
+    """A measurement's process failed; the message is the last line that it wrote."""

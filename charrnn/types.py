@@ -1,4 +1,4 @@
-"""Names for arrays that several modules use."""
+"""Names for array types that several modules use."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -4,7 +4,7 @@ import unicodedata
 
 SIGNS = {" ": "␣", "\n": "⏎"}
 
-# characters that Python calls printable but that leave no mark
+# printable according to Python, but invisible
 BLANK = {"\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10))}
 
 
@@ -13,14 +13,14 @@ def escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-# newline and tab are the two controls that a text needs in a terminal
+# a terminal may obey newline and tab
 CONTROLS = {code: escape(chr(code)) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 def escape_controls(text: str) -> str:
     r"""Replace each control character except newline and tab by its escape, such as `\x1b`.
 
-    A terminal obeys control characters: they move its cursor, clear it, ring its bell and set its title.
+    In a terminal, control characters move the cursor, clear the screen, ring the bell or set the title.
     """
     return text.translate(CONTROLS)
 
@@ -45,5 +45,5 @@ def visible(text: str) -> str:
 
 
 def spoken(character: str) -> str:
-    """A character as a sentence names it: `space`, `newline`, else as `visible` shows it."""
+    """The name of a character in a sentence: `space`, `newline`, else as `visible` shows it."""
     return {" ": "space", "\n": "newline"}.get(character) or visible(character)

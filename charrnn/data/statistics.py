@@ -1,4 +1,4 @@
-"""Statistics of a text: token counts, entropy, shape."""
+"""Statistics of a text: token counts, entropy, size."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from charrnn.types import Tokens
 
 
 def token_counts(tokens: Tokens, vocab_size: int, block: int = 1 << 20) -> NDArray[np.int64]:
-    """How often each token occurs, `(V,)`; in bounded memory."""
+    """The number of occurrences of each token, `(V,)`, in bounded memory."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(tokens), block):
         counts += np.bincount(tokens[start : start + block], minlength=vocab_size)
@@ -19,7 +19,7 @@ def token_counts(tokens: Tokens, vocab_size: int, block: int = 1 << 20) -> NDArr
 
 
 def entropy(tokens: Tokens) -> float:
-    """Bits per token if each were drawn alone, with the frequencies it has in `tokens` (Shannon, 1948).
+    """Entropy in bits of the token frequencies: the bits per token of a unigram model (Shannon, 1948).
 
     Raises:
         ValueError: there are no tokens.
@@ -28,28 +28,28 @@ def entropy(tokens: Tokens) -> float:
         raise ValueError("expected at least one token, got none")
     frequency = token_counts(tokens, int(tokens.max()) + 1) / len(tokens)
     frequency = frequency[frequency > 0]
-    return 0.0 - float((frequency * np.log2(frequency)).sum())  # not the negative: it makes a -0.0 of certainty
+    return 0.0 - float((frequency * np.log2(frequency)).sum())  # not the negative, which is -0.0 for a single token
 
 
 def commonest(tokens: Tokens, tokenizer: Tokenizer, count: int = 10) -> list[tuple[str, int]]:
-    """The `count` commonest tokens as text and how often each occurs."""
+    """The `count` most frequent tokens as text, with their numbers of occurrences."""
     counts = token_counts(tokens, tokenizer.vocab_size)
     order = np.argsort(-counts, kind="stable")[:count]
     return [(tokenizer.decode([token]), int(counts[token])) for token in order if counts[token]]
 
 
 class TextShape(NamedTuple):
-    """How large a text is, in every unit."""
+    """The size of a text in several units."""
 
     characters: int
     bytes: int  # in UTF-8
     words: int  # between spaces
     lines: int
-    longest_line: int  # characters, without its end
+    longest_line: int  # characters, without the newline
 
 
 def describe_text(pieces: Iterable[str]) -> TextShape:
-    """The shape of a text that comes in pieces."""
+    """The size of a text that comes in pieces."""
     characters = size = words = lines = longest = line = 0
     in_word = False
     for piece in pieces:
@@ -58,7 +58,7 @@ def describe_text(pieces: Iterable[str]) -> TextShape:
             size += len(piece.encode("utf-8", "surrogateescape"))  # as a byte tokenizer reads files
         except UnicodeEncodeError:
             size += len(piece.encode("utf-8", "surrogatepass"))
-        words += len(piece.split()) - (in_word and not piece[0].isspace())  # a word goes on across the border
+        words += len(piece.split()) - (in_word and not piece[0].isspace())  # a word continues across the border
         in_word = not piece[-1].isspace()
         first, *others = piece.split("\n")
         line += len(first)

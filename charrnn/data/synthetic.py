@@ -1,7 +1,7 @@
-"""Texts made to order, for controlled experiments: what a network must remember is known exactly.
+"""Synthetic texts for controlled experiments: it is known exactly what a network must remember.
 
-Each function yields a seeded text of exactly `length` characters, piece by piece, so that any length costs no memory;
-it raises pydantic.ValidationError for a number out of range.
+Each function yields a seeded text of exactly `length` characters in pieces, so that long texts take no more memory. It
+raises pydantic.ValidationError for a number out of range.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, validate_call
 
-_LINES = 4096  # made at a time
+_LINES = 4096  # per piece
 
 Length = Annotated[int, Field(ge=1)]
 
@@ -30,8 +30,8 @@ def copy(
 ) -> Iterator[str]:
     """Delayed copy: `width` random letters, `delay` dots, the same letters again (Hochreiter & Schmidhuber, 1997).
 
-    Only the first `width` of the 2 width + delay + 1 characters of a line are news: no model can do better than
-    width log2(symbols) / (2 width + delay + 1) bits per character.
+    Only the first `width` of the 2 width + delay + 1 characters of a line are new information: no model can do better
+    than width log2(symbols) / (2 width + delay + 1) bits per character.
 
     Args:
         length: characters.
@@ -57,7 +57,7 @@ def copy(
 def counting(length: Length = 1_000_000, seed: Seed = 0, largest: Size = 20) -> Iterator[str]:
     """Lines of n times `a` and n times `b`, n from 1 to `largest` (Gers & Schmidhuber, 2001).
 
-    Only n is news: no model can do better than log2(largest) / (largest + 2) bits per character.
+    Only n is new information: no model can do better than log2(largest) / (largest + 2) bits per character.
 
     Args:
         length: characters.
@@ -82,7 +82,7 @@ def brackets(
     depth: Annotated[int, Field(ge=1, le=100)] = 4,
     kinds: Annotated[int, Field(ge=1, le=4)] = 3,
 ) -> Iterator[str]:
-    """Nested brackets, closed in order and never deeper than `depth`: what follows depends on what is still open.
+    """Nested brackets, closed in order and at most `depth` deep: the next character depends on the open brackets.
 
     Args:
         length: characters.
@@ -100,11 +100,11 @@ def brackets(
 
 
 def _bracket_lines(rng: np.random.Generator, depth: int, kinds: int, lanes: int = 256, steps: int = 512) -> bytes:
-    """Lines of brackets: `lanes` texts grow side by side for `steps` characters, then all that is open is closed."""
+    """Lines of brackets: `lanes` texts grow side by side for `steps` characters, then all open brackets are closed."""
     opening, closing = (np.frombuffer(text, np.uint8) for text in (b"([{<", b")]}>"))
     lane = np.arange(lanes)
-    stack = np.zeros((lanes, depth), np.int64)  # the kinds that are open
-    level = np.zeros(lanes, np.int64)  # how many
+    stack = np.zeros((lanes, depth), np.int64)  # kinds of the open brackets
+    level = np.zeros(lanes, np.int64)  # number of open brackets
     text = np.zeros((lanes, steps + depth + 1), np.uint8)
     for step in range(text.shape[1]):
         kind, choice = rng.integers(kinds, size=lanes), rng.random(lanes)
