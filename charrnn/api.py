@@ -1,4 +1,4 @@
-"""The public verbs: twenty lines of a script reach every stage.
+"""The public functions: create, train, evaluate, save and describe models.
 
 generator = charrnn.train("shakespeare", max_seconds=60)
 print(generator.generate("ROMEO:", length=200, seed=1))
@@ -38,7 +38,7 @@ def create_model(tokenizer: Tokenizer, type: str = "lstm", seed: int = 0, **opti
     Raises:
         ConfigError: an unknown option, or a value out of range.
     """
-    kind = {"tokenizer": tokenizer.kind} if tokenizer.kind in TOKENIZERS else {}  # it may be the caller's own
+    kind = {"tokenizer": tokenizer.kind} if tokenizer.kind in TOKENIZERS else {}  # else it is a class of the caller
     config = RunConfig().override({"model_type": type, **kind, **_only_model_options(options)})
     return TextGenerator(build_model(config.model, tokenizer.vocab_size, seed), tokenizer, config)
 
@@ -54,13 +54,13 @@ def save_model(generator: TextGenerator, path: str | Path, dtype: torch.dtype | 
     """Write a checkpoint directory that `load_model` reads, replacing the checkpoint at `path` if there is one.
 
     Args:
-        generator: what to save, with the run it comes from.
+        generator: the model to save, with its tokenizer and settings.
         path: the directory.
         dtype: of the weights on disk; `torch.float16` halves the file, None keeps fp32.
 
     Raises:
-        CheckpointError: something else stands at `path`.
-        OSError: it cannot be written; what was at `path` is untouched.
+        CheckpointError: `path` is something else than a checkpoint.
+        OSError: it cannot be written; an old checkpoint at `path` is untouched.
     """
     config = generator.config or RunConfig()
     save_checkpoint(path, generator.model, generator.tokenizer, config, generator.training_state, dtype=dtype)
@@ -74,30 +74,30 @@ def train(
     callbacks: tuple[Callback, ...] = (),
     **overrides: Any,
 ) -> TextGenerator:
-    """Train a model; in a script that torchrun has started, with all of its processes together.
+    """Train a model. In a script that torchrun started, its processes train it together.
 
     Args:
         data: a corpus name, or the path of a text file, a folder of them or a glob; None is the text that `config`
             names. A `Path` is never the name of a corpus.
-        config: a run, or the YAML file that describes it; None is the defaults.
-        out: the run's directory: `best/`, `last/`, `metrics.jsonl`. None writes nothing.
+        config: the settings, or a YAML file of them; None is the defaults.
+        out: the run's directory, for `best/`, `last/` and `metrics.jsonl`; None writes nothing.
         callbacks: called with every event.
         **overrides: any setting, named as on the command line: `hidden_size=256, max_seconds=60, model_type="gru",
             tokenizer="bpe"`.
 
     Returns:
-        The best model by validation loss where `out` is given, else the last.
+        The best model by validation loss if `out` is given, else the last.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
-        CorpusError: the text cannot be had or is too short.
+        CorpusError: the text cannot be read or is too short.
         CheckpointError: `out` holds a run already.
-        ConnectionError: another of the processes that torchrun started did not come, or ended in the middle.
+        ConnectionError: another process that torchrun started did not connect, or ended early.
         DivergedError: the loss became NaN or infinite; the last good checkpoint is kept.
     """
     config = config if isinstance(config, RunConfig) else load_config(config) if config else RunConfig()
     if data is not None:
-        overrides["data"] = absolute_name(data)
+        overrides["data"] = absolute_name(data) if isinstance(data, Path) else data
     with distributed.process_group():
         return Run.start(config.override(overrides), out).fit(*callbacks)
 
@@ -109,19 +109,19 @@ def evaluate(
     progress: Callable[[range], Iterable[int]] = iter,
     **settings: Any,
 ) -> Evaluation:
-    """How well a model predicts the whole `train`, `val` or `test` split of a text, or `all` of it.
+    """Measure how well a model predicts the whole `train`, `val` or `test` split of a text, or `all` of it.
 
     Args:
         generator: a model and its tokenizer.
         data: a corpus name, or the path of a text file, a folder of them or a glob, or a corpus encoded with the
             model's tokenizer; None is the text that the model was trained on.
         split: which part of it.
-        progress: wraps the loop, as `tqdm` does, to show how far it is.
+        progress: wraps the loop to show its progress, as `tqdm` does.
         **settings: fields of `DataConfig` that differ from the model's run: `train_frac`, `val_frac`, `encoding`, …
 
     Raises:
         ConfigError: a setting is unknown or out of range, or a corpus has another tokenizer.
-        CorpusError: the text cannot be had, has a character that the model does not know, or the split is too short.
+        CorpusError: the text cannot be read, has a character that the model does not know, or the split is too short.
     """
     config = evaluation_config(generator, None if isinstance(data, Corpus) else data, **settings)
     corpus = data if isinstance(data, Corpus) else load_corpus(config, generator.tokenizer)
@@ -143,9 +143,9 @@ def evaluate(
 
 
 def get_model_info(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: architecture, vocabulary, parameters, size on disk, training so far.
+    """Describe a checkpoint: architecture, vocabulary, parameters, training so far, and size on disk.
 
-    The size is that of the files that a model needs, not of those to resume its training.
+    The size is that of the files that generation needs, without those for resuming.
 
     Raises:
         CheckpointError: there is none, or it is damaged.

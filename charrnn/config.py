@@ -24,6 +24,8 @@ LARGEST_ONE_HOT = 1024  # vocabulary size
 
 LONGEST_STOP = 1000  # characters
 
+DEVICE_NAME = r"auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?"
+
 TOKENS = ("tokenizer", "vocab_size", "min_frequency")  # fixed by the vocabulary of a trained model
 
 BUDGETS = ("max_epochs", "max_steps", "max_seconds")
@@ -305,7 +307,7 @@ class DeviceConfig(_Section):
     @field_validator("device")
     @classmethod
     def _check(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?", device):
+        if not re.fullmatch(DEVICE_NAME, device):
             raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {device!r}")
         return device
 
@@ -328,6 +330,8 @@ class RunConfig(_Section):
         Raises:
             ConfigError: an unknown name, a value out of range, or `val_frac` beside the `val_data` that replaces it.
         """
+        if not values:
+            return self
         if values.get("val_data") and values.get("val_frac"):
             raise ConfigError("data.val_frac (--val-frac): expected to be left out with val_data (--val-data)")
         fields = {name: (section, key) for section, key, name, _ in config_fields()}

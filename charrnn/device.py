@@ -1,10 +1,11 @@
-"""Where it runs: device, precision, threads, and the seed of each step."""
+"""Device, precision, CPU threads, and the random numbers of each step."""
 
 import contextlib
 import ctypes
 import itertools
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from charrnn.config import DeviceConfig, RunConfig
+from charrnn.config import DEVICE_NAME, DeviceConfig
 from charrnn.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,33 +23,36 @@ POSSIBLE = {"cpu": ("fp32", "bf16"), "mps": ("fp32",), "cuda": ("fp32", "bf16", 
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` is CUDA before MPS before the CPU.
+    """The device called `name`; `auto` is CUDA if there is one, else MPS, else the CPU.
 
     Raises:
-        ConfigError: there is no device of that name, or none on this machine.
+        ConfigError: an unknown name, or this machine has no such device.
     """
-    RunConfig().override({"device": name})  # raises where PyTorch knows a name that we do not
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, here in available.items() if here))
-    device = torch.device(name)
-    if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        here = ", ".join(kind for kind, is_here in available.items() if is_here)
-        raise ConfigError(f"device.device (--device): expected a device of this machine ({here}), got {name!r}")
-    return device
+    expected = "auto, cpu, cuda, cuda:N or mps"
+    if re.fullmatch(DEVICE_NAME, name):
+        candidates = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        available = [kind for kind, is_here in candidates.items() if is_here]
+        if name == "auto":
+            return torch.device(available[0])
+        device = torch.device(name)
+        if device.type in available and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()):
+            return device
+        expected = f"a device of this machine ({', '.join(available)})"
+    raise ConfigError(f"device.device (--device): expected {expected}, got {name!r}")
 
 
 def candidate_precisions(device: torch.device) -> list[str]:
     """Precisions worth using on `device`, the safest first.
 
-    bf16 has the exponent range of fp32, so it needs no loss scaling; fp16 does, and is offered only where a GPU lacks
-    bf16. MPS stays at fp32: its recurrent kernels have no other precision that can be trusted. A CPU without bf16
-    instructions would emulate them, slowly.
+    bf16 has the exponent range of fp32, so it needs no loss scaling. fp16 needs it, and is offered only on a GPU
+    without bf16. MPS stays at fp32, because its recurrent kernels are reliable in no other precision. A CPU without
+    bf16 instructions would emulate them slowly.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
             return ["fp32", "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
-    if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type == "cpu" and has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return ["fp32", "bf16"]
     return ["fp32"]
 
@@ -65,11 +69,11 @@ def check_precision(precision: str, device: torch.device) -> None:
 def autotune(
     config: DeviceConfig, device: torch.device, backends: Sequence[str], run_once: Callable[[str, str], None]
 ) -> tuple[str, str]:
-    """The backend and the precision that `config` asks for; `auto` is the fastest of what is safe.
+    """The backend and the precision of `config`, where `auto` is the fastest that is safe.
 
-    A GPU is fastest with half precision and the first of `backends`. On a CPU it depends on processor, cell and size,
-    so `run_once`, one training step without its update, is timed with each combination. The reference backend is for
-    reading: it is used where it is asked for.
+    A GPU is fastest with half precision and the first of `backends`. On a CPU this depends on the processor, the cell
+    and the size, so `run_once`, a training step without its update, is timed with each combination. `auto` leaves out
+    the reference backend, which is for reading.
     """
     precisions = candidate_precisions(device) if config.precision == "auto" else [config.precision]
     backends = [name for name in backends if name != "reference"] if config.backend == "auto" else [config.backend]
@@ -79,22 +83,22 @@ def autotune(
     if len(candidates) == 1:
         return candidates[0]
     seconds: dict[tuple[str, str], list[float]] = {candidate: [] for candidate in candidates}
-    for candidate in candidates * 6:  # by turns, so that a slow moment of the machine hits all alike
+    for candidate in candidates * 6:  # in turn, so that a slow moment of the machine affects all
         begin = time.perf_counter()
         run_once(*candidate)
         seconds[candidate].append(time.perf_counter() - begin)
-    # the median is not moved by the first call, which also builds kernels
+    # the median ignores the first call, which also compiles kernels
     return min(candidates, key=lambda candidate: statistics.median(seconds[candidate]))
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the memory of the machine or of its GPU was too small; a GPU's other errors may speak of memory, too."""
+    """Whether the memory of the machine or of its GPU was too small; other GPU errors may mention memory, too."""
     signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of the CPU, of CUDA and MPS, of cuBLAS
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Run the large products of the `with` block in `precision`; parameters and losses stay fp32."""
+    """Run the large matrix products of the `with` block in `precision`; parameters and losses stay fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
@@ -102,10 +106,10 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 @contextlib.contextmanager
 def cpu_threads(threads: int | None) -> Iterator[None]:
-    """Use that many CPU threads for what this thread computes in the `with` block; None leaves the number as it is.
+    """Let this thread compute with that many CPU threads in the `with` block; None changes nothing.
 
-    PyTorch also remembers the number that was set last in the process and gives it to each thread that starts later:
-    another thread, which is not affected by what it sets, puts that number back at once.
+    PyTorch also gives the number that was set last to each thread that starts later. To keep that number, another
+    thread, which it does not affect, sets it back at once.
     """
     if threads is None:
         yield
@@ -122,23 +126,23 @@ def cpu_threads(threads: int | None) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where the C library is glibc; elsewhere nothing is done.
+    """Let this process keep the memory that it frees, if the C library is glibc.
 
-    A training step asks for the same blocks as the one before. By default glibc gives large blocks back to the system
-    at once, and the system clears each page before it lends it again, which may take as long as the arithmetic.
+    A training step allocates the same blocks as the step before. By default glibc returns large blocks to the system at
+    once, and the system clears each page before it hands it out again, which can take as long as the arithmetic.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        # before 2.35 it takes no more than 32 MiB; to set the other alone would make it return every block at once
+        # before 2.35 the maximum is 32 MiB; the second setting without the first would return every block at once
         if mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25):
             mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h, in bytes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt in malloc.h
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done what it was given: a GPU works on while Python goes on."""
+    """Wait until `device` has finished: a GPU computes while Python continues."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -147,9 +151,9 @@ def synchronize(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def seeded_step(device: torch.device, seed: int, step: int, rank: int = 0) -> Iterator[None]:
-    """Make random numbers on `device` in the `with` block (dropout) a function of `seed`, `step` and `rank` alone.
+    """Make random numbers on `device` in the `with` block (dropout) a function of `seed`, `step` and `rank` only.
 
-    So resuming needs no more than these. After the block the generators go on as if nothing had been drawn.
+    So a resumed run draws the same numbers. After the block the generators continue as if nothing had been drawn.
     """
     value = int(np.random.SeedSequence([seed, step, rank] if rank else [seed, step]).generate_state(1)[0])
     with contextlib.ExitStack() as stack:
@@ -166,7 +170,7 @@ def seeded_step(device: torch.device, seed: int, step: int, rank: int = 0) -> It
 
 
 def describe_devices() -> list[dict[str, str]]:
-    """What `charrnn devices` shows: for each device its name, memory or threads, and the precisions of its products."""
+    """The rows of `charrnn devices`: the name, the memory or threads and the precisions of each device."""
     rows = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -195,7 +199,7 @@ def _row(device: torch.device, name: str, size: str) -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The processor's name where Linux tells it, else its family."""
+    """The processor's name on Linux, else its family."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
             return next(line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name"))

@@ -17,6 +17,7 @@ import torch
 import charrnn
 from charrnn.checkpoint import load_checkpoint
 from charrnn.config import RunConfig, dump_config
+from charrnn.data.files import Source
 from charrnn.errors import CheckpointError, ConfigError, CorpusError, DivergedError
 from charrnn.training.callbacks import read_metrics
 from charrnn.training.events import Evaluated, Stepped
@@ -64,6 +65,24 @@ def test_the_text_that_a_file_of_settings_names_is_the_one_trained_on(text_file,
     other.write_text("xyz " * 200)
     assert charrnn.train(other, config).training_state["corpus"] == str(other)
     assert charrnn.train("copy:length=900", config).training_state["corpus"] == "copy:length=900"
+
+
+def test_a_text_and_its_settings_are_checked_and_read_once(text_file, tmp_path, monkeypatch):
+    walk = []
+    parse, parts = charrnn.config.parse_config, Source.parts
+    monkeypatch.setattr(charrnn.config, "parse_config", lambda *a: walk.append("checked") or parse(*a))
+    monkeypatch.setattr(Source, "parts", lambda self, doing="reading", *a: walk.append(doing) or parts(self, doing, *a))
+    settings = {"hidden_size": 4, "num_layers": 1, "device": "cpu", "batch_size": 4}
+    for expected in (["checked", "reading", "learning the tokens of", "encoding"], ["checked", "reading"]):
+        walk.clear()
+        charrnn.train(text_file, max_steps=2, out=tmp_path / f"run{len(expected)}", **settings)
+        assert walk == expected
+    walk.clear()
+    charrnn.load_corpus(text_file)
+    assert walk == ["checked", "reading"]
+    walk.clear()
+    Run.resume(tmp_path / "run2", {"max_steps": 3})
+    assert walk == ["checked", "reading"]
 
 
 def test_a_path_is_never_the_name_of_a_corpus(text_file, tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ from charrnn.data.files import (
 )
 from charrnn.data.synthetic import SYNTHETIC
 from charrnn.data.tokenizer import END_OF_DOCUMENT
-from charrnn.errors import CorpusError
+from charrnn.errors import ConfigError, CorpusError
 
 
 def open_source(config: DataConfig, data_dir: Path | None = None) -> Source:
@@ -117,6 +117,20 @@ def absolute_name(name: str | Path) -> str:
     if is_glob(path) and not os.path.exists(path):
         return os.path.abspath(os.path.join(glob.escape(os.getcwd()), path))
     return os.path.abspath(path) if isinstance(name, Path) or os.path.exists(path) else name
+
+
+def resolve_names(config: DataConfig) -> DataConfig:
+    """The same settings with `absolute_name`s, so that a run can be resumed from another folder.
+
+    Raises:
+        ConfigError: the text and the separate validation text are the same.
+    """
+    name, val_data = absolute_name(config.name), config.val_data and absolute_name(config.val_data)
+    if name == val_data:
+        raise ConfigError(
+            "data.val_data (--val-data): expected another text for --val-data than for --data, got the same"
+        )
+    return config.model_copy(update={"name": name, "val_data": val_data})
 
 
 def default_data_dir() -> Path:

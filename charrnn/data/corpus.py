@@ -231,17 +231,24 @@ def tokenize(
         raise ConfigError(
             "data.documents (--documents): expected a model that was trained on documents, got one without end token"
         )
-    cache = (data_dir or default_data_dir()) / ".cache"
+    cache = _cache_folder(data_dir)
     remove_leftovers(cache.glob(".*"), STALE)
-    tokenizer = tokenizer or _vocabulary(sources, config, cache)
+    tokenizer = tokenizer or make_tokenizer(sources, config, data_dir)
     corpus, *val = [_encode(source, tokenizer, cache) for source in sources]
     return replace(corpus, val=val[0]) if val else corpus
 
 
-def _vocabulary(sources: Sequence[Source], config: DataConfig, cache: Path) -> Tokenizer:
-    """The tokenizer that the settings make from the texts."""
+def make_tokenizer(sources: Sequence[Source], config: DataConfig, data_dir: Path | None = None) -> Tokenizer:
+    """The tokenizer that the settings make from the texts, or that of the cache.
+
+    Raises:
+        CorpusError: a text cannot be read or decoded, or is empty.
+    """
     hashes = " ".join(source.sha256 for source in sources)
-    path = cache / f"{_key(hashes, f'{config.tokenizer} {config.vocab_size} {config.min_frequency}')}.vocabulary"
+    path = (
+        _cache_folder(data_dir)
+        / f"{_key(hashes, f'{config.tokenizer} {config.vocab_size} {config.min_frequency}')}.vocabulary"
+    )
     if _is_whole(path):
         return tokenizer_from_json(path.read_bytes()[:-4].decode())
     kind = TOKENIZERS[config.tokenizer]
@@ -305,6 +312,10 @@ def _encoded_blocks(source: Source, tokenizer: Tokenizer, name: str) -> Iterator
 # ----------------------------------------------------------------------------------------------------------- the cache
 
 
+def _cache_folder(data_dir: Path | None) -> Path:
+    return (data_dir or default_data_dir()) / ".cache"
+
+
 def _key(sha256: str, made_by: str) -> str:
     return hashlib.sha256(f"{sha256} {made_by}".encode()).hexdigest()[:32]
 
@@ -341,7 +352,7 @@ class CachedText(NamedTuple):
 
 def cached_texts(data_dir: Path | None = None) -> list[CachedText]:
     """The content of the token cache, the largest first."""
-    folder = (data_dir or default_data_dir()) / ".cache"
+    folder = _cache_folder(data_dir)
     sizes: dict[str, int] = {}
     for path in folder.glob("*"):
         sizes[path.stem] = sizes.get(path.stem, 0) + path.stat().st_size
@@ -365,7 +376,7 @@ def clear_cache(data_dir: Path | None = None) -> int:
         OSError: a file cannot be removed, as on Windows while a run uses it.
     """
     size = 0
-    for path in ((data_dir or default_data_dir()) / ".cache").glob("*"):
+    for path in _cache_folder(data_dir).glob("*"):
         size += path.stat().st_size
         path.unlink()
     return size

@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from charrnn.atomic import is_writable
 from charrnn.checkpoint import Checkpoint, holds_run, load_checkpoint, save_checkpoint
 from charrnn.config import TOKENS, DataConfig, ModelConfig, RunConfig
-from charrnn.data.corpora import absolute_name
-from charrnn.data.corpus import Corpus, Extent, load_corpus
+from charrnn.data.corpora import absolute_name, resolve_names
+from charrnn.data.corpus import Corpus, Extent, load_corpus, make_tokenizer, open_sources, tokenize
 from charrnn.data.files import share_pipe
 from charrnn.data.tokenizer import CharTokenizer, DocumentTokenizer, Tokenizer
 from charrnn.errors import CheckpointError, ConfigError, CorpusError, UnknownCharacterError
@@ -75,7 +75,7 @@ class Run:
         if directory is not None and distributed.rank() == 0:
             _refuse_taken(directory)
         source = load_checkpoint(init_from) if init_from is not None else None
-        config = _with_absolute_path(config)
+        config = config.model_copy(update={"data": resolve_names(config.data)})
         if source:
             kept = {name: getattr(source.config.data, name) for name in TOKENS} | {"tokenizer": source.tokenizer.kind}
             data = config.data.model_copy(update=kept)
@@ -317,16 +317,16 @@ def _corpus_for(tokenizer: Tokenizer, config: DataConfig) -> Corpus:
     """
     if config.documents and tokenizer.end is None:
         tokenizer = DocumentTokenizer(tokenizer)
-    base = _without_end(tokenizer)
+    base, sources = _without_end(tokenizer), open_sources(config)
     try:
-        corpus = load_corpus(config, tokenizer)
+        corpus = tokenize(sources, config, tokenizer)
         if not isinstance(base, CharTokenizer) or not corpus.unknown_share:
             return corpus
     except CorpusError as error:
         if not isinstance(error.__cause__, UnknownCharacterError) or not isinstance(base, CharTokenizer):
             raise
         config = config.model_copy(update={"min_frequency": 1, "vocab_size": sys.maxunicode + 1})
-    own = _without_end(load_corpus(config).tokenizer)
+    own = _without_end(make_tokenizer(sources, config))
     new = "".join(character for character in own.characters if character not in base.characters)
     if not new:
         return corpus
@@ -338,21 +338,16 @@ def _corpus_for(tokenizer: Tokenizer, config: DataConfig) -> Corpus:
     )
     unknown = None if base.unknown is None else base.characters[base.unknown]
     grown = CharTokenizer(base.characters + new, unknown)
-    return load_corpus(config, grown if tokenizer.end is None else DocumentTokenizer(grown, tokenizer.end))
+    return tokenize(sources, config, grown if tokenizer.end is None else DocumentTokenizer(grown, tokenizer.end))
 
 
 def _without_end(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer.base if isinstance(tokenizer, DocumentTokenizer) else tokenizer
 
 
-def _with_absolute_path(config: RunConfig) -> RunConfig:
-    """So that a run can be resumed from another folder."""
-    val_data = config.data.val_data and absolute_name(config.data.val_data)
-    return config.override({"data": absolute_name(config.data.name), "val_data": val_data})
-
-
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:
-    config = _with_absolute_path(checkpoint.config.override(overrides))
+    config = checkpoint.config.override(overrides)
+    config = config.model_copy(update={"data": resolve_names(config.data)})
     fixed = [("model", name) for name in ModelConfig.model_fields]
     fixed += [
         ("training", "batch_size"),
