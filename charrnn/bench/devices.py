@@ -52,9 +52,9 @@ def thread_counts(most: int) -> list[int]:
     return sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | {most})
 
 
-def settings_here(model: ModelConfig) -> list[DeviceConfig]:
-    """Every combination that can train `model` here, except the reference backend, which is for reading."""
-    backends = [name for name in build_model(model, VOCAB_SIZE).backends if name != "reference"]
+def settings_here(model: ModelConfig, reference: bool = False) -> list[DeviceConfig]:
+    """Every combination that can train `model` here; the reference backend, which is for reading, only on request."""
+    backends = [name for name in build_model(model, VOCAB_SIZE).backends if reference or name != "reference"]
     return [
         DeviceConfig(device=str(device), precision=precision, backend=backend, threads=threads)
         for device in devices_here()
@@ -102,6 +102,7 @@ def compare(
     seq_length: int = 50,
     rounds: int = 5,
     steps: int = 5,
+    settings: Sequence[DeviceConfig] | None = None,
 ) -> list[Row]:
     """Characters per second of training with each setting, medians over the rounds, the fastest first.
 
@@ -111,6 +112,7 @@ def compare(
         seq_length: characters in a window.
         rounds: turns of each setting, after one that does not count.
         steps: in each turn.
+        settings: to compare; None is all of `settings_here`.
 
     Returns:
         For each setting a row: `device`, `precision`, `backend`, `threads` (None except on the CPU) and `speed`.
@@ -121,7 +123,8 @@ def compare(
     contenders: dict[DeviceConfig, Contender] = {}
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            contenders |= {setting: Contender(model, training, setting) for setting in settings_here(model)}
+            for setting in settings_here(model) if settings is None else settings:
+                contenders[setting] = Contender(model, training, setting)
             speeds = take_turns(list(contenders), rounds + 1, lambda each: contenders[each].turn(steps), "training")
     finally:
         contenders.clear()  # ends their trainers, which set the number of threads

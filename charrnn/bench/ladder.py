@@ -363,7 +363,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_seconds(parser, 25.0, "seconds of training in each run, without evaluations")
     parser.add_argument("--seeds", type="count", default=5, metavar="N", help="runs of each kind")
     parser.add_argument("--parameters", type="count", default=PARAMETERS, metavar="N", help="size of each network")
-    parser.add_argument("--out", type="new file", metavar="FILE", help="write the complete result to FILE as JSON")
+    parser.add_argument("--out", type="new_file", metavar="FILE", help="write the complete result to FILE as JSON")
 
 
 def report(config: RunConfig, arguments: argparse.Namespace) -> Report:

@@ -125,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--low", type="positive", default=1e-5, metavar="RATE", help="the first rate")
     parser.add_argument("--high", type="positive", default=1.0, metavar="RATE", help="the last rate")
     parser.add_argument("--steps", type="count", default=200, metavar="N", help="updates")
-    parser.add_argument("--out", type="figure file", metavar="FILE", help="draw the result in a .png or .svg file")
+    parser.add_argument("--out", type="figure_file", metavar="FILE", help="draw the result in a .png or .svg file")
 
 
 def report(config: RunConfig, arguments: argparse.Namespace) -> Report:

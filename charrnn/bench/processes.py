@@ -8,8 +8,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from tqdm import tqdm
 
+from charrnn.device import candidate_precisions
 from charrnn.errors import MeasurementError
 
 T = TypeVar("T")
@@ -31,6 +33,12 @@ def take_turns(contenders: Sequence[K], rounds: int, measure: Callable[[K], T], 
     for contender in with_bar([*contenders] * rounds, doing):
         results[contender].append(measure(contender))
     return results
+
+
+def supported(names: Iterable[str]) -> list[str]:
+    """The contenders that this CPU can run: bf16 is in the names of those that need it."""
+    has_bf16 = "bf16" in candidate_precisions(torch.device("cpu"))
+    return [name for name in names if has_bf16 or "bf16" not in name]
 
 
 def measure_apart(module: str, **arguments: Any) -> Any:

@@ -4,7 +4,7 @@ Each file of this folder that can be run owns its flags and columns:
 
     CONFIG_FLAGS                names of the settings of a run that it takes as flags
     FIGURE                      optional: the function in `charrnn.lab.figures.runs` that draws the value for `--out`
-    add_arguments(parser)       adds its own flags; `type` may be a name in `charrnn.cli.flags.TYPES`
+    add_arguments(parser)       adds its own flags; `type` may be a name from `charrnn.cli.flags.TYPES`
     report(config, arguments)   measures, and returns a `Report`
 """
 

@@ -21,12 +21,11 @@ import torch
 
 from charrnn.api import create_model
 from charrnn.bench.baselines import PlainLSTM
-from charrnn.bench.processes import answer, measure_apart, seconds_to_output, take_turns
+from charrnn.bench.processes import answer, measure_apart, seconds_to_output, supported, take_turns
 from charrnn.bench.report import Report, Row, Table, add_rounds, add_seconds
 from charrnn.checkpoint import find_checkpoint
 from charrnn.config import RunConfig
 from charrnn.data.tokenizer import CharTokenizer
-from charrnn.device import candidate_precisions
 from charrnn.generation.generator import TextGenerator
 
 VOCABULARY = "".join(map(chr, range(33, 103)))  # 70 characters, as many as Shakespeare's plays have
@@ -98,18 +97,8 @@ def measure(contender: str, num_layers: int, hidden_size: int, batch_size: int, 
     return characters / spent
 
 
-def contenders() -> list[str]:
-    """The programs that this CPU can run."""
-    has_bf16 = "bf16" in candidate_precisions(torch.device("cpu"))
-    return [name for name in EQUAL_LOOP if has_bf16 or "bf16" not in name]
-
-
 def compare(
-    num_layers: int = 2,
-    hidden_size: int = 128,
-    batch_size: int = 256,
-    rounds: int = 3,
-    seconds: float = 3.0,
+    num_layers: int = 2, hidden_size: int = 128, batch_size: int = 256, rounds: int = 3, seconds: float = 3.0
 ) -> list[Row]:
     """Characters per second of each contender on the CPU, in turns, each time in its own process; medians.
 
@@ -128,11 +117,12 @@ def compare(
         MeasurementError: a process failed.
     """
     shape = {"num_layers": num_layers, "hidden_size": hidden_size, "batch_size": batch_size}
-
-    def measure_one(name: str) -> float:
-        return float(measure_apart(__name__, contender=name, **shape, seconds=seconds))
-
-    speeds = take_turns(contenders(), rounds, measure_one, "writing")
+    speeds = take_turns(
+        supported(EQUAL_LOOP),
+        rounds,
+        lambda name: measure_apart(__name__, contender=name, **shape, seconds=seconds),
+        "writing",
+    )
     medians = {name: statistics.median(each) for name, each in speeds.items()}
     return [
         {

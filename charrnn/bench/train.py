@@ -17,7 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from charrnn.bench.baselines import PlainLSTM, Windows
-from charrnn.bench.processes import answer, measure_apart, take_turns
+from charrnn.bench.processes import answer, measure_apart, supported, take_turns
 from charrnn.bench.report import Report, Row, Table, add_rounds, add_seconds, describe_shape
 from charrnn.config import RunConfig
 from charrnn.data.corpus import load_corpus
-from charrnn.device import candidate_precisions
 from charrnn.errors import CorpusError
+from charrnn.models.recurrent import CharModel
 from charrnn.training.evaluation import evaluate
 from charrnn.training.events import Stepped
 from charrnn.training.run import Run
@@ -124,17 +124,11 @@ PLAIN: dict[str, Callable[[nn.Module, Tensor, Shape], Iterator[int]]] = {
 }
 
 
-def contenders() -> list[str]:
-    """The programs that this CPU can run."""
-    has_bf16 = "bf16" in candidate_precisions(torch.device("cpu"))
-    return [OURS, *(name for name in PLAIN if has_bf16 or "bf16" not in name)]
-
-
 def measure(contender: str, data: str, shape: Shape, seconds: float) -> Row:
     """Train for `seconds`, then evaluate.
 
     Args:
-        contender: one of `contenders()`.
+        contender: `OURS`, or a key of `PLAIN`.
         data: a corpus.
         shape: (num_layers, hidden_size, batch_size, seq_length).
         seconds: of training.
@@ -161,7 +155,7 @@ def measure(contender: str, data: str, shape: Shape, seconds: float) -> Row:
     torch.manual_seed(config.device.seed)
     model = PlainLSTM(corpus.tokenizer.vocab_size, hidden_size, num_layers)
     speed = _speed(PLAIN[contender](model, tokens, shape), seconds)
-    return {"speed": speed, "val_loss": evaluate(model, splits.val)}
+    return {"speed": speed, "val_loss": evaluate(cast(CharModel, model), splits.val)}  # the same contract
 
 
 def _speed(steps: Iterator[int], seconds: float) -> float:
@@ -178,10 +172,7 @@ def _speed(steps: Iterator[int], seconds: float) -> float:
 
 
 def compare(
-    data: str = "shakespeare",
-    shapes: Sequence[Shape] = SHAPES,
-    rounds: int = 3,
-    seconds: float = 20.0,
+    data: str = "shakespeare", shapes: Sequence[Shape] = SHAPES, rounds: int = 3, seconds: float = 20.0
 ) -> list[Row]:
     """Measure speed and loss of each program on the CPU, in turns, each time in its own process; medians.
 
@@ -204,11 +195,13 @@ def compare(
 
 
 def _compare(data: str, shape: Shape, rounds: int, seconds: float) -> Row:
-    def measure_one(contender: str) -> Row:
-        result: Row = measure_apart(__name__, contender=contender, data=data, shape=shape, seconds=seconds)
-        return result
-
-    results = take_turns(contenders(), rounds, measure_one, f"training {describe_shape(*shape)}")
+    arguments = {"data": data, "shape": shape, "seconds": seconds}
+    results = take_turns(
+        supported([OURS, *PLAIN]),
+        rounds,
+        lambda contender: measure_apart(__name__, contender=contender, **arguments),
+        f"training {describe_shape(*shape)}",
+    )
     medians = {
         name: {**each[-1], **{unit: statistics.median(turn[unit] for turn in each) for unit in ("speed", "val_loss")}}
         for name, each in results.items()
@@ -235,7 +228,7 @@ def report(config: RunConfig, arguments: argparse.Namespace) -> Report:
             **result[name],
         }
         for result in results
-        for name in contenders()
+        for name in supported([OURS, *PLAIN])
     ]
     title = f"{arguments.seconds:g} s of training each; how many times faster ours is, and the validation loss then"
     return Report(results, [Table(title, rows, COLUMNS)])

@@ -5,7 +5,7 @@ import importlib
 from typing import Any
 
 from charrnn.cli import console
-from charrnn.cli.flags import Parser, add_json, add_settings, given_config
+from charrnn.cli.flags import Parser, add_settings, add_shared, given_config
 from charrnn.config import config_fields
 
 MEASUREMENTS = {
@@ -31,7 +31,7 @@ class _Measurement(Parser):
         fields = [field for field in config_fields() if field[2] in measurement.CONFIG_FLAGS]
         add_settings(self, fields)
         measurement.add_arguments(self)
-        add_json(self)
+        add_shared(self, "--json")
         self.set_defaults(measurement=measurement, parser=self)
         return super().parse_known_args(args, namespace)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charrnn.cli import console
-from charrnn.cli.evaluate import add_baselines, measure_baselines, show_baselines
-from charrnn.cli.flags import add_json, add_settings, given_settings, refuse_together
+from charrnn.cli.evaluate import measure_baselines, show_baselines
+from charrnn.cli.flags import add_settings, add_shared, given_settings, refuse_together
 from charrnn.config import DataConfig, RunConfig, config_fields
 from charrnn.data.corpora import catalogue, default_data_dir, open_source
 
@@ -26,8 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cache", nargs="?", const="show", choices=("show", "clear"), help=about)
     about = "add bytes, lines, words, entropy and the commonest tokens"
     command.add_argument("--stats", action="store_true", help=about)
-    add_baselines(command)
-    add_json(command)
+    add_shared(command, "--baselines", "--json")
     add_settings(command, (field for field in config_fields("data") if field[2] != "data"))
 
 
@@ -84,7 +83,10 @@ def _describe(arguments: argparse.Namespace) -> None:
         return
     rows = {"characters": f"{corpus.characters:,}", **about_tokens(corpus)}
     rows |= {f"{name} split": f"{size:,} tokens" for name, size in sizes.items()} | {"sha256": corpus.sha256}
-    console.show(corpus.name, rows | (_about_statistics(corpus, statistics) if statistics else {}))
+    common = ", ".join(f"{token['token']!r} {token['count']:,}" for token in statistics.pop("common", ()))
+    for name, value in statistics.items():
+        rows[name.replace("_", " ")] = f"{value:,}" if isinstance(value, int) else f"{value:.4f} bits per character"
+    console.show(corpus.name, rows | ({"most common": common} if common else {}))
     show_baselines(ladder)
 
 
@@ -120,19 +122,3 @@ def _statistics(config: DataConfig, corpus: "Corpus") -> dict[str, Any]:
         "uniform": extent.bpc(math.log2(corpus.tokenizer.vocab_size)),
         "common": [{"token": text, "count": count} for text, count in commonest(corpus.tokens, corpus.tokenizer)],
     }
-
-
-def _about_statistics(corpus: "Corpus", values: dict[str, Any]) -> dict[str, str]:
-    count, size, dtype = len(corpus.tokens), corpus.tokens.nbytes, corpus.tokens.dtype
-    lines, characters = values["lines"], values["characters"]
-    rows = {
-        "bytes in UTF-8": f"{values['bytes']:,}, {values['bytes'] / characters:.3f} a character",
-        "lines": f"{lines:,}, {characters / lines:.1f} characters each, the longest {values['longest_line']:,}",
-        "words": f"{values['words']:,}, between spaces",
-        "token array": f"{size:,} bytes, {dtype} each, {corpus.characters / count:.3f} characters a token",
-        "entropy": f"{values['entropy']:.4f} bits per character, each token taken alone",
-        "uniform": f"{values['uniform']:.4f} bits per character",
-    }
-    for rank, token in enumerate(values["common"], 1):
-        rows[f"common {rank}"] = f"{token['token']!r}  {token['count']:,}  ({token['count'] / count:.1%})"
-    return rows

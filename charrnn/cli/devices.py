@@ -3,9 +3,12 @@
 import argparse
 
 from charrnn.cli import console
-from charrnn.cli.flags import add_json
+from charrnn.cli.flags import add_shared
 
-add_arguments = add_json
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the flags of `charrnn devices`."""
+    add_shared(command, "--json")
 
 
 def run(arguments: argparse.Namespace) -> int:

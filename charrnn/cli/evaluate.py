@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from charrnn.cli import console
-from charrnn.cli.flags import add_checkpoint, add_device, add_json, add_settings, given_settings
+from charrnn.cli.flags import add_settings, add_shared, given_settings
 from charrnn.config import TOKENS, config_fields
 from charrnn.generation.generator import load_model
 
@@ -14,13 +14,10 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load, so only the commands that ne
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of `charrnn eval`."""
-    add_checkpoint(command)
-    add_device(command)
+    add_shared(command, "checkpoint", "--device", "--baselines", "--json")
     fields = (field for field in config_fields("data") if field[2] not in TOKENS)
     add_settings(command, fields, default="that of the checkpoint")
     command.add_argument("--split", choices=("train", "val", "test", "all"), default="val", help="the part to measure")
-    add_baselines(command)
-    add_json(command)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,13 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     console.show("evaluation", about)
     show_baselines(ladder)
     return 0
-
-
-def add_baselines(command: argparse.ArgumentParser) -> None:
-    """Add the flag that asks for n-gram models."""
-    command.add_argument(
-        "--baselines", action="store_true", help="add bits per character of n-gram models counted on the train split"
-    )
 
 
 def measure_baselines(corpus: "Corpus", split: str, train_frac: float, val_frac: float) -> dict[str, float]:

@@ -19,12 +19,16 @@ Setting = tuple[str, str, str, FieldInfo]  # section, key, name on the command l
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line and whose help shows defaults; `type` may be a name in `TYPES`."""
+    """A parser whose errors are one line and whose help shows defaults; `type` may be a name from `TYPES`."""
 
     def __init__(self, **options: Any):
         super().__init__(**options, allow_abbrev=False, formatter_class=_Help)
-        for name, read in TYPES.items():
-            self.register("type", name, read)
+        for read in TYPES:
+            self.register("type", read.__name__, read)
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """All flags by name."""
+        return self._option_string_actions
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit."""
@@ -90,32 +94,23 @@ def figure_file(text: str) -> Path:
     return file
 
 
-TYPES = {
-    "whole": whole,
-    "count": count,
-    "positive": positive,
-    "path": path,
-    "new file": new_file,
-    "figure file": figure_file,
-}
+TYPES = (whole, count, positive, path, new_file, figure_file)
 
 # ------------------------------------------------------------------------------------------- arguments of many commands
 
-
-def add_checkpoint(command: argparse.ArgumentParser) -> None:
-    """Add the checkpoint to read."""
-    about = "a checkpoint, or the directory of a run"
-    command.add_argument("checkpoint", type="path", metavar="CHECKPOINT", help=about)
-
-
-def add_device(command: argparse.ArgumentParser) -> None:
-    """Add the device to run a checkpoint on."""
-    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, mps or auto")
+SHARED: dict[str, dict[str, Any]] = {
+    "checkpoint": {"type": "path", "metavar": "CHECKPOINT", "help": "a checkpoint, or the directory of a run"},
+    "config": {"type": "path", "nargs": "?", "help": "YAML file of settings; flags override it"},
+    "--baselines": {"action": "store_true", "help": "add bits per character of n-gram models of the train split"},
+    "--device": {"default": "cpu", "help": "cpu, cuda, cuda:N, mps or auto"},
+    "--json": {"action": "store_true", "help": "print JSON"},
+}
 
 
-def add_json(command: argparse.ArgumentParser) -> None:
-    """Add the flag that asks for JSON instead of tables."""
-    command.add_argument("--json", action="store_true", help="print JSON")
+def add_shared(command: argparse.ArgumentParser, *names: str) -> None:
+    """Add arguments that several commands have, by their names in `SHARED`."""
+    for name in names:
+        command.add_argument(name, **SHARED[name])
 
 
 def add_settings(command: argparse.ArgumentParser, fields: Iterable[Setting], default: str = "") -> None:

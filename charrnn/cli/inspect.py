@@ -4,15 +4,14 @@ import argparse
 
 import charrnn
 from charrnn.cli import console
-from charrnn.cli.flags import add_checkpoint, add_json
+from charrnn.cli.flags import add_shared
 
 HISTORY = {"step": "{step:,}", "epoch": "{epoch:.2f}", "validation loss": "{loss:.4f}"}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of `charrnn inspect`."""
-    add_checkpoint(command)
-    add_json(command)
+    add_shared(command, "checkpoint", "--json")
 
 
 def run(arguments: argparse.Namespace) -> int:

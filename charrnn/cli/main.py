@@ -7,7 +7,6 @@ import importlib.metadata
 import io
 import itertools
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -95,10 +94,9 @@ def _parser() -> Parser:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments, unknown = _parser().parse_known_args(words)
-    flags = re.findall(r"--[a-z-]+", arguments.parser.format_help())
-    _refuse_slips(words, arguments, flags)
+    _refuse_slips(words, arguments.parser)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], flags, n=1)
+        near = difflib.get_close_matches(unknown[0], arguments.parser.flags(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         if (old := unknown[0].partition("=")[0].removeprefix("--").replace("-", "_")) in RENAMED:
             hint = f"; it is now called --{RENAMED[old].replace('_', '-')}"
@@ -106,18 +104,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _refuse_slips(words: Sequence[str], arguments: argparse.Namespace, flags: Sequence[str]) -> None:
+def _refuse_slips(words: Sequence[str], parser: Parser) -> None:
     """Refuse a typographic dash for two hyphens, and a value after a switch: both would pass for a file name."""
-    given = vars(arguments)
+    flags = parser.flags()
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         flag = word.partition("=")[0]
         hyphens = "--" + flag.lstrip("-–—")
         if word.startswith(("–", "—")) and hyphens in flags:
-            arguments.parser.error(f"argument {flag}: expected two hyphens, got a dash; write {hyphens}")
-        name = hyphens.removeprefix("--").removeprefix("no-").replace("-", "_")
-        setting = f"setting:{name}" in given
-        switch = word in flags and isinstance(given.get(f"setting:{name}" if setting else name), bool)
-        if switch and following.lower() in ("true", "false"):
-            on = f"--{name.replace('_', '-')}"
-            how = f"{on} or --no-{on.removeprefix('--')}" if setting else f"{on} alone"
-            arguments.parser.error(f"argument {word}: expected no value, got {following!r}; write {how}")
+            parser.error(f"argument {flag}: expected two hyphens, got a dash; write {hyphens}")
+        if word in flags and flags[word].nargs == 0 and following.lower() in ("true", "false"):
+            how = " or ".join(flags[word].option_strings)
+            parser.error(f"argument {word}: expected no value, got {following!r}; write {how} alone")

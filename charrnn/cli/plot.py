@@ -10,7 +10,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of `charrnn plot`."""
     command.add_argument("runs", nargs="+", type="path", metavar="RUN", help="the directory of a run, finished or not")
     command.add_argument(
-        "--out", type="figure file", metavar="FILE", help="a .png or .svg file (default: RUN/plot.png)"
+        "--out", type="figure_file", metavar="FILE", help="a .png or .svg file (default: RUN/plot.png)"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from charrnn.atomic import write_atomically
 from charrnn.cli import console
-from charrnn.cli.flags import add_checkpoint, add_device, add_settings, given_settings, refuse_together
+from charrnn.cli.flags import add_settings, add_shared, given_settings, refuse_together
 from charrnn.config import config_fields
 from charrnn.data.tokenizer import ByteTokenizer, DocumentTokenizer
 from charrnn.errors import ConfigError, UnknownCharacterError
@@ -21,18 +21,13 @@ from charrnn.types import Tokens
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of `charrnn sample`."""
-    add_checkpoint(command)
-    add_device(command)
+    add_shared(command, "checkpoint", "--device")
     add_settings(command, config_fields("generation"), default="that of the checkpoint")
     command.add_argument("--argmax", action="store_true", help="always the likeliest token: temperature 0")
     command.add_argument("--seed", type="whole", help=SamplingParams.model_fields["seed"].description)
     command.add_argument("--num", type="count", default=1, help="number of texts")
-    command.add_argument(
-        "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="bf16 writes several texts faster on processors that support it; the texts differ from those of fp32",
-    )
+    about = "bf16 writes several texts faster on processors that support it; the texts differ from those of fp32"
+    command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=about)
     command.add_argument("--output", type="path", metavar="FILE", help="write the text to FILE")
     command.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
     command.add_argument("--quiet", action="store_true", help="print only the text")
@@ -97,8 +92,9 @@ def _progress(length: int, blocks: Iterable[Tokens]) -> Iterator[Tokens]:
 def _keep_bytes(generator: TextGenerator, to_file_or_raw: bool) -> bool:
     """Make a byte model write its bytes as they are, UTF-8 or not, to a file or pipe; a terminal gets U+FFFD."""
     tokenizer = generator.tokenizer
-    bytewise = isinstance(tokenizer, ByteTokenizer | DocumentTokenizer) and tokenizer.kind == "byte"
-    if not bytewise or (sys.stdout.isatty() and not to_file_or_raw):
+    if not isinstance(tokenizer, ByteTokenizer | DocumentTokenizer) or tokenizer.kind != "byte":
+        return False
+    if sys.stdout.isatty() and not to_file_or_raw:
         return False
     tokenizer.errors = "surrogateescape"
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from charrnn.cli import console
-from charrnn.cli.flags import add_checkpoint, add_device, add_json
+from charrnn.cli.flags import add_shared
 from charrnn.config import DataConfig
 from charrnn.data.characters import visible
 from charrnn.data.corpora import absolute_name, open_source
@@ -31,12 +31,9 @@ WORST = {
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of `charrnn score`."""
-    add_checkpoint(command)
-    command.add_argument(
-        "text", nargs="?", default="-", metavar="TEXT|FILE", help="a text, or a file; - is standard input"
-    )
-    add_device(command)
-    add_json(command)
+    add_shared(command, "checkpoint", "--device", "--json")
+    about = "a text, or a file; - is standard input"
+    command.add_argument("text", nargs="?", default="-", metavar="TEXT|FILE", help=about)
 
 
 def run(arguments: argparse.Namespace) -> int:

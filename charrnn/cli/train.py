@@ -1,13 +1,14 @@
 """`charrnn train`."""
 
 import argparse
+import contextlib
 import signal
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from charrnn.cli import console
 from charrnn.cli.data import about_tokens
-from charrnn.cli.flags import add_settings, given_config, given_settings, refuse_together
+from charrnn.cli.flags import add_settings, add_shared, given_config, given_settings, refuse_together
 from charrnn.config import BUDGETS, TOKENS, TrainingConfig, config_fields, dump_config
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load, so only the commands that need it import it
@@ -26,7 +27,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     about = "check and show everything, but train and write nothing"
     command.add_argument("--dry-run", action="store_true", help=about)
     command.add_argument("--quiet", action="store_true", help="print only the run's directory")
-    command.add_argument("config", nargs="?", type="path", help="YAML file of settings; flags override it")
+    add_shared(command, "config")
     add_settings(command, config_fields())
 
 
@@ -71,11 +72,8 @@ def _train(run: "Run", arguments: argparse.Namespace) -> int:
     console.show("training", _about(run))
     known = run.trainer.progress.backend or run.config.device.backend != "auto"
     bar = ProgressBar(run.trainer.share_used(), note="" if known else "finding the fastest backend")
-    try:
+    with contextlib.closing(bar):
         generator = run.fit(bar)
-    except BaseException:
-        bar.close()
-        raise
     return _conclude(run, generator, quiet=False)
 
 
@@ -135,11 +133,7 @@ def _about_step(run: "Run") -> str:
 
 
 def _recipe(config: TrainingConfig) -> str:
-    """Optimizer, rate and schedule, and those other settings that are not at their defaults."""
-    words = [f"{config.optimizer} {config.learning_rate:g}", f"schedule {config.schedule}"]
-    if config.optimizer == "muon":
-        words[0] += f", its matrices {config.muon_learning_rate:g}"
-    for name in ("ema_decay", "label_smoothing", "micro_batches", "patience"):
-        if getattr(config, name) != TrainingConfig.model_fields[name].default:
-            words.append(f"{name} {getattr(config, name):g}")
-    return ", ".join(words)
+    """Optimizer, learning rate, schedule, and the other settings that are not at their defaults."""
+    shown = {name: getattr(config, name) for name in ("optimizer", "learning_rate", "schedule")}
+    shown |= config.model_dump(exclude_defaults=True, exclude={"batch_size", "seq_length", *BUDGETS})
+    return ", ".join(f"{name} {value}" for name, value in shown.items())

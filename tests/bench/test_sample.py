@@ -33,7 +33,7 @@ def test_the_command_shows_every_contender(monkeypatch, capsys, tmp_path, genera
 
     save_model(generator, tmp_path / "m")
     speeds = dict(zip(EQUAL_LOOP, (100.0, 1000.0, 5000.0, 20000.0, 8000.0, 40000.0), strict=True))
-    monkeypatch.setattr(sample, "candidate_precisions", lambda device: ["fp32", "bf16"])
+    monkeypatch.setattr("charrnn.bench.processes.candidate_precisions", lambda device: ["fp32", "bf16"])
     monkeypatch.setattr(sample, "measure_apart", lambda module, contender, **_: speeds[contender])
     monkeypatch.setattr(sample, "seconds_to_output", lambda code: 1.25)
     flags = ["bench", "sample", "--rounds", "1", "--checkpoint", str(tmp_path / "m")]

@@ -86,7 +86,7 @@ def test_the_rate_is_the_same_for_all(text_file, plain, monkeypatch):
 
 @pytest.mark.parametrize("contender", MADE_UP)
 def test_a_loss_is_that_of_the_trained_network_on_the_validation_split(contender, text_file, monkeypatch):
-    if contender not in train.contenders():
+    if contender not in train.supported(MADE_UP):
         pytest.skip("this processor has no bf16")
     read, evaluate = [], train.evaluate
     monkeypatch.setattr(train, "evaluate", lambda model, tokens: read.append(len(tokens)) or evaluate(model, tokens))
@@ -127,7 +127,7 @@ def measured(monkeypatch):
         chosen = {"precision": "bf16", "backend": "fused"} if contender == "ours" else {}
         return {"speed": speed, "val_loss": loss, **chosen}
 
-    monkeypatch.setattr(train, "candidate_precisions", lambda device: ["fp32", "bf16"])
+    monkeypatch.setattr(processes, "candidate_precisions", lambda device: ["fp32", "bf16"])
     monkeypatch.setattr(train, "measure_apart", measure_apart)
     return turns
 
