@@ -47,32 +47,31 @@ class _Section(BaseModel):
         return values
 
 
+def _field(default: Any, description: str, flag: str | None = None, **limits: Any) -> Any:
+    """A setting; `flag` is its name on the command line if that differs."""
+    return Field(default, description=description, json_schema_extra={"flag": flag} if flag else None, **limits)
+
+
 class ModelConfig(_Section):
     """The architecture."""
 
-    type: Literal["lstm", "gru", "rnn"] = Field(
-        "lstm", description="recurrent cell: lstm, gru or rnn", json_schema_extra={"flag": "model-type"}
+    type: Literal["lstm", "gru", "rnn"] = _field("lstm", "recurrent cell: lstm, gru or rnn", flag="model-type")
+    hidden_size: int = _field(128, "units per layer", ge=1, le=2**16)
+    num_layers: int = _field(2, "stacked layers", ge=1, le=100)
+    dropout: float = _field(0.2, "dropout probability between layers", ge=0, lt=1)
+    embedding_dim: int | None = _field(
+        None, "embedding size; null: trainable one-hot, or hidden_size above 1024 tokens", ge=1, le=2**16
     )
-    hidden_size: int = Field(128, ge=1, le=2**16, description="units per layer")
-    num_layers: int = Field(2, ge=1, le=100, description="stacked layers")
-    dropout: float = Field(0.2, ge=0, lt=1, description="dropout probability between layers")
-    embedding_dim: int | None = Field(
-        None, ge=1, le=2**16, description="embedding size; null: trainable one-hot, or hidden_size above 1024 tokens"
+    forget_bias: float = _field(0.0, "initial bias of an LSTM's forget gates; the usual 1 is worse with carried state")
+    init: Literal["torch", "uniform", "orthogonal"] = _field(
+        "torch", "initial weights: torch (±1/sqrt(hidden_size)), uniform (±0.08, as in 2015) or orthogonal"
     )
-    forget_bias: float = Field(
-        0.0, description="initial bias of an LSTM's forget gates; the usual 1 is worse with carried state"
-    )
-    init: Literal["torch", "uniform", "orthogonal"] = Field(
-        "torch", description="initial weights: torch (±1/sqrt(hidden_size)), uniform (±0.08, as in 2015) or orthogonal"
-    )
-    layer_norm: bool = Field(False, description="layer normalisation inside an LSTM (Ba et al., 2016)")
-    residual: bool = Field(False, description="residual connections around all layers but the first")
-    tie_weights: bool = Field(False, description="share the embedding's weights with the head (Press & Wolf, 2017)")
-    input_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the embeddings")
-    output_dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of the last layer's output")
-    variational_dropout: bool = Field(
-        False, description="one dropout mask for all steps of a window (Gal & Ghahramani, 2016)"
-    )
+    layer_norm: bool = _field(False, "layer normalisation inside an LSTM (Ba et al., 2016)")
+    residual: bool = _field(False, "residual connections around all layers but the first")
+    tie_weights: bool = _field(False, "share the embedding's weights with the head (Press & Wolf, 2017)")
+    input_dropout: float = _field(0.0, "dropout probability of the embeddings", ge=0, lt=1)
+    output_dropout: float = _field(0.0, "dropout probability of the last layer's output", ge=0, lt=1)
+    variational_dropout: bool = _field(False, "one dropout mask for all steps of a window (Gal & Ghahramani, 2016)")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -111,55 +110,39 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """The training loop. A run ends when the first of its budgets is used up."""
 
-    batch_size: int = Field(50, ge=1, le=2**20, description="parallel streams of text")
-    seq_length: int = Field(
-        50, ge=1, le=2**20, description="BPTT window in tokens; the state is carried across windows"
+    batch_size: int = _field(50, "parallel streams of text", ge=1, le=2**20)
+    seq_length: int = _field(50, "BPTT window in tokens; the state is carried across windows", ge=1, le=2**20)
+    seq_length_start: int | None = _field(None, "first window of a sequence length warm-up; null: no warm-up", ge=1)
+    seq_length_warmup_epochs: float = _field(0.25, "epochs in which the window doubles up to seq_length", gt=0)
+    micro_batches: int = _field(1, "gradient accumulation: parts of a batch, computed in turn", ge=1)
+    optimizer: Literal["adamw", "adam", "muon", "rmsprop", "sgd"] = _field(
+        "adamw", "adamw, adam, rmsprop, sgd, or muon (Muon for the layers' matrices, AdamW for the rest)"
     )
-    seq_length_start: int | None = Field(
-        None, ge=1, description="first window of a sequence length warm-up; null: no warm-up"
+    learning_rate: float = _field(2e-3, "peak learning rate", gt=0)
+    muon_learning_rate: float = _field(0.02, "peak learning rate of Muon", gt=0)
+    beta1: float = _field(0.9, "Adam's beta1; momentum of SGD", ge=0, lt=1)
+    beta2: float = _field(0.999, "Adam's beta2; alpha of RMSprop", ge=0, lt=1)
+    weight_decay: float = _field(1e-5, "weight decay of layers and head; an L2 penalty for adam, rmsprop and sgd", ge=0)
+    grad_clip: float | None = _field(5.0, "gradient clipping threshold; null: no clipping", gt=0)
+    grad_clip_mode: Literal["norm", "value"] = _field("norm", "clip the norm of the gradient or each value")
+    label_smoothing: float = _field(0.0, "label smoothing, of the training loss alone", ge=0, lt=1)
+    ema_decay: float = _field(0.0, "EMA decay; 0 disables it", ge=0, lt=1)
+    schedule: Literal["cosine", "onecycle", "plateau", "step", "constant"] = _field(
+        "cosine", "learning rate schedule: cosine, onecycle, plateau, step or constant"
     )
-    seq_length_warmup_epochs: float = Field(
-        0.25, gt=0, description="epochs in which the window doubles from seq_length_start up to seq_length"
-    )
-    micro_batches: int = Field(1, ge=1, description="gradient accumulation: parts of a batch, computed in turn")
-    optimizer: Literal["adamw", "adam", "muon", "rmsprop", "sgd"] = Field(
-        "adamw", description="adamw, adam, rmsprop, sgd, or muon (Muon for the layers' matrices, AdamW for the rest)"
-    )
-    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
-    muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's beta1; momentum of SGD")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's beta2; alpha of RMSprop")
-    weight_decay: float = Field(
-        1e-5, ge=0, description="weight decay of layers and head; decoupled for adamw and muon, else an L2 penalty"
-    )
-    grad_clip: float | None = Field(5.0, gt=0, description="gradient clipping threshold; null: no clipping")
-    grad_clip_mode: Literal["norm", "value"] = Field(
-        "norm", description="clip the norm of the whole gradient, or each value, as in 2015"
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing, of the training loss alone")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="EMA decay; 0 disables it")
-    schedule: Literal["cosine", "onecycle", "plateau", "step", "constant"] = Field(
-        "cosine", description="learning rate schedule: cosine, onecycle, plateau, step or constant"
-    )
-    warmup_frac: float = Field(
-        0.02, ge=0, le=1, description="fraction of the budget for learning rate warm-up; 0.3 is usual for onecycle"
-    )
-    hold_frac: float = Field(0.0, ge=0, le=1, description="fraction of the budget at the peak before cosine decay")
-    decay: float = Field(0.5, gt=0, le=1, description="learning rate factor of the step and plateau schedules")
-    decay_every: float = Field(5.0, gt=0, description="epochs between decays of the step schedule")
-    decay_after: float = Field(5.0, ge=0, description="epochs before the first decay of the step schedule")
-    decay_patience: int = Field(
-        2, ge=1, description="evaluations without improvement before a decay of the plateau schedule"
-    )
-    patience: int | None = Field(
-        None, ge=1, description="evaluations without improvement before early stopping; null: no early stopping"
-    )
-    min_delta: float = Field(0.0, ge=0, description="smallest improvement, in nats, that both kinds of patience count")
-    max_epochs: float | None = Field(50, gt=0, description="budget in epochs")
-    max_steps: int | None = Field(None, ge=1, description="budget in steps")
-    max_seconds: float | None = Field(None, gt=0, description="budget in seconds of training and evaluation")
-    eval_interval: int = Field(1000, ge=1, description="steps between evaluations on the validation split")
-    save_interval: int = Field(1000, ge=1, description="steps between checkpoints to resume from")
+    warmup_frac: float = _field(0.02, "fraction of the budget for warm-up; 0.3 is usual for onecycle", ge=0, le=1)
+    hold_frac: float = _field(0.0, "fraction of the budget at the peak before cosine decay", ge=0, le=1)
+    decay: float = _field(0.5, "learning rate factor of the step and plateau schedules", gt=0, le=1)
+    decay_every: float = _field(5.0, "epochs between decays of the step schedule", gt=0)
+    decay_after: float = _field(5.0, "epochs before the first decay of the step schedule", ge=0)
+    decay_patience: int = _field(2, "evaluations without improvement before a decay of the plateau schedule", ge=1)
+    patience: int | None = _field(None, "evaluations without improvement before early stopping; null: never", ge=1)
+    min_delta: float = _field(0.0, "smallest improvement, in nats, that both kinds of patience count", ge=0)
+    max_epochs: float | None = _field(50, "budget in epochs", gt=0)
+    max_steps: int | None = _field(None, "budget in steps", ge=1)
+    max_seconds: float | None = _field(None, "budget in seconds of training and evaluation", gt=0)
+    eval_interval: int = _field(1000, "steps between evaluations on the validation split", ge=1)
+    save_interval: int = _field(1000, "steps between checkpoints to resume from", ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -185,27 +168,19 @@ def _refuse_more_than_all(names: str, total: float) -> None:
 class DataConfig(_Section):
     """The text, its tokenizer and its splits. The test split is what train_frac and val_frac leave."""
 
-    name: str = Field(  # no min_length: pydantic would then refuse file names that are not valid Unicode
-        "shakespeare",
-        description="corpus name, text file, folder or glob; -: standard input",
-        json_schema_extra={"flag": "data"},
+    name: str = _field("shakespeare", "corpus name, text file, folder or glob; -: standard input", flag="data")
+    tokenizer: Literal["char", "byte", "word", "bpe"] = _field("char", "char, byte, word or bpe")
+    vocab_size: int = _field(4096, "largest vocabulary of char, word and bpe", ge=2, le=2**24)
+    min_frequency: int = _field(1, "smallest count for a character, word or pair to become a token", ge=1)
+    documents: bool = _field(False, "each file, or each part between separators, is a document; its end is learned")
+    separator: str = _field("\n", f"text between files or documents; {ESCAPES}")
+    encoding: str = _field("utf-8", "text encoding; byte tokens are the raw bytes of a file")
+    decode_errors: Literal["strict", "replace"] = _field(
+        "strict", "invalid bytes: strict is an error, replace turns them into U+FFFD"
     )
-    tokenizer: Literal["char", "byte", "word", "bpe"] = Field("char", description="char, byte, word or bpe")
-    vocab_size: int = Field(4096, ge=2, le=2**24, description="largest vocabulary of char, word and bpe")
-    min_frequency: int = Field(1, ge=1, description="smallest count for a character, word or pair to become a token")
-    documents: bool = Field(
-        False, description="each file, or each part between separators, is a document; its end is learned"
-    )
-    separator: str = Field("\n", description=f"text between files or documents; {ESCAPES}")
-    encoding: str = Field("utf-8", description="text encoding; byte tokens are the raw bytes of a file")
-    decode_errors: Literal["strict", "replace"] = Field(
-        "strict", description="invalid bytes: strict is an error, replace turns them into U+FFFD"
-    )
-    train_frac: float = Field(0.9, gt=0, le=1, description="training fraction, from the start of the text")
-    val_frac: float = Field(0.05, ge=0, lt=1, description="validation fraction, right after it")
-    val_data: str | None = Field(
-        None, min_length=1, description="separate validation text, named as data is; replaces val_frac"
-    )
+    train_frac: float = _field(0.9, "training fraction, from the start of the text", gt=0, le=1)
+    val_frac: float = _field(0.05, "validation fraction, right after it", ge=0, lt=1)
+    val_data: str | None = _field(None, "separate validation text, named as data is; replaces val_frac", min_length=1)
 
     @property
     def raw(self) -> bool:
@@ -247,30 +222,19 @@ class DataConfig(_Section):
 class GenerationConfig(_Section):
     """Sampling settings."""
 
-    temperature: float = Field(1.0, ge=0, description="sampling temperature; 0 always takes the likeliest token")
-    top_k: int | None = Field(None, ge=1, description="sample from the k likeliest tokens")
-    top_p: float | None = Field(
-        0.9, gt=0, le=1, description="sample from the likeliest tokens of this total probability"
+    temperature: float = _field(1.0, "sampling temperature; 0 always takes the likeliest token", ge=0)
+    top_k: int | None = _field(None, "sample from the k likeliest tokens", ge=1)
+    top_p: float | None = _field(0.9, "sample from the likeliest tokens of this total probability", gt=0, le=1)
+    min_p: float | None = _field(None, "smallest probability of a token, relative to the likeliest", ge=0, le=1)
+    typical_p: float | None = _field(None, "sample from the most typical tokens of this total probability", gt=0, le=1)
+    repetition_penalty: float | None = _field(None, "above 1, the last 32 tokens become less likely", ge=1, le=1e6)
+    allow: str | None = _field(None, f"generate only these characters; {ESCAPES}", min_length=1)
+    forbid: str | None = _field(None, f"generate none of these characters; {ESCAPES}", min_length=1)
+    stop: str | None = _field(
+        None, f"stop after this string, which may begin in the prompt; {ESCAPES}", min_length=1, max_length=LONGEST_STOP
     )
-    min_p: float | None = Field(
-        None, ge=0, le=1, description="smallest probability of a token, relative to the likeliest"
-    )
-    typical_p: float | None = Field(
-        None, gt=0, le=1, description="sample from the most typical tokens of this total probability"
-    )
-    repetition_penalty: float | None = Field(
-        None, ge=1, le=1e6, description="factor on the log-probabilities of the last 32 tokens; above 1 avoids them"
-    )
-    allow: str | None = Field(None, min_length=1, description=f"generate only these characters; {ESCAPES}")
-    forbid: str | None = Field(None, min_length=1, description=f"generate none of these characters; {ESCAPES}")
-    stop: str | None = Field(
-        None,
-        min_length=1,
-        max_length=LONGEST_STOP,
-        description=f"stop after this string, even if the prompt begins it; {ESCAPES}",
-    )
-    length: int = Field(1000, ge=0, description="largest number of characters to generate; 0: no limit")
-    prompt: str = Field("", description=f"text to continue; {ESCAPES}")
+    length: int = _field(1000, "largest number of characters to generate; 0: no limit", ge=0)
+    prompt: str = _field("", f"text to continue; {ESCAPES}")
 
     def settings(self) -> dict[str, Any]:
         """The keyword arguments of `TextGenerator.stream`."""
@@ -280,29 +244,26 @@ class GenerationConfig(_Section):
 class LoggingConfig(_Section):
     """What is recorded, where and how often."""
 
-    log_dir: str = Field("logs", description="folder of TensorBoard logs")
-    checkpoint_dir: str = Field("checkpoints", description="folder in which each run gets a directory")
-    log_interval: int = Field(100, ge=1, description="steps between reports of the training loss")
-    tensorboard: bool = Field(False, description="write TensorBoard logs")
-    save_top_k: int = Field(
-        0, ge=0, description="best checkpoints to keep beside best/, named as lm_lstm_step4000_epoch10.00_1.2345"
-    )
+    log_dir: str = _field("logs", "folder of TensorBoard logs")
+    checkpoint_dir: str = _field("checkpoints", "folder in which each run gets a directory")
+    log_interval: int = _field(100, "steps between reports of the training loss", ge=1)
+    tensorboard: bool = _field(False, "write TensorBoard logs")
+    save_top_k: int = _field(0, "best checkpoints to keep beside best/, as lm_lstm_step4000_epoch10.00_1.2345", ge=0)
 
 
 class DeviceConfig(_Section):
     """Device, precision, backend and random seed."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="precision of the large matrix products; auto: the fastest that is safe here"
+    device: str = _field("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(
+        "auto", "precision of the large matrix products; auto: the fastest that is safe here"
     )
-    backend: Literal["auto", "torch", "numba", "fused", "reference"] = Field(
+    backend: Literal["auto", "torch", "numba", "fused", "reference"] = _field(
         "auto",
-        description="layers of PyTorch (torch), our kernels (fused; numba: an LSTM on a CPU) or the equations "
-        "(reference); auto: the fastest",
+        "PyTorch's layers (torch), our kernels (fused; numba: LSTM on a CPU), equations (reference) or the fastest",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch's default")
-    seed: int = Field(1337, ge=0, lt=2**32, description="random seed")
+    threads: int | None = _field(None, "CPU threads; null: PyTorch's default", ge=1)
+    seed: int = _field(1337, "random seed", ge=0, lt=2**32)
 
     @field_validator("device")
     @classmethod

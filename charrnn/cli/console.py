@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from charrnn.data.characters import escape_controls
+from charrnn.data.characters import escape, escape_controls
 
 FLUSHES = 60  # per second, at most: each is a system call, and no eye sees more
 
@@ -123,7 +123,7 @@ def one_line(message: object) -> str:
     if isinstance(message, OSError) and message.filename:
         message = f"{str(message.filename)!r}: {message.strerror}"
     line = re.sub(r"\s*\n\s*", " ", str(message))
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    return "".join(character if character.isprintable() else escape(character) for character in line)
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -276,8 +276,7 @@ def _encode(source: Source, tokenizer: Tokenizer, cache: Path) -> Corpus:
     about = {"text": absolute_name(source.name), "tokenizer": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
     arrays: dict[str, NDArray[Any]] = {}
     for name in ["tokens"] if tokenizer.unknown is None else ["tokens", "spelling"]:
-        path, dtype = stem.with_suffix(f".{name}"), np.min_scalar_type(tokenizer.vocab_size - 1)
-        dtype = dtype if name == "tokens" else SPELLING
+        path, dtype = stem.with_suffix(f".{name}"), tokenizer.dtype if name == "tokens" else SPELLING
         blocks = _encoded_blocks(source, tokenizer, name)
         if _is_whole(path) or write_if_possible(path, _with_checksum(blocks)):
             arrays[name] = np.memmap(path, dtype, mode="r", shape=((path.stat().st_size - 4) // dtype.itemsize,))
@@ -290,16 +289,15 @@ def _encode(source: Source, tokenizer: Tokenizer, cache: Path) -> Corpus:
 
 def _encoded_blocks(source: Source, tokenizer: Tokenizer, name: str) -> Iterator[memoryview]:
     """The tokens or the spelling of a text, block by block."""
-    encode = tokenizer.encode if name == "tokens" else tokenizer.spelling
-    end = [tokenizer.end] if name == "tokens" and tokenizer.end is not None else []
-    between = np.array(end, np.min_scalar_type(tokenizer.vocab_size - 1)) if name == "tokens" else np.empty(0, SPELLING)
+    encode: Callable[[str], NDArray[Any]] = tokenizer.encode if name == "tokens" else tokenizer.spelling
+    end = [] if tokenizer.end is None else [np.array([tokenizer.end], tokenizer.dtype)]  # between documents
     digest, position = hashlib.sha256(), 0
     for parts in source.parts("encoding", tokenizer.whole_words):
         digest.update(source.encode(parts))
         blocks: list[NDArray[Any]] = []
         for text in parts:
             try:
-                blocks += [between, encode(text)] if blocks else [encode(text)]
+                blocks += [*(end if blocks and name == "tokens" else []), encode(text)]
             except UnknownCharacterError as error:
                 where = UnknownCharacterError(error.character, position + error.position, error.vocabulary)
                 raise CorpusError(f"{source.name}: {where}") from error

@@ -64,8 +64,13 @@ class Tokenizer(Protocol):
         """Number of different tokens V; ids run from 0 to V - 1."""
         return len(self.token_bytes)
 
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The smallest type that holds the ids."""
+        return np.min_scalar_type(self.vocab_size - 1)
+
     def encode(self, text: str) -> Tokens:
-        """Token ids of `text`, in the smallest unsigned integer type that holds V."""
+        """Token ids of `text`, of type `dtype`."""
         ...
 
     def decode(self, tokens: ArrayLike) -> str:
@@ -146,7 +151,6 @@ class CharTokenizer(Tokenizer):
         self.unknown = None if unknown is None else characters.index(unknown)
         self.token_bytes = [character.encode("utf-8", "surrogatepass") for character in characters]
         self._code_points = _code_points(characters)
-        self._dtype = np.min_scalar_type(len(characters) - 1)
         # code point -> id, up to the largest known code point; without an unknown token, V marks unknown characters
         self._other = len(characters) if self.unknown is None else self.unknown
         self._ids = np.full(max(256, int(self._code_points.max()) + 1), self._other, dtype=np.uint32)
@@ -190,7 +194,7 @@ class CharTokenizer(Tokenizer):
         if self._other == self.vocab_size and tokens.size and tokens.max() == self._other:
             position = int((tokens == self._other).argmax())
             raise UnknownCharacterError(text[position], position, self.characters)
-        return tokens.astype(self._dtype, copy=False)
+        return tokens.astype(self.dtype, copy=False)
 
     def decode(self, tokens: ArrayLike) -> str:
         """The text of `tokens`; faster than joining bytes, and exact for half a character."""
@@ -291,7 +295,6 @@ class WordTokenizer(Tokenizer):
         self.words = tuple(words)
         self._ids = {word: token for token, word in enumerate(words)}
         self.token_bytes = [_utf_8(word) for word in words]
-        self._dtype = np.min_scalar_type(len(words) - 1)
 
     @classmethod
     def from_text(cls, text: str | Iterable[str], vocab_size: int | None = None, min_frequency: int = 1) -> Self:
@@ -313,7 +316,7 @@ class WordTokenizer(Tokenizer):
     def encode(self, text: str) -> Tokens:
         """Ids of the words of `text`; 0 for unknown words."""
         words = _WORD.findall(text)
-        return np.fromiter(map(self._ids.get, words, repeat(0)), dtype=self._dtype, count=len(words))
+        return np.fromiter(map(self._ids.get, words, repeat(0)), dtype=self.dtype, count=len(words))
 
     def spelling(self, text: str) -> NDArray[np.void]:
         """Each unknown word takes the bits of its characters and of an end mark.
@@ -371,7 +374,6 @@ class BpeTokenizer(Tokenizer):
         letters = {letter: bytes([value]) for value, letter in enumerate(_byte_letters())}
         names = map(self._tokenizer.id_to_token, range(self._tokenizer.get_vocab_size()))
         self.token_bytes = [b"".join(map(letters.__getitem__, name)) for name in names]
-        self._dtype = np.min_scalar_type(len(self.token_bytes) - 1)
 
     @classmethod
     def from_text(cls, text: str | Iterable[str], vocab_size: int | None = 4096, min_frequency: int = 1) -> Self:
@@ -408,8 +410,8 @@ class BpeTokenizer(Tokenizer):
         except (TypeError, UnicodeEncodeError):
             _utf_8(text)  # raises the error that names the character
             raise
-        ids = [np.asarray(encoding.ids, dtype=self._dtype) for encoding in encodings]
-        return np.concatenate(ids) if ids else np.empty(0, self._dtype)
+        ids = [np.asarray(encoding.ids, dtype=self.dtype) for encoding in encodings]
+        return np.concatenate(ids) if ids else np.empty(0, self.dtype)
 
     def to_json(self) -> str:
         """`{"type": "bpe", "spec": {…}}`."""
@@ -456,7 +458,6 @@ class DocumentTokenizer(Tokenizer):
         self.kind, self.whole_words = base.kind, base.whole_words
         self.token_bytes = [*base.token_bytes[:end], b"", *base.token_bytes[end:]]
         self.unknown = None if base.unknown is None else base.unknown + (base.unknown >= end)
-        self._dtype = np.min_scalar_type(base.vocab_size)
 
     def encode(self, text: str) -> Tokens:
         """Ids of `text`; the end token is not among them.
@@ -464,7 +465,7 @@ class DocumentTokenizer(Tokenizer):
         Raises:
             UnknownCharacterError: a character outside the vocabulary of `base`.
         """
-        tokens = self.base.encode(text).astype(self._dtype, copy=False)
+        tokens = self.base.encode(text).astype(self.dtype, copy=False)
         return tokens + (tokens >= self.end)
 
     def spelling(self, text: str) -> NDArray[np.void]:
@@ -552,10 +553,10 @@ def cut_between_words(pieces: Iterable[str], size: int = 1 << 17) -> Iterator[st
         parts.append(piece)
         length += len(piece)
         if length >= size:
-            text = "".join(parts)
-            start = 0
+            text, start = "".join(parts), 0
             while len(text) - start >= size:
-                end = _last_cut(text, start, start + size)
+                cut = _CUT.match(text, start, start + size)
+                end = cut.end() if cut else start + size
                 yield text[start:end]
                 start = end
             parts, length = [text[start:]], len(text) - start
@@ -563,13 +564,4 @@ def cut_between_words(pieces: Iterable[str], size: int = 1 << 17) -> Iterator[st
         yield "".join(parts)
 
 
-_CUT = re.compile(rf"(?<=[^\W_])\s|{END_OF_DOCUMENT}")
-
-
-def _last_cut(text: str, start: int, end: int) -> int:
-    """The last place in (start, end) to cut between words; `end` if there is none."""
-    for reach in (1 << 10, end - start):  # usually it is near
-        cuts = [match.start() for match in _CUT.finditer(text, max(start + 1, end - reach), end)]
-        if cuts:
-            return cuts[-1]
-    return end
+_CUT = re.compile(rf"(?s:.+)(?:(?<=[^\W_])(?=\s)|(?={END_OF_DOCUMENT}))")  # as far as possible
