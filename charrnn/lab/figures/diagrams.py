@@ -136,7 +136,7 @@ def plot_unrolled(inputs: str, targets: str | None = None, backward: bool = Fals
     axes.set_axis_off()
     return CaptionedFigure(
         figure,
-        f"A network unrolled over {len(inputs)} characters: {', '.join(map(spoken, inputs))}",
+        f"A network unrolled over the {len(inputs)} characters {', '.join(map(spoken, inputs))}",
         _sentence(targets, backward),
     )
 
