@@ -1,7 +1,7 @@
-"""Exercises that answer: `check("rnn_step", f)` tries a learner's function and names the mistake that it finds.
+"""Exercises with feedback: `check("rnn_step", f)` tests a learner's function and names its mistake.
 
-An exercise knows its solution and the mistakes that people make, each as a function with a hint. A learner's function
-is put to the same test as all of them; if it is not right, the mistake whose results it shares gives the hint.
+An exercise has a solution and a list of common mistakes, each as a function with a hint. A learner's function gets the
+same inputs as all of them. If it is wrong, the mistake with the same results gives the hint.
 """
 
 from typing import Any
@@ -25,14 +25,14 @@ EXERCISES: dict[str, Exercise] = {**SCRATCH, **MEMORY, **GATES, **TRAINING, **SA
 
 
 def check(name: str, function: Function) -> Verdict:
-    """Try a learner's function.
+    """Test a learner's function.
 
     Args:
-        name: of an exercise, as in `EXERCISES`.
-        function: takes what the exercise's task says. What it raises is told, never raised from here.
+        name: of an exercise, a key of `EXERCISES`.
+        function: takes the arguments that the task names. An exception that it raises becomes part of the verdict.
 
     Raises:
-        KeyError: no exercise of that name.
+        KeyError: there is no exercise with that name.
     """
     if name not in EXERCISES:
         raise KeyError(f"expected an exercise, one of {', '.join(sorted(EXERCISES))}, got {name!r}")
@@ -47,7 +47,7 @@ def check(name: str, function: Function) -> Verdict:
 
 
 def _problem(exercise: Exercise, function: Function, got: list[Any], expected: list[Any]) -> str:
-    """What is wrong with results that no known mistake explains."""
+    """Describe wrong results that no known mistake explains."""
     if all(value is None for value in got):
         if exercise.changes_arguments(function):
             return " changes its arguments but returns None; return the result."

@@ -1,4 +1,4 @@
-"""An exercise, and how a learner's results are compared with the right ones."""
+"""An exercise, and the comparison of a learner's results with the correct ones."""
 
 import math
 import re
@@ -14,7 +14,7 @@ Function = Callable[..., Any]
 
 
 class UnreadableResultError(Exception):
-    """A learner's function returned something that the probe cannot read; the message says what."""
+    """A learner's function returned a value that the probe cannot read; the message describes it."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class Exercise:
     """One exercise.
 
     Attributes:
-        task: what the function has to do, in a sentence: arguments and result with their shapes.
-        solution: does it.
-        mistakes: hints, and for each a function that makes this mistake.
-        cases: makes the arguments, a tuple for each call; the same at every check. Functions get copies.
-        probe: takes what the function returned, and its arguments; gives what is compared, such as gradients.
+        task: the task in a sentence, with the shapes of arguments and result.
+        solution: a correct function.
+        mistakes: for each hint a function that makes the mistake.
+        cases: makes the arguments, a tuple for each call, the same at every check. Functions get copies.
+        probe: takes the returned value and the arguments, and returns the values to compare, such as gradients.
     """
 
     task: str
@@ -41,7 +41,7 @@ class Exercise:
         return self.task + (" All tensors are float64." if has_tensors(self.cases()) else "")
 
     def results(self, function: Function) -> list[Any]:
-        """The probe's result for each case, all from the same global random numbers; an exception ends the list."""
+        """Collect the probe's result for each case, from a fixed global seed; an exception ends the list."""
         found: list[Any] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -58,7 +58,7 @@ class Exercise:
         return found
 
     def changes_arguments(self, function: Function) -> bool:
-        """True if the function writes into its arguments or leaves a gradient on one."""
+        """Tell whether the function changes its arguments or leaves a gradient on one."""
         case = self.cases()[0]
         arguments = copied(case)
         function(*arguments)
@@ -67,11 +67,11 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` says; shown as its message.
+    """The result of `check`; it is displayed as its message.
 
     Attributes:
-        passed: the function does what the exercise asks for.
-        message: that it does, or a hint.
+        passed: whether the function is correct.
+        message: a confirmation or a hint.
     """
 
     passed: bool
@@ -82,7 +82,7 @@ class Verdict:
 
 
 def copied(value: Any) -> Any:
-    """A deep copy, so that a function that writes into its arguments spoils nothing."""
+    """Make a deep copy, so that a function may change its arguments."""
     if isinstance(value, Tensor):
         return value.detach().clone().requires_grad_(value.requires_grad)
     if isinstance(value, tuple | list):
@@ -91,14 +91,14 @@ def copied(value: Any) -> Any:
 
 
 def has_tensors(value: Any) -> bool:
-    """True if a value is, or contains, a tensor of floats or a model."""
+    """Tell whether a value is, or contains, a tensor of floats or a model."""
     if isinstance(value, tuple | list):
         return any(map(has_tensors, value))
     return isinstance(value, torch.nn.Module) or (isinstance(value, Tensor) and value.is_floating_point())
 
 
 def same(got: Any, expected: Any) -> bool:
-    """Equal to rounding, shapes included; a list may stand for a tuple."""
+    """Compare values up to rounding, including shapes; a list equals a tuple."""
     if isinstance(got, Exception) or isinstance(expected, Exception):
         return type(got) is type(expected) and str(got) == str(expected)
     if isinstance(expected, tuple | list):
@@ -117,7 +117,7 @@ def same(got: Any, expected: Any) -> bool:
 
 
 def difference(got: Any, expected: Any) -> str:
-    """The first way in which a result is not the expected one, as a sentence."""
+    """Describe the first difference from the expected result in a sentence."""
     if isinstance(expected, tuple | list):
         if not isinstance(got, tuple | list) or len(got) != len(expected):
             size = f"{len(got)} values" if isinstance(got, tuple | list) else described(got)
@@ -129,12 +129,12 @@ def difference(got: Any, expected: Any) -> str:
         precision = "" if got.dtype == expected.dtype else f" They are {described(got.dtype)}."
         return f"The shape {tuple(got.shape)} is right, the numbers are not: they are up to {away:.2g} away.{precision}"
     if isinstance(expected, Tensor) and expected.shape == () and isinstance(got, float):
-        return "Expected a tensor, got a plain number: leave .item() out, so that a gradient can flow back."
+        return "Expected a tensor, got a plain number: leave out .item(), so that a gradient can flow back."
     return f"Expected {described(expected)}, got {described(got)}."
 
 
 def described(value: Any) -> str:
-    """A value in a few words."""
+    """Describe a value in a few words."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
     if isinstance(value, torch.dtype):
@@ -142,7 +142,7 @@ def described(value: Any) -> str:
     return f"{type(value).__name__} {value!r}" if len(repr(value)) < 40 else type(value).__name__
 
 
-ADVICE = {  # a part of an error's message: what to do
+ADVICE = {  # a pattern in an error's message: what to do
     "Expected target size": "F.cross_entropy takes the second axis for the vocabulary: flatten logits to (B T, V), or "
     "transpose them to (B, V, T).",
     "dtype|Double|double": "A new tensor is float32 unless you say dtype=torch.float64.",
@@ -150,7 +150,7 @@ ADVICE = {  # a part of an error's message: what to do
 
 
 def explained(error: Exception, function: Function) -> str:
-    """An error in a learner's function: type, line, message, and advice where we have some."""
+    """Describe an error in a learner's function: type, line, message, and advice."""
     own = getattr(getattr(function, "__code__", None), "co_filename", None)
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
     where = f" in line {lines[-1].lineno}, `{lines[-1].line}`" if lines else ""
@@ -159,6 +159,6 @@ def explained(error: Exception, function: Function) -> str:
 
 
 def randn(*shapes: tuple[int, ...], seed: int, scale: float = 1.0) -> tuple[Tensor, ...]:
-    """Tensors of normal numbers times `scale`, float64, from one seed: for cases."""
+    """Make float64 tensors of normal numbers times `scale` from one seed, for the cases."""
     random = torch.Generator().manual_seed(seed)
     return tuple(scale * torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes)

@@ -25,7 +25,7 @@ def lstm_step(
     candidate: Callable[[Tensor], Tensor] = torch.tanh,
     shown: Callable[[Tensor], Tensor] = torch.tanh,
 ) -> tuple[Tensor, Tensor]:
-    """One step of an LSTM with a single weight matrix for input and state; its options are what one can get wrong."""
+    """Take a step of an LSTM with a single weight matrix for input and state; the options are possible mistakes."""
     parts = dict(zip(order, (joined(x, h) @ weight.T + bias).chunk(4, dim=1), strict=True))
     i, f, o = (torch.sigmoid(parts[name]) for name in "ifo")
     c = f * c + i * candidate(parts["g"])
@@ -39,26 +39,24 @@ GATES["lstm_step"] = Exercise(
     ),
     solution=lstm_step,
     mistakes={
-        "the four parts are not taken in the order i, f, g, o; compare with the line that splits the product.": partial(
+        "the four parts are not in the order i, f, g, o; look at the line that splits the product.": partial(
             lstm_step, order="ifog"
         ),
-        "the wrong gate acts on the old cell; which one decides what is kept, and which what is let in?": partial(
+        "the wrong gate acts on the old cell; which one decides what to keep, and which what to let in?": partial(
             lstm_step, order="figo"
         ),
-        "h shows the cell as it is; something bounds it between -1 and 1 before the output gate.": partial(
+        "h uses the cell unchanged; a function has to bound it between -1 and 1 before the output gate.": partial(
             lstm_step, shown=lambda c: c
         ),
-        "g is no gate but what is written into the cell, and it may be negative: a sigmoid is the wrong squashing "
+        "g is not a gate but the value written into the cell, and it can be negative: a sigmoid is the wrong squashing "
         "function for it.": partial(lstm_step, candidate=torch.sigmoid),
         "g goes through a sigmoid before its tanh, so it is never negative: split first, and give each of the four its "
         "own squashing function.": partial(lstm_step, candidate=lambda g: torch.tanh(torch.sigmoid(g))),
-        "h stands before x in what is multiplied; the first I columns of the weight belong to the input.": partial(
+        "you join h before x; the first I columns of the weight belong to the input.": partial(
             lstm_step, joined=lambda x, h: torch.cat([h, x], dim=1)
         ),
-        "h and c come back in each other's place.": lambda *a: lstm_step(*a)[::-1],
-        "h and c are stacked into one tensor; return the two of them as a tuple.": lambda *a: torch.stack(
-            lstm_step(*a)
-        ),
+        "h and c are returned in the wrong order.": lambda *a: lstm_step(*a)[::-1],
+        "h and c are stacked into one tensor; return them as a tuple.": lambda *a: torch.stack(lstm_step(*a)),
     },
     cases=lambda: [
         tuple(randn((2, 3), (2, 4), (2, 4), (16, 7), (16,), seed=1)),
@@ -80,7 +78,7 @@ def gru_step(
     order: str = "rzn",
     variant: str = "right",
 ) -> Tensor:
-    """One step of torch's GRU; its options are what one can get wrong."""
+    """Take a step of torch's GRU; the options are possible mistakes."""
     H = h.shape[1]  # noqa: N806
     x_parts = dict(zip(order, (x @ weight_ih.T + bias_ih).chunk(3, dim=1), strict=True))
     h_parts = dict(zip(order, (h @ weight_hh.T + bias_hh).chunk(3, dim=1), strict=True))
@@ -105,22 +103,20 @@ GATES["gru_step"] = Exercise(
     ),
     solution=gru_cell,
     mistakes={
-        "z and 1 - z are in each other's place; with z = 1 the old state should stay as it is.": partial(
+        "z and 1 - z are swapped; with z = 1 the old state should stay as it is.": partial(
             gru_step, variant="z swapped"
         ),
-        "the reset gate acts on h before the product, as in the paper; torch lets it act on the product.": partial(
+        "the reset gate acts on h before the product, as in the paper; in torch it acts on the product.": partial(
             gru_step, variant="reset before"
         ),
-        "a bias escapes the reset gate; what does r multiply besides the product with h?": partial(
+        "the reset gate misses a bias; what does r multiply besides the product with h?": partial(
             gru_step, variant="bias outside"
         ),
-        "the reset gate is computed but does nothing, or not where it should: the candidate must see it.": partial(
-            gru_step, variant="no reset"
-        ),
-        "n is no gate but the candidate, and it may be negative: a sigmoid is the wrong squashing function.": (
+        "the reset gate has no effect on the candidate, where it belongs.": partial(gru_step, variant="no reset"),
+        "n is not a gate but the candidate, and it can be negative: a sigmoid is the wrong squashing function.": (
             partial(gru_step, variant="sigmoid")
         ),
-        "reset and update are taken for each other; compare with the order in which the parts are stacked.": partial(
+        "reset and update are swapped; look at the order in which the parts are stacked.": partial(
             gru_step, order="zrn"
         ),
     },
@@ -147,7 +143,7 @@ def count_parameters(
     recurrent: bool = True,
     ends: bool = True,
 ) -> int:
-    """Parameters of a model; its options are what one can forget."""
+    """Count the parameters of a model; the options are possible mistakes."""
     G, E, H, total = gates(kind), embedding_dim, hidden_size, 0  # noqa: N806
     for layer in range(num_layers):
         width = E if layer == 0 or not upper_inputs else H
@@ -162,7 +158,7 @@ GATES["count_parameters"] = Exercise(
     ),
     solution=count_parameters,
     mistakes={
-        "each gate has two biases, one beside each product, as torch has them.": partial(count_parameters, biases=1),
+        "each gate has two biases, one for each product, as in torch.": partial(count_parameters, biases=1),
         "the weights that read a layer's input are missing.": partial(count_parameters, inputs=False),
         "only the lowest layer reads the embedding; what do the others read, and how wide is it?": partial(
             count_parameters, upper_inputs=False
@@ -170,11 +166,11 @@ GATES["count_parameters"] = Exercise(
         "the recurrent weights are counted once for all gates; each gate has its own.": partial(
             count_parameters, recurrent=False
         ),
-        "an LSTM has as many parts as its product is split into: three gates, and something else.": partial(
+        "an LSTM has as many parts as its product is split into: three gates and one more.": partial(
             count_parameters, gates=lambda kind: {"rnn": 1, "gru": 3, "lstm": 3}[kind]
         ),
-        "the layers are right; two things at the ends of the model are missing: what turns a token into a vector, "
-        "and what is added to the logits.": partial(count_parameters, ends=False),
+        "the layers are right, but two parts at the ends of the model are missing: the one that turns a token into a "
+        "vector, and the one added to the logits.": partial(count_parameters, ends=False),
     },
     cases=lambda: [
         ("lstm", 70, 70, 384, 1),
@@ -191,7 +187,7 @@ GATES["count_parameters"] = Exercise(
 def layer_norm(
     x: Tensor, gain: Tensor, bias: Tensor, eps: float, dim: Any = 1, correction: int = 0, variant: str = "right"
 ) -> Tensor:
-    """Layer normalisation; its options are what one can get wrong."""
+    """Normalise each row; the options are possible mistakes."""
     if variant == "gain before":
         x = x * gain
     mean = x.mean() if dim is None else x.mean(dim=dim, keepdim=True)
@@ -208,20 +204,20 @@ GATES["layer_norm"] = Exercise(
     ),
     solution=lambda x, gain, bias, eps: normalise(x, eps) * gain + bias,
     mistakes={
-        "mean and variance are taken over the batch; that is batch normalisation, and here each row is on its own.": (
+        "you take mean and variance over the batch, which is batch normalisation; here each row is on its own.": (
             partial(layer_norm, dim=0)
         ),
-        "there is one mean and one variance for the whole batch; each row has its own.": partial(layer_norm, dim=None),
-        "the variance is a little too large: it divides by N - 1, as torch's var and std do unless told otherwise.": (
+        "you use one mean and one variance for the whole batch; each row has its own.": partial(layer_norm, dim=None),
+        "the variance is a little too large: it divides by N - 1, which is the default of torch's var and std.": (
             partial(layer_norm, correction=1)
         ),
-        "eps is not where it belongs: add it to the variance, under the root.": partial(
+        "eps is in the wrong place: add it to the variance, under the root.": partial(
             layer_norm, variant="eps outside"
         ),
-        "each row is divided by its variance; something is still to be done to it.": partial(
-            layer_norm, variant="no root"
+        "each row is divided by its variance; the square root is missing.": partial(layer_norm, variant="no root"),
+        "the gain acts before the normalisation, which undoes a part of it.": partial(
+            layer_norm, variant="gain before"
         ),
-        "the gain acts before the normalising, which undoes a part of it.": partial(layer_norm, variant="gain before"),
     },
     cases=lambda: [
         (*randn((3, 8), (8,), (8,), seed=5), 1e-5),
@@ -234,7 +230,7 @@ GATES["layer_norm"] = Exercise(
 
 
 def bias_for(steps: float) -> float:
-    """The forget bias with which half of a cell is left after so many steps."""
+    """Compute the forget bias that leaves half of a cell after this many steps."""
     kept = 0.5 ** (1 / steps)
     return math.log(kept / (1 - kept))
 
@@ -246,14 +242,14 @@ GATES["bias_for"] = Exercise(
     ),
     solution=bias_for,
     mistakes={
-        "that is the gate; which bias makes a sigmoid give it?": lambda steps: 0.5 ** (1 / steps),
-        "with that bias 1/e of the cell is left after so many steps, not a half.": lambda steps: (
+        "that is the value of the gate; which bias gives this value after the sigmoid?": lambda steps: (
+            0.5 ** (1 / steps)
+        ),
+        "that bias leaves 1/e of the cell after that many steps, not a half.": lambda steps: (
             -math.log(math.expm1(1 / steps))
         ),
-        "that is the bias of a gate that lets go what it should keep; look at the sign.": lambda steps: (
-            -bias_for(steps)
-        ),
-        "the gate is 1 - 0.5 / steps, as if it took the same amount away at each step; it takes the same share.": (
+        "that gate forgets what it should keep; look at the sign.": lambda steps: -bias_for(steps),
+        "your gate is 1 - 0.5 / steps, as if it removed the same amount at each step; it removes the same share.": (
             lambda steps: math.log((1 - 0.5 / steps) / (0.5 / steps))
         ),
     },

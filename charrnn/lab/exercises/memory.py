@@ -13,7 +13,7 @@ MEMORY: dict[str, Exercise] = {}
 
 
 def state_jacobian(weight_hh: Tensor, h: Tensor) -> Tensor:
-    """Row i, column j: how h_t[i] changes with h_{t-1}[j]."""
+    """Compute the Jacobian; row i, column j says how h_t[i] changes with h_{t-1}[j]."""
     return (1 - h**2)[:, None] * weight_hh
 
 
@@ -27,14 +27,14 @@ MEMORY["state_jacobian"] = Exercise(
         "this is the Jacobian of the sum inside the tanh; the chain rule has one more factor.": lambda weight_hh, h: (
             weight_hh
         ),
-        "rows and columns are exchanged: row i has to hold the derivatives of h[i].": lambda weight_hh, h: (
+        "rows and columns are swapped: row i has to hold the derivatives of h[i].": lambda weight_hh, h: (
             state_jacobian(weight_hh, h).T
         ),
-        "the derivative of tanh multiplies the columns; it belongs to the unit that comes out, not to the one that "
-        "goes in.": lambda weight_hh, h: weight_hh * (1 - h**2),
-        "h has been through the tanh already, and it went through once more; write the derivative of tanh in terms of "
+        "the derivative of tanh multiplies the columns; it belongs to the output unit, not to the input "
+        "unit.": lambda weight_hh, h: weight_hh * (1 - h**2),
+        "you apply the tanh to h, which has already been through it; write the derivative of tanh in terms of "
         "its own value.": lambda weight_hh, h: (1 - torch.tanh(h) ** 2)[:, None] * weight_hh,
-        "the derivative of tanh is not 1 - tanh: at h = 0 both are 1, but try h = -1.": lambda weight_hh, h: (
+        "the derivative of tanh is not 1 - tanh. At h = 0 both are 1, but try h = -1.": lambda weight_hh, h: (
             (1 - h)[:, None] * weight_hh
         ),
     },
@@ -50,7 +50,7 @@ def with_radius(
     radius: float,
     size: Callable[[Tensor], Tensor] = lambda weight: torch.linalg.eigvals(weight).abs().max(),
 ) -> Tensor:
-    """`weight` stretched so that its spectral radius is `radius`; `size` is what one may take for that."""
+    """Scale `weight` so that its spectral radius is `radius`; `size` is a possible mistake."""
     return weight * (radius / size(weight))
 
 
@@ -64,10 +64,10 @@ MEMORY["with_radius"] = Exercise(
         "it is scaled by the norm of all its entries; the spectral radius is about eigenvalues.": partial(
             with_radius, size=torch.linalg.norm
         ),
-        "an eigenvalue may be complex, and its real part alone is too small: what counts is its distance from 0.": (
+        "an eigenvalue can be complex, and its real part alone is too small: what counts is its distance from 0.": (
             partial(with_radius, size=lambda weight: torch.linalg.eigvals(weight).real.max())
         ),
-        "its spectral radius is 1 whatever radius is; one factor is missing.": lambda weight, radius: with_radius(
+        "its spectral radius is 1 for every radius; one factor is missing.": lambda weight, radius: with_radius(
             weight, 1.0
         ),
         "its spectral radius is radius times the old one; bring it to 1 first.": lambda weight, radius: weight * radius,
@@ -83,7 +83,7 @@ MEMORY["with_radius"] = Exercise(
 
 
 def clip_gradients(gradients: Sequence[Tensor], max_norm: float, always: bool = False) -> list[Tensor]:
-    """All of `gradients`, scaled together."""
+    """Scale all of `gradients` together."""
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
     if norm <= max_norm and not always:
         return list(gradients)
@@ -91,13 +91,13 @@ def clip_gradients(gradients: Sequence[Tensor], max_norm: float, always: bool = 
 
 
 def clip_by_sum_of_norms(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
-    """The mistake of adding lengths that stand at right angles."""
+    """Make the mistake of adding the norms of orthogonal parts."""
     norm = sum(gradient.norm() for gradient in gradients)
     return [gradient * min(1.0, max_norm / norm) for gradient in gradients]
 
 
 def clip_where_longer(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
-    """The mistake of dividing by the norm and not going on to max_norm."""
+    """Make the mistake of scaling to norm 1 instead of max_norm."""
     scaled = clip_gradients(gradients, max_norm)
     return [gradient / max_norm for gradient in scaled] if scaled[0] is not gradients[0] else scaled
 
@@ -112,13 +112,13 @@ MEMORY["clip_gradients"] = Exercise(
     mistakes={
         "each tensor is clipped by its own norm; the gradient is one vector, and its parts must keep their "
         "proportions.": lambda gradients, max_norm: [clip_gradients([gradient], max_norm)[0] for gradient in gradients],
-        "each entry is cut off on its own, which turns the gradient's direction; one factor has to scale all.": (
+        "each entry is clipped separately, which changes the gradient's direction; one factor has to scale all.": (
             lambda gradients, max_norm: [gradient.clamp(-max_norm, max_norm) for gradient in gradients]
         ),
-        "a gradient shorter than max_norm is stretched to it (and one of length 0 becomes NaN); leave it as it is.": (
+        "a gradient shorter than max_norm is stretched to it (and one of length 0 becomes NaN); leave it unchanged.": (
             partial(clip_gradients, always=True)
         ),
-        "the norms of the tensors were added; the norm of all together is the root of the sum of squares.": (
+        "you add the norms of the tensors; the norm of all together is the root of the sum of squares.": (
             clip_by_sum_of_norms
         ),
         "a long gradient comes out with norm 1, not max_norm.": clip_where_longer,
@@ -140,7 +140,7 @@ def truncated_gradient(
     window: int,
     carry: Callable[[Tensor], Tensor] = Tensor.detach,
 ) -> Tensor:
-    """Gradient of the sum of h², window by window; `carry` makes the state that goes on."""
+    """Compute the gradient of the sum of h², window by window; `carry` makes the state that is carried on."""
     h = torch.zeros(len(weight_hh), dtype=inputs.dtype)
     total = torch.zeros_like(weight_hh)
     for part in inputs.split(window):  # (window, H)
@@ -153,7 +153,7 @@ def truncated_gradient(
 
 
 def last_window_only(weight_hh: Tensor, inputs: Tensor, window: int) -> Tensor:
-    """The mistake of keeping the last window's gradient: that of all, less that of all but the last."""
+    """Make the mistake of keeping only the last window's gradient."""
     before = (len(inputs) - 1) // window * window
     return truncated_gradient(weight_hh, inputs, window) - truncated_gradient(weight_hh, inputs[:before], window)
 
@@ -166,13 +166,13 @@ MEMORY["truncated_gradient"] = Exercise(
     ),
     solution=truncated_gradient,
     mistakes={
-        "the gradient flows back beyond the windows: cut the state from the graph where a window begins.": partial(
+        "the gradient flows back across the borders: cut the state from the graph where a window begins.": partial(
             truncated_gradient, carry=lambda h: h
         ),
-        "each window starts from an empty memory: only the gradient is cut, the state's value goes on.": partial(
+        "each window starts from an empty memory: cut only the gradient, and carry the state's value on.": partial(
             truncated_gradient, carry=torch.zeros_like
         ),
-        "the state is cut from the graph at every step, so that no gradient flows back at all; cut it only where a "
+        "you cut the state from the graph at every step, so no gradient flows back at all; cut it only where a "
         "window begins.": lambda weight_hh, inputs, window: truncated_gradient(weight_hh, inputs, 1),
         "only the last window's gradient is left; those of all windows add up.": last_window_only,
     },
@@ -190,19 +190,19 @@ MEMORY["truncated_gradient"] = Exercise(
 
 
 def memory_horizon(losses: Mapping[int, float], margin: float) -> int:
-    """The shortest context that is as good, to `margin`, as the longest."""
+    """Find the shortest context that is at most `margin` worse than the longest."""
     best = losses[max(losses)]
     return min(k for k in losses if losses[k] <= best + margin)
 
 
 def first_small_step(losses: Mapping[int, float], margin: float) -> int:
-    """The mistake of stopping at the first step that gains little."""
+    """Make the mistake of stopping at the first step that gains little."""
     contexts = sorted(losses)
     return next((a for a, b in pairwise(contexts) if losses[a] - losses[b] <= margin), contexts[-1])
 
 
 def _from_the_longest_down(losses: Mapping[int, float], margin: float) -> int:
-    """The mistake of stopping at the first context that is too short."""
+    """Make the mistake of stopping at the first context that is too short."""
     horizon = max(losses)
     for k in sorted(losses, reverse=True):
         if losses[k] > losses[max(losses)] + margin:
@@ -218,32 +218,30 @@ MEMORY["memory_horizon"] = Exercise(
     ),
     solution=memory_horizon,
     mistakes={
-        "it stops at the first step that gains little; a plateau may be followed by another fall. Compare with the "
-        "longest context, not with the next one.": first_small_step,
-        "this is a place in the list of contexts, not a number of characters.": lambda losses, margin: sorted(
+        "your function stops at the first step that gains little, but another fall may follow a plateau. Compare with "
+        "the longest context, not with the next one.": first_small_step,
+        "this is an index into the list of contexts, not a number of characters.": lambda losses, margin: sorted(
             losses
         ).index(memory_horizon(losses, margin)),
         "margin is a difference in nats, not a share of the loss: 0.1 means 0.1 above.": lambda losses, margin: min(
             k for k in losses if losses[k] <= losses[max(losses)] * (1 + margin)
         ),
-        "the contexts come in any order; the one that stands last need not be the longest.": lambda losses, margin: min(
+        "the contexts come in any order; the last one need not be the longest.": lambda losses, margin: min(
             k for k in losses if losses[k] <= list(losses.values())[-1] + margin
         ),
-        "it compares with the smallest loss; compare with that of the longest context.": lambda losses, margin: min(
+        "you compare with the smallest loss; compare with the loss of the longest context.": lambda losses, margin: min(
             k for k in losses if losses[k] <= min(losses.values()) + margin
         ),
-        "it comes from the longest context down and stops too early: a shorter one may be good enough although one in "
+        "you go down from the longest context and stop too early: a shorter one may be good enough although one in "
         "between is not.": _from_the_longest_down,
-        "a loss exactly margin above that of the longest still counts.": lambda losses, margin: min(
+        "a loss exactly margin above that of the longest context is still good enough.": lambda losses, margin: min(
             k for k in losses if losses[k] < losses[max(losses)] + margin
         ),
-        "a loss far below that of the longest context is good enough, too: the difference has a sign.": (
+        "a loss far below that of the longest context is also good enough: the difference has a sign.": (
             lambda losses, margin: min(k for k in losses if abs(losses[k] - losses[max(losses)]) <= margin)
         ),
-        "this context is too short: its loss is still more than margin above that of the longest; one more is "
-        "needed.": lambda losses, margin: max(
-            (k for k in losses if losses[k] > losses[max(losses)] + margin), default=0
-        ),
+        "this context is too short: its loss is still more than margin above that of the longest. You need the next "
+        "one.": lambda losses, margin: max((k for k in losses if losses[k] > losses[max(losses)] + margin), default=0),
     },
     cases=lambda: [
         ({1: 3.0, 2: 2.5, 4: 2.05, 8: 2.0, 16: 1.58, 32: 1.55, 64: 1.5}, 0.1),

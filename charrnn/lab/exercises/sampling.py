@@ -19,7 +19,7 @@ def temperature_probabilities(
     normalise: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(-1),
     greedy: Callable[[Tensor], Tensor] = lambda logits: torch.eye(len(logits), dtype=logits.dtype)[logits.argmax()],
 ) -> Tensor:
-    """Probabilities at a temperature; its options are what one can get wrong."""
+    """Compute probabilities at a temperature; the options are possible mistakes."""
     return greedy(logits) if temperature == 0 else normalise(divide(logits, temperature))
 
 
@@ -30,33 +30,33 @@ SAMPLING["temperature_probabilities"] = Exercise(
     ),
     solution=temperature_probabilities,
     mistakes={
-        "the logits are multiplied: a low temperature should sharpen, yours flattens.": partial(
+        "you multiply the logits: a low temperature should sharpen, but yours flattens.": partial(
             temperature_probabilities, divide=lambda logits, temperature: logits * temperature
         ),
-        "the temperature has no effect; probabilities divided by a number keep their proportions.": partial(
+        "the temperature has no effect, because probabilities divided by a number keep their proportions.": partial(
             temperature_probabilities, divide=lambda logits, temperature: logits
         ),
-        "those are logits still; something has to make them positive and give them the sum 1.": partial(
+        "these are still logits; a function has to make them positive with sum 1.": partial(
             temperature_probabilities,
             divide=lambda logits, temperature: logits / temperature,
             normalise=lambda logits: logits,
         ),
-        "the logits are divided by their sum, and negative ones make that meaningless; what turns logits into "
+        "you divide the logits by their sum, which is meaningless with negative ones; what turns logits into "
         "probabilities?": partial(
             temperature_probabilities,
             divide=lambda logits, temperature: logits / temperature,
             normalise=lambda logits: logits / logits.sum(),
         ),
-        "a tiny temperature gives NaN: exp of a large number is infinite. Make the largest logit 0 first.": partial(
+        "a tiny temperature gives NaN, since exp of a large number is inf. Subtract the largest logit first.": partial(
             temperature_probabilities,
             divide=lambda logits, temperature: logits / temperature,
             normalise=lambda logits: logits.exp() / logits.exp().sum(),
         ),
-        "at temperature 0 equals share the probability; the first of them should have it all.": partial(
+        "at temperature 0 the largest logits share the probability; the first of them should get all of it.": partial(
             temperature_probabilities,
             greedy=lambda logits: (logits == logits.max()).double() / (logits == logits.max()).sum(),
         ),
-        "at temperature 0 it is as if it were 1; 0 is the limit of ever sharper distributions.": partial(
+        "you treat temperature 0 like 1; 0 is the limit of ever sharper distributions.": partial(
             temperature_probabilities, greedy=lambda logits: logits.softmax(-1)
         ),
     },
@@ -73,7 +73,7 @@ SAMPLING["temperature_probabilities"] = Exercise(
 
 
 def _masked(logits: Tensor, kept: Tensor, out: float = -torch.inf) -> Tensor:
-    """The logits at the places `kept`, and `out` elsewhere."""
+    """Keep the logits at the places `kept`, and put `out` elsewhere."""
     return torch.full_like(logits, out).index_copy(0, kept, logits[kept])
 
 
@@ -88,21 +88,21 @@ SAMPLING["top_k_mask"] = Exercise(
     ),
     solution=lambda logits, k: _masked(logits, _ordered(logits)[:k]),
     mistakes={
-        "more than k are kept, where several are equal to the k-th; count places, do not compare values.": (
+        "you keep more than k if several equal the k-th; count places instead of comparing values.": (
             lambda logits, k: logits.masked_fill(logits < logits.sort(descending=True)[0][:k][-1], -torch.inf)
         ),
-        "of equals the last are kept; a sort that is turned round turns equals round, too.": lambda logits, k: _masked(
+        "you keep the last of equal ones; reversing a sort also reverses equal ones.": lambda logits, k: _masked(
             logits, logits.argsort(stable=True).flip(0)[:k]
         ),
-        "the smallest are kept.": lambda logits, k: _masked(logits, logits.argsort(stable=True)[:k]),
-        "what is out has the logit 0; that is a probability like any other. Which logit has the probability 0?": (
+        "you keep the smallest.": lambda logits, k: _masked(logits, logits.argsort(stable=True)[:k]),
+        "masked tokens get the logit 0, which is a probability like any other. Which logit has the probability 0?": (
             lambda logits, k: _masked(logits, _ordered(logits)[:k], 0.0)
         ),
         "the kept ones are sorted; each logit has to stay at the place of its token.": lambda logits, k: _masked(
             logits[_ordered(logits)], torch.arange(min(k, len(logits)))
         ),
-        "one too few is kept.": lambda logits, k: _masked(logits, _ordered(logits)[: k - 1]),
-        "only the kept ones come back; the result has to have all V places.": lambda logits, k: logits[
+        "you keep one too few.": lambda logits, k: _masked(logits, _ordered(logits)[: k - 1]),
+        "you return only the kept logits; the result needs all V places.": lambda logits, k: logits[
             _ordered(logits)[:k]
         ],
     },
@@ -124,7 +124,7 @@ def top_p_mask(
     chosen: Callable[[Tensor, float], Tensor] = lambda ordered, p: ordered.cumsum(0) - ordered < p,
     out: float = -torch.inf,
 ) -> Tensor:
-    """Logits of the nucleus; its options are what one can get wrong."""
+    """Keep the logits of the nucleus; the options are possible mistakes."""
     places = order(logits)
     return _masked(logits, places[chosen(logits.softmax(-1)[places], p)], out)
 
@@ -136,26 +136,26 @@ SAMPLING["top_p_mask"] = Exercise(
     ),
     solution=top_p_mask,
     mistakes={
-        "the token that reaches p is left out; without it the set holds too little.": partial(
+        "you leave out the token that reaches p; without it the set has too little probability.": partial(
             top_p_mask, chosen=lambda ordered, p: ordered.cumsum(0) <= p
         ),
-        "one token more than needed is kept.": partial(
+        "you keep one token too many.": partial(
             top_p_mask,
             chosen=lambda ordered, p: torch.arange(len(ordered)) <= (ordered.cumsum(0) < p).sum() + 1,
         ),
-        "the probabilities are added up in the order of the vocabulary; the likeliest come first.": partial(
+        "you add up the probabilities in the order of the vocabulary; the likeliest have to come first.": partial(
             top_p_mask, order=lambda logits: torch.arange(len(logits))
         ),
-        "the likeliest come last in your sum; the tail is kept.": partial(
+        "the likeliest come last in your sum, so you keep the tail.": partial(
             top_p_mask, order=lambda logits: logits.argsort(stable=True)
         ),
-        "each probability is compared with p by itself; it is their sum that has to reach it.": partial(
+        "you compare each probability with p; their sum has to reach it.": partial(
             top_p_mask, chosen=lambda ordered, p: ordered >= p
         ),
-        "each probability is compared with 1 - p by itself; it is the sum of the likeliest that counts.": partial(
+        "you compare each probability with 1 - p; the sum of the likeliest counts.": partial(
             top_p_mask, chosen=lambda ordered, p: ordered >= 1 - p
         ),
-        "what is out has the logit 0; that is a probability like any other.": partial(top_p_mask, out=0.0),
+        "you give masked tokens the logit 0, which is a probability like any other.": partial(top_p_mask, out=0.0),
         "the kept ones are sorted; each logit has to stay at the place of its token.": lambda logits, p: top_p_mask(
             logits[_ordered(logits)], p
         ),
@@ -178,21 +178,23 @@ SAMPLING["draw"] = Exercise(
     ),
     solution=lambda probabilities, u: int((probabilities.cumsum(0) <= u).sum()),
     mistakes={
-        "at a border the wrong one of two is drawn, and with u = 0 even a token of probability 0: is it >= or > ?": (
+        "at a border you draw the wrong one of two tokens, and with u = 0 even one of probability 0: is it >= or > ?": (
             lambda probabilities, u: int((probabilities.cumsum(0) < u).sum())
         ),
-        "it is the token before the right one.": lambda probabilities, u: int((probabilities.cumsum(0) <= u).sum()) - 1,
-        "it is the likeliest, whatever u is.": lambda probabilities, u: int(probabilities.argmax()),
-        "all tokens are drawn alike; a likely one should have a wider stretch of [0, 1).": lambda probabilities, u: int(
+        "you return the token before the right one.": lambda probabilities, u: (
+            int((probabilities.cumsum(0) <= u).sum()) - 1
+        ),
+        "you return the likeliest token for every u.": lambda probabilities, u: int(probabilities.argmax()),
+        "you draw all tokens with equal probability; a likely one needs more of [0, 1).": lambda probabilities, u: int(
             u * len(probabilities)
         ),
-        "u is compared with each probability, not with their running sum.": lambda probabilities, u: int(
+        "you compare u with each probability, not with their running sum.": lambda probabilities, u: int(
             (probabilities > u).int().argmax()
         ),
-        "torch.multinomial makes its own random numbers; here u is the random number.": lambda probabilities, u: int(
+        "torch.multinomial draws its own random numbers; here u is the random number.": lambda probabilities, u: int(
             torch.multinomial(probabilities, 1)
         ),
-        "what comes back is a place in the sorted list; which token stands there?": lambda probabilities, u: int(
+        "you return an index into the sorted list; which token is there?": lambda probabilities, u: int(
             (probabilities.sort(descending=True)[0].cumsum(0) <= u).sum()
         ),
     },
@@ -218,7 +220,7 @@ def repetition(
     penalise: Callable[[Tensor, float], Tensor] = lambda log_p, penalty: log_p * penalty,
     places: Callable[[list[int]], list[int]] = lambda recent: sorted(set(recent)),
 ) -> Tensor:
-    """Log-probabilities after a penalty; its options are what one can get wrong."""
+    """Compute log-probabilities after a penalty; the options are possible mistakes."""
     result = start(logits)
     for token in places(recent):
         result[token] = penalise(result[token], penalty)
@@ -232,23 +234,23 @@ SAMPLING["repetition"] = Exercise(
     ),
     solution=repetition,
     mistakes={
-        "the logits are divided; a token with a negative logit becomes likelier by that.": partial(
+        "you divide the logits, which makes a token with a negative logit likelier.": partial(
             repetition, start=lambda logits: logits, penalise=lambda logit, penalty: logit / penalty
         ),
-        "the logits are multiplied, not the log-probabilities; add a number to all logits, and the result changes.": (
+        "you multiply the logits, not the log-probabilities; adding a number to all logits would change the result.": (
             partial(repetition, start=lambda logits: logits)
         ),
-        "that is how Keskar et al. do it, by the sign of the logit; it still changes when a number is added to all "
-        "logits.": partial(
+        "this is the rule of Keskar et al., which depends on the sign of the logit; its result changes if you add a "
+        "number to all logits.": partial(
             repetition,
             start=lambda logits: logits,
             penalise=lambda logit, penalty: logit / penalty if logit > 0 else logit * penalty,
         ),
-        "the log-probabilities are divided; they are negative, so that makes the recent tokens likelier.": partial(
+        "you divide the log-probabilities; they are negative, so that makes the recent tokens likelier.": partial(
             repetition, penalise=lambda log_p, penalty: log_p / penalty
         ),
-        "a token that stands twice in recent is penalised twice.": partial(repetition, places=list),
-        "the penalty falls on the tokens that were not drawn of late.": lambda logits, recent, penalty: repetition(
+        "you penalise a token twice if recent contains it twice.": partial(repetition, places=list),
+        "you penalise the tokens that are not recent.": lambda logits, recent, penalty: repetition(
             logits, [token for token in range(len(logits)) if token not in recent], penalty
         ),
     },
@@ -271,14 +273,14 @@ def beam_step(
     total: Callable[[Tensor, Tensor], Tensor] = lambda totals, log_p: totals[:, None] + log_p,
     largest: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The next beams; its options are what one can get wrong."""
+    """Find the next beams; the options are possible mistakes."""
     candidates = total(totals, log_p(logits))
     best, places = candidates.flatten().topk(width, largest=largest)
     return places // logits.shape[1], places % logits.shape[1], best
 
 
 def _each_on_its_own(totals: Tensor, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each beam goes on with its own likeliest token."""
+    """Extend each beam with its own likeliest token."""
     best, tokens = logits.log_softmax(-1).max(-1)
     order = (totals + best).argsort(descending=True)
     return order[:width], tokens[order][:width], (totals + best)[order][:width]
@@ -290,7 +292,7 @@ def _rows_and_tokens_swapped(totals: Tensor, logits: Tensor, width: int) -> tupl
 
 
 def _without_history(totals: Tensor, logits: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The totals of the beams are forgotten."""
+    """Ignore the totals of the beams."""
     return beam_step(torch.zeros_like(totals), logits, width)
 
 
@@ -306,22 +308,20 @@ SAMPLING["beam_step"] = Exercise(
     ),
     solution=beam_step,
     mistakes={
-        "each text goes on with its own likeliest token; all W V continuations compete with each other.": (
+        "you extend each text with its own likeliest token; all W V continuations compete with each other.": (
             _each_on_its_own
         ),
-        "only the new token counts; the likelihood of the text before it belongs to it, too.": _without_history,
-        "logits are added up; those of different texts are not on the same scale until they are log-probabilities.": (
+        "you score only the new token; add the log-probability of the text before it.": _without_history,
+        "you add up logits; those of different texts are not comparable until they are log-probabilities.": (
             partial(beam_step, log_p=lambda logits: logits)
         ),
-        "probabilities and log-probabilities are added; the product of two probabilities is the sum of their "
+        "you add probabilities to log-probabilities; the product of two probabilities is the sum of their "
         "logarithms.": partial(beam_step, log_p=lambda logits: logits.softmax(-1)),
-        "the softmax runs over all texts at once; the V probabilities of each text have the sum 1.": partial(
+        "your softmax runs over all texts at once; the V probabilities of each text have to sum to 1.": partial(
             beam_step, log_p=lambda logits: logits.flatten().log_softmax(-1).view_as(logits)
         ),
-        "rows and tokens stand in each other's place: the flat place is row times V plus token.": (
-            _rows_and_tokens_swapped
-        ),
-        "the least likely are kept.": partial(beam_step, largest=False),
+        "rows and tokens are swapped: the flat index is row times V plus token.": (_rows_and_tokens_swapped),
+        "you keep the least likely.": partial(beam_step, largest=False),
     },
     cases=lambda: [
         (torch.tensor([-1.0, -5.0, -1.5], dtype=torch.float64), randn((3, 6), seed=2)[0], 3),

@@ -3,7 +3,7 @@
     B  streams     T  tokens of a window     H  hidden_size     V  vocab_size
 
 All numbers are float64. Sizes that a mistake could mix up are equal on purpose: a function that forgets to transpose
-must get to its end for its mistake to be named.
+has to run to its end before its mistake can be named.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from charrnn.models.state import detach_state
 
 
 def _transposed(function: Callable[..., Any], *places: int) -> Callable[..., Any]:
-    """A function that takes some of its arguments, square matrices, for their transposes."""
+    """Make a function that transposes some of its arguments, which are square matrices."""
 
     def mistaken(*arguments: Tensor) -> Any:
         return function(*(each.T if i in places else each for i, each in enumerate(arguments)))
@@ -33,7 +33,7 @@ def _transposed(function: Callable[..., Any], *places: int) -> Callable[..., Any
 
 
 def rnn_step(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
-    """The next h of Elman (1990), `(B, H)`."""
+    """Compute the next h of Elman (1990), `(B, H)`."""
     return torch.tanh(_activation(x, h, weight_ih, weight_hh, bias_ih, bias_hh))
 
 
@@ -42,7 +42,7 @@ def _activation(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias
 
 
 def _step_cases() -> list[tuple[Tensor, ...]]:
-    """x, h, both weights, both biases: `I = H`, so that nothing but the numbers tells a matrix from its transpose."""
+    """Make x, h, both weights, both biases: `I = H`, so that a matrix and its transpose have the same shape."""
     return [
         randn((B, H), (B, H), (H, H), (H, H), (H,), (H,), seed=seed, scale=0.5) for seed, B, H in [(0, 3, 4), (1, 1, 5)]
     ]
@@ -50,13 +50,13 @@ def _step_cases() -> list[tuple[Tensor, ...]]:
 
 RNN_STEP = Exercise(
     task="Take x (B, I), h (B, H), weight_ih (H, I), weight_hh (H, H), "
-    "bias_ih and bias_hh (H,). Give the next h (B, H).",
+    "bias_ih and bias_hh (H,). Return the next h (B, H).",
     solution=rnn_step,
     mistakes={
         "your numbers leave the range from -1 to 1. Something must squash the sum before it becomes the new state.": (
             _activation
         ),
-        "your numbers are all positive. A squashing function yes, but the state of an Elman network may be negative.": (
+        "your numbers are all positive. A squashing function is right, but this state can be negative.": (
             lambda *arguments: torch.sigmoid(_activation(*arguments))
         ),
         "one of your arguments makes no difference to your result: bias_ih.": (
@@ -68,14 +68,14 @@ RNN_STEP = Exercise(
         "two of your arguments make no difference to your result: the biases.": (
             lambda x, h, weight_ih, weight_hh, bias_ih, bias_hh: torch.tanh(x @ weight_ih.T + h @ weight_hh.T)
         ),
-        "weight_ih is (H, I): unit by input. In the product with x, I has to meet I. That yours runs is luck: "
-        "here H = I.": (_transposed(rnn_step, 2)),
-        "weight_hh is (H, H): its rows are the new units, its columns the old ones. In your product it is the other "
+        "weight_ih is (H, I): units by inputs. In the product with x, I has to meet I. Yours runs only because "
+        "H = I here.": (_transposed(rnn_step, 2)),
+        "weight_hh is (H, H): its rows are the new units, its columns the old ones. Your product uses it the other "
         "way round.": _transposed(rnn_step, 3),
-        "both weights are used the wrong way round: (H, I) is unit by input, and a state is a row of (B, H).": (
+        "both weights are used the wrong way round: (H, I) is units by inputs, and a state is a row of (B, H).": (
             _transposed(rnn_step, 2, 3)
         ),
-        "you squash the part of the input and the part of the state separately. There is one sum, squashed once.": (
+        "you squash the input's part and the state's part separately. Add them first, then squash once.": (
             lambda x, h, weight_ih, weight_hh, bias_ih, bias_hh: (
                 torch.tanh(x @ weight_ih.T + bias_ih) + torch.tanh(h @ weight_hh.T + bias_hh)
             )
@@ -89,7 +89,7 @@ RNN_STEP = Exercise(
 
 
 def rnn_forward(inputs: Tensor, h: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The state after every step `(B, T, H)`, and after the last `(B, H)`."""
+    """Compute the state after every step `(B, T, H)`, and after the last `(B, H)`."""
     steps = _steps(inputs, h, *weights)
     return torch.stack(steps, dim=1), steps[-1]
 
@@ -103,7 +103,7 @@ def _steps(inputs: Tensor, h: Tensor, *weights: Tensor) -> list[Tensor]:
 
 
 def _stacked(join: Callable[[list[Tensor]], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Goes through the sequence as it should, then joins the steps in its own way."""
+    """Make a function that goes through the sequence correctly, then joins the steps with `join`."""
 
     def mistaken(inputs: Tensor, h: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         steps = _steps(inputs, h, *weights)
@@ -136,34 +136,35 @@ def _old_state_last(inputs: Tensor, h: Tensor, *weights: Tensor) -> tuple[Tensor
 
 
 def _forward_cases() -> list[tuple[Tensor, ...]]:
-    """inputs, h, weights and biases: `B = T`, so that a loop over the wrong axis runs."""
+    """Make inputs, h, weights and biases: `B = T`, so that a loop over the wrong axis runs."""
     shapes = [(4, 4, 3), (4, 5), (5, 3), (5, 5), (5,), (5,)]
     return [randn(*shapes, seed=seed, scale=0.7) for seed in (2, 3)]
 
 
 RNN_FORWARD = Exercise(
     task="Take inputs (B, T, I), h (B, H), weight_ih, weight_hh, bias_ih, bias_hh; "
-    "give h after every step (B, T, H) and h after the last (B, H).",
+    "return h after every step (B, T, H) and h after the last (B, H).",
     solution=rnn_forward,
     mistakes={
-        "every step of yours starts from the same state. What a step gives has to be what the next one starts from.": (
+        "all your steps start from the same state. Each step has to start from the result of the step before.": (
             _never_carried
         ),
-        "the steps of a stream stand behind each other in one long row. They need an axis of their own: "
-        "there is a function that makes one, and one that does not.": _stacked(lambda steps: torch.cat(steps, dim=1)),
-        "the steps of the first stream end where those of the second begin: all are on the axis of the streams. "
-        "They need an axis of their own.": _stacked(torch.cat),
-        "time came first in your result, (T, B, H); here streams come first, (B, T, H). Only because B = T does the "
-        "shape not tell.": _stacked(torch.stack),
-        "you walk along the streams, as if the first axis were time. One step reads one character of every stream.": (
+        "the steps of a stream are joined into one long row. They need an axis of their own: "
+        "one function makes a new axis, and another does not.": _stacked(lambda steps: torch.cat(steps, dim=1)),
+        "the steps of all streams are joined along the axis of the streams. They need an axis of their own.": _stacked(
+            torch.cat
+        ),
+        "your result has time first, (T, B, H); here streams come first, (B, T, H). The shape does not show it, "
+        "because B = T.": _stacked(torch.stack),
+        "you loop over the streams, as if the first axis were time. One step reads one character of every stream.": (
             _along_streams_stacked
         ),
-        "you walk along the first axis and stack along it, too: the streams are read as if they were moments.": (
+        "you loop over the first axis and stack along it, so the streams are read as if they were time steps.": (
             _along_streams
         ),
-        "you give the state before each step: h_0 to h_{T-1}. After each step is h_1 to h_T.": _before_each,
-        "your second result is the state you were given, not the one that you ended in.": _old_state_last,
-        "the state that you are given makes no difference: yours always starts from zeros.": (
+        "you return the state before each step, h_0 to h_{T-1}. Return h_1 to h_T.": _before_each,
+        "your second result is the initial state, not the last one.": _old_state_last,
+        "the state that you are given makes no difference: your function always starts from zeros.": (
             lambda inputs, h, *weights: rnn_forward(inputs, torch.zeros_like(h), *weights)
         ),
     },
@@ -175,7 +176,7 @@ RNN_FORWARD = Exercise(
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean nats per token of logits `(B, T, V)`; the largest logit is taken off first, so that no exp overflows."""
+    """Compute the mean nats per token of logits `(B, T, V)`; subtracting the largest logit first avoids overflow."""
     return -_log_softmax(logits).gather(-1, targets[..., None]).mean()
 
 
@@ -189,42 +190,40 @@ def _overflowing(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _loss_cases() -> list[tuple[Tensor, Tensor]]:
-    """Logits and targets, `T = V`; the last logits are large."""
+    """Make logits and targets, `T = V`; the last logits are large."""
     generator = torch.Generator().manual_seed(4)
     targets = torch.randint(5, (3, 5), generator=generator)
     return [(randn((3, 5, 5), seed=seed, scale=scale)[0], targets) for seed, scale in [(5, 1.0), (6, 3.0), (7, 1000.0)]]
 
 
 def _finite_or_nan(loss: Any, *arguments: Tensor) -> Any:
-    """The loss; inf and nan are one and the same: too large to be computed that way."""
+    """Replace inf by nan, because both mean that the numbers were too large."""
     return torch.where(loss.isfinite(), loss, torch.nan) if isinstance(loss, Tensor) else loss
 
 
 CROSS_ENTROPY = Exercise(
-    task="Take logits (B, T, V) and targets (B, T); give the mean loss in nats per token, a tensor without dimensions.",
+    task="Take logits (B, T, V) and targets (B, T); return the mean loss in nats per token, a tensor with shape ().",
     solution=cross_entropy,
     mistakes={
-        "right while logits are small, but at 1000 it is inf or nan: exp overflows, or a logarithm is taken of "
-        "what was rounded to 0. Probabilities stay the same if every logit of a row moves by the same.": _overflowing,
-        "that is the sum over all tokens; a loss must not depend on how many tokens a window has.": (
+        "correct while logits are small, but at 1000 it is inf or nan: exp overflows, or you take the logarithm of "
+        "a number rounded to 0. Subtract the largest logit of each row; the probabilities stay the same.": _overflowing,
+        "that is the sum over all tokens; the loss must not depend on the number of tokens in a window.": (
             lambda logits, targets: cross_entropy(logits, targets) * targets.numel()
         ),
         "you sum over the time steps and average over the streams only.": (
             lambda logits, targets: cross_entropy(logits, targets) * targets.shape[1]
         ),
-        "the sign: a loss is never negative, and small when the right token is likely.": (
+        "the sign is wrong: a loss is never negative, and it is small if the right token is likely.": (
             lambda logits, targets: -cross_entropy(logits, targets)
         ),
-        "those are bits; here a loss is in nats.": lambda logits, targets: cross_entropy(logits, targets) / _LN_2,
-        "your probabilities sum to 1 over the time steps. For each token it is the vocabulary, the last axis, that "
-        "shares probability 1.": (
-            lambda logits, targets: -_log_softmax(logits, dim=1).gather(-1, targets[..., None]).mean()
-        ),
-        "F.cross_entropy takes the second axis for the vocabulary, here the time steps; it runs only because T = V. "
-        "Flatten logits to (B T, V), or transpose them to (B, V, T).": (
+        "those are bits; the loss has to be in nats.": lambda logits, targets: cross_entropy(logits, targets) / _LN_2,
+        "your probabilities sum to 1 over the time steps. They have to sum to 1 over the vocabulary, the last axis, "
+        "for each token.": (lambda logits, targets: -_log_softmax(logits, dim=1).gather(-1, targets[..., None]).mean()),
+        "F.cross_entropy expects the vocabulary on the second axis, where your time steps are; it runs only because "
+        "T = V. Flatten logits to (B T, V), or transpose them to (B, V, T).": (
             lambda logits, targets: F.cross_entropy(logits, targets)
         ),
-        "that is the mean over the whole vocabulary. Only the token that came counts: the targets say which.": (
+        "that is the mean over the whole vocabulary. Only the token that came counts, and the targets name it.": (
             lambda logits, targets: -_log_softmax(logits).mean()
         ),
     },
@@ -238,7 +237,7 @@ _LN_2 = torch.tensor(2.0, dtype=torch.float64).log()
 
 
 def rnn_backward(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the pre-activations `(B, T, H)` and of weight_hh `(H, H)`."""
+    """Compute the gradients of the pre-activations `(B, T, H)` and of weight_hh `(H, H)`."""
     grad_a = _grad_activations(grad_outputs, states, weight_hh)
     return grad_a, _grad_weight(grad_a, states[:, :-1])
 
@@ -246,7 +245,7 @@ def rnn_backward(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) -> tup
 def _grad_activations(
     grad_outputs: Tensor, states: Tensor, weight_hh: Tensor, carry: float = 1.0, shift: int = 1
 ) -> Tensor:
-    """From the last step to the first; `carry` scales what comes from the next, `shift` 0 takes h a step early."""
+    """Loop from the last step to the first; `carry` scales the gradient from the next step, `shift` 0 uses h_{t-1}."""
     steps = [torch.empty(0)] * grad_outputs.shape[1]
     carried = torch.zeros_like(states[:, 0])
     for t in reversed(range(len(steps))):
@@ -293,7 +292,7 @@ def _forward_in_time(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) ->
 
 
 def _grad_h(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) -> Tensor:
-    """The gradient of h after each step, `(B, T, H)`."""
+    """Compute the gradient of h after each step, `(B, T, H)`."""
     grad_a = _grad_activations(grad_outputs, states, weight_hh)
     from_next = torch.cat([grad_a[:, 1:] @ weight_hh, torch.zeros_like(grad_a[:, :1])], dim=1)
     return grad_outputs + from_next
@@ -309,7 +308,7 @@ def _grad_h_for_both(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) ->
 
 
 def _weight_from(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Right pre-activations, and from them and all states another gradient of the weight."""
+    """Make a function with correct pre-activations and another gradient of the weight."""
 
     def mistaken(grad_outputs: Tensor, states: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
         grad_a = _grad_activations(grad_outputs, states, weight_hh)
@@ -319,7 +318,7 @@ def _weight_from(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., tu
 
 
 def _backward_cases() -> list[tuple[Tensor, ...]]:
-    """What comes from the losses, h_0 to h_T, weight_hh."""
+    """Make the gradients from the losses, h_0 to h_T, and weight_hh."""
     cases = []
     for seed in (8, 9):
         grad_outputs, raw, weight_hh = randn((2, 4, 3), (2, 5, 3), (3, 3), seed=seed)
@@ -328,37 +327,37 @@ def _backward_cases() -> list[tuple[Tensor, ...]]:
 
 
 RNN_BACKWARD = Exercise(
-    task="Take grad_outputs (B, T, H), what the loss of each step alone says about its h; "
+    task="Take grad_outputs (B, T, H), the gradient of each h from the loss of its own step; "
     "states (B, T + 1, H), h_0 to h_T; and weight_hh (H, H). "
-    "Give the gradients of the pre-activations (B, T, H) and of weight_hh (H, H).",
+    "Return the gradients of the pre-activations (B, T, H) and of weight_hh (H, H).",
     solution=rnn_backward,
     mistakes={
-        "only the last step's pre-activations are right. Every other h also acts on the steps after it, and what they "
-        "say has to come back.": _backward_with(carry=0.0),
-        "you pass the gradient straight through the tanh. Its slope is 1 - tanh², and h is the tanh.": _without_slope,
-        "the slope of the tanh is taken at the state before the step. states begins with h_0, so where is h_t?": (
+        "only the last step's pre-activations are right. Every other h also affects the steps after it, and their "
+        "gradients have to come back.": _backward_with(carry=0.0),
+        "you pass the gradient through the tanh unchanged. The slope is 1 - tanh², and h is the tanh.": _without_slope,
+        "you take the slope of the tanh at the state before the step. states begins with h_0, so where is h_t?": (
             _backward_with(shift=0)
         ),
-        "what you carry back is the gradient of h. On its way from a step to the one before, it passes the tanh, then "
+        "you carry back the gradient of h. On its way to the step before, it has to pass the tanh, and then "
         "weight_hh.": _carried_before_slope,
-        "you walk forward in time. The gradient of a step needs that of the step after it first.": _forward_in_time,
-        "what comes back goes through weight_hh the other way: forward it is h @ weight_hh.T, so back it is not the "
-        "same product.": _transposed(rnn_backward, 2),
-        "the pre-activations are right, weight_hh is not: it was multiplied with the state before the step, yours with "
-        "the one after.": _weight_from(lambda grad_a, states: _grad_weight(grad_a, states[:, 1:])),
-        "the pre-activations are right, and your gradient of weight_hh is right but for its axes: rows are new units, "
-        "columns old ones.": _weight_from(lambda grad_a, states: _grad_weight(grad_a, states[:, :-1]).T),
-        "the pre-activations are right, but weight_hh acts in every step, and yours counts only one of them.": (
+        "you loop forward in time. The gradient of a step needs the gradient of the step after it.": _forward_in_time,
+        "you carry the gradient back through weight_hh the wrong way. The forward product is h @ weight_hh.T, so the "
+        "backward product has no transpose.": _transposed(rnn_backward, 2),
+        "the pre-activations are right, weight_hh is not: it was multiplied by the state before the step, and you use "
+        "the state after it.": _weight_from(lambda grad_a, states: _grad_weight(grad_a, states[:, 1:])),
+        "the pre-activations are right, but your gradient of weight_hh is transposed: its rows are new units, and its "
+        "columns are old ones.": _weight_from(lambda grad_a, states: _grad_weight(grad_a, states[:, :-1]).T),
+        "the pre-activations are right, but weight_hh acts in every step, and you count only one of them.": (
             _weight_from(lambda grad_a, states: _grad_weight(grad_a[:, -1:], states[:, -2:-1]))
         ),
-        "your first result is the gradient of h after each step; the pre-activations lie before the tanh, so its slope "
-        "is missing there. weight_hh is right.": _grad_h_first,
-        "you give the gradients of h and take weight_hh from them. Both are about the pre-activations: apply the slope "
-        "of the tanh to each first.": _grad_h_for_both,
+        "your first result is the gradient of h after each step; the pre-activations come before the tanh, so its "
+        "slope is missing. weight_hh is right.": _grad_h_first,
+        "you return the gradients of h and compute weight_hh from them. Both need the pre-activations: apply the slope "
+        "of the tanh first.": _grad_h_for_both,
         "the pre-activations are right, but your gradient of weight_hh is a mean over the streams. It is a sum over "
         "streams and steps.": (_weight_from(lambda grad_a, states: _grad_weight(grad_a, states[:, :-1]) / len(states))),
-        "the pre-activations are right, but your gradient of weight_hh is a mean. A weight that is used many times "
-        "gets the sum of what each use says.": (
+        "the pre-activations are right, but your gradient of weight_hh is a mean. The gradient of a weight that is "
+        "used many times is a sum over its uses.": (
             _weight_from(lambda grad_a, states: _grad_weight(grad_a, states[:, :-1]) / grad_a[..., 0].numel())
         ),
     },
@@ -366,11 +365,11 @@ RNN_BACKWARD = Exercise(
 )
 
 
-# ------------------------------------------------------------------------------------------- windows, one after another
+# ------------------------------------------------------------------------------------------------ successive windows
 
 
 def window_losses(model: CharModel, tokens: Tensor, seq_length: int) -> list[Tensor]:
-    """The loss of each window of `tokens` `(B, N)`; the state is carried from one to the next, gradients are not."""
+    """Compute the loss of each window of `tokens` `(B, N)`; the state is carried between windows, gradients are not."""
     return _windows(model, tokens, seq_length, detach_state)
 
 
@@ -381,7 +380,7 @@ def _windows(
     carry: Callable[[Any], Any],
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> list[Tensor]:
-    """`carry` makes of the state after a window what the next one starts from."""
+    """Compute the losses; `carry` turns the state after a window into the start of the next one."""
     losses, state = [], None
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     for read, come in zip(inputs.split(seq_length, dim=1), targets.split(seq_length, dim=1), strict=True):
@@ -399,7 +398,7 @@ def _windows_with(**changes: Any) -> Callable[..., list[Tensor]]:
 
 
 def _reads_each_twice(model: CharModel, tokens: Tensor, seq_length: int) -> list[Tensor]:
-    """Predicts the token that it has just been given."""
+    """Predict the token that was just read."""
     losses, state = [], None
     for part in tokens[:, :-1].split(seq_length, dim=1):
         logits, state = model(part, state)
@@ -409,7 +408,7 @@ def _reads_each_twice(model: CharModel, tokens: Tensor, seq_length: int) -> list
 
 
 def _shifts_in_each_window(model: CharModel, tokens: Tensor, seq_length: int) -> list[Tensor]:
-    """Cuts first and shifts afterwards: the last token of each window has no target."""
+    """Cut first and shift afterwards, so that the last token of each window has no target."""
     losses, state = [], None
     for part in tokens[:, :-1].split(seq_length, dim=1):
         if part.shape[1] > 1:
@@ -429,7 +428,7 @@ def _drops_the_rest(model: CharModel, tokens: Tensor, seq_length: int) -> list[T
 
 
 def _window_cases() -> list[tuple[CharModel, Tensor, int]]:
-    """A model, tokens and a seq_length that leaves a shorter window at the end."""
+    """Make a model, tokens and a seq_length that leaves a shorter window at the end."""
     model = build_model(ModelConfig(type="rnn", hidden_size=4, num_layers=1), vocab_size=5, seed=1).double()
     generator = torch.Generator().manual_seed(10)
     return [(model, torch.randint(5, (2, 12), generator=generator), seq_length) for seq_length in (3, 4)]
@@ -438,7 +437,7 @@ def _window_cases() -> list[tuple[CharModel, Tensor, int]]:
 def _losses_and_gradients(
     returned: Any, model: CharModel, tokens: Tensor, seq_length: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The losses, and the gradient of each for weight_hh, which shows a graph that reaches too far back."""
+    """Collect the losses and their gradients for weight_hh, which reveal a graph that reaches too far back."""
     losses = [torch.as_tensor(loss, dtype=torch.float64) for loss in returned]
     weight = dict(model.named_parameters())["layers.0.weight_hh_l0"]
     gradients = [
@@ -449,23 +448,23 @@ def _losses_and_gradients(
 
 
 WINDOW_LOSSES = Exercise(
-    task="Take a model, tokens (B, N) and seq_length; predict every token but the first, window by window, "
-    "each going on from the state of the one before, with no gradient across the border. "
-    "Give a list of their mean losses.",
+    task="Take a model, tokens (B, N) and seq_length; predict every token except the first, window by window, "
+    "each starting from the state of the one before, with no gradient across the border. "
+    "Return a list of their mean losses.",
     solution=window_losses,
     mistakes={
-        "every loss is right, but its gradient reaches back into the windows before. The state has to be cut from its "
-        "graph at the border; charrnn.models.recurrent has a helper.": _windows_with(carry=lambda state: state),
-        "each window starts with an empty memory. Hand the state on that the model has returned.": (
+        "every loss is right, but its gradient reaches back into the windows before. Cut the state from its graph at "
+        "the border; charrnn.models.state has a helper.": _windows_with(carry=lambda state: state),
+        "each window starts with an empty memory. Pass on the state that the model returned.": (
             _windows_with(carry=lambda state: None)
         ),
-        "every loss is right, but none has a gradient: nothing could be trained with them. Only the state between "
-        "windows is to be cut, so keep each loss as a tensor: no .item(), no no_grad.": _without_gradients,
-        "the last window is missing: it may be shorter than the others, and still has to be read.": _drops_the_rest,
-        "the target of a token is the one after it; yours are the tokens that the model has just been given.": (
+        "every loss is right, but none has a gradient, so you could not train with them. Cut only the state between "
+        "windows, and keep each loss as a tensor: no .item(), no no_grad.": _without_gradients,
+        "the last window is missing: it may be shorter than the others, but it still has to be read.": _drops_the_rest,
+        "the target of a token is the token after it; your targets are the tokens that the model has just read.": (
             _reads_each_twice
         ),
-        "you cut first and shift afterwards, so that the last token of each window is never read and some targets are "
+        "you cut first and shift afterwards, so the last token of each window is never read and some targets are "
         "missing. Shift the whole text, then cut both parts.": _shifts_in_each_window,
         "those are sums over the window; a mean does not depend on its length.": (
             _windows_with(loss=lambda logits, targets: F.cross_entropy(logits, targets, reduction="sum"))

@@ -29,13 +29,13 @@ def one_window(
     given: Callable[[State], State] = lambda state: state,
     carried: Callable[[State, State], State] = lambda before, after: detach_state(after),
 ) -> tuple[Tensor, State]:
-    """The loss of a window and the state to carry on; its options are what one can get wrong."""
+    """Compute the loss of a window and the state to carry on; the options are possible mistakes."""
     logits, after = model(inputs, given(state))
     return loss(logits, targets), carried(state, after)
 
 
 def _window_probe(returned: Any, *arguments: Any) -> Any:
-    """The loss and whether it can be learned from; the state and whether a graph hangs on it."""
+    """Collect the loss and whether it has a gradient, and the state and whether it is attached to a graph."""
     loss, state = returned
     if isinstance(loss, Tensor) and loss.shape != ():
         raise ValueError(f"expected one number as the loss, got a tensor {tuple(loss.shape)}")
@@ -46,12 +46,12 @@ def _window_probe(returned: Any, *arguments: Any) -> Any:
 
 
 def _window_cases() -> list[tuple[Any, ...]]:
-    """A GRU that has read before, and a new LSTM."""
+    """Make a GRU with a state, and an LSTM without one."""
     cases = []
     for kind, seed in (("gru", 1), ("lstm", 2)):
         model = build_model(ModelConfig(type=kind, hidden_size=4, num_layers=2, dropout=0), 6, seed).double()
         random = torch.Generator().manual_seed(seed)
-        inputs, targets = (torch.randint(6, (3, 3), generator=random) for _ in range(2))  # square: .T has a meaning
+        inputs, targets = (torch.randint(6, (3, 3), generator=random) for _ in range(2))  # square, so that .T runs
         with torch.no_grad():
             _, state = model(targets, None)
         cases.append((model, inputs, targets, state if kind == "gru" else None))
@@ -65,23 +65,23 @@ TRAINING["one_window"] = Exercise(
     ),
     solution=one_window,
     mistakes={
-        "the state still hangs on the graph of this window; the next backward would walk into it.": partial(
+        "the state is still attached to the graph of this window, so the next backward would go into it.": partial(
             one_window, carried=lambda before, after: after
         ),
-        "the window begins from an empty memory; the state that was handed in is not used.": partial(
+        "the window begins with an empty memory; you do not use the given state.": partial(
             one_window, given=lambda state: None
         ),
-        "the state comes back as it was handed in; what has the window left behind?": partial(
+        "you return the given state; return the state after the window.": partial(
             one_window, carried=lambda before, after: before
         ),
-        "the loss is a sum; then the size of the step depends on the size of the window.": partial(
+        "the loss is a sum, so the size of a step would depend on the size of the window.": partial(
             one_window,
             loss=lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"),
         ),
-        "only the last prediction of each stream counts; every place of the window has a target.": partial(
+        "you use only the last prediction of each stream; every place of the window has a target.": partial(
             one_window, loss=lambda logits, targets: F.cross_entropy(logits[:, -1], targets[:, -1])
         ),
-        "logits and targets are flattened in different orders, so predictions are compared with other places.": partial(
+        "you flatten logits and targets in different orders, so predictions and targets do not match.": partial(
             one_window, loss=lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.T.flatten())
         ),
         "the loss is summed along the window and averaged over the streams only.": partial(
@@ -112,7 +112,7 @@ def cosine_schedule(
     fall: Callable[[float], float] = lambda x: 0.5 * (1 + math.cos(math.pi * x)),
     lasts: Callable[[float], float] = lambda begin: 1 - begin,
 ) -> float:
-    """A learning rate as a share of its peak; its options are what one can get wrong."""
+    """Compute a learning rate as a share of its peak; the options are possible mistakes."""
     if share < warmup:
         return first + (1 - first) * share / warmup
     begin = begins(warmup, hold)
@@ -127,23 +127,23 @@ TRAINING["cosine_schedule"] = Exercise(
     ),
     solution=cosine_schedule,
     mistakes={
-        "the warm-up begins at 0; then the first step changes nothing. It begins at a tenth.": partial(
+        "your warm-up begins at 0, so the first step would change nothing. It has to begin at a tenth.": partial(
             cosine_schedule, first=0.0
         ),
-        "the rate is not held: it falls right after the warm-up.": partial(
+        "you skip the hold: the rate falls right after the warm-up.": partial(
             cosine_schedule, begins=lambda warmup, hold: warmup
         ),
         "the fall begins too early: the hold is counted from the end of the warm-up, not from the start.": partial(
             cosine_schedule, begins=lambda warmup, hold: max(warmup, hold)
         ),
-        "the rate does not arrive at 0: the fall has to fit into what is left of the budget.": partial(
+        "the rate does not reach 0: the fall has to fit into the rest of the budget.": partial(
             cosine_schedule, lasts=lambda begin: 1.0
         ),
-        "that is a quarter of a cosine; a half is flat at both of its ends.": partial(
+        "that is a quarter of a cosine; half a cosine is flat at both ends.": partial(
             cosine_schedule, fall=lambda x: math.cos(math.pi / 2 * x)
         ),
         "the fall is a straight line.": partial(cosine_schedule, fall=lambda x: 1 - x),
-        "the rate jumps to 0 and climbs again; look at the sign of the cosine.": partial(
+        "the rate jumps to 0 and rises again; look at the sign of the cosine.": partial(
             cosine_schedule, fall=lambda x: 0.5 * (1 - math.cos(math.pi * x))
         ),
     },
@@ -166,7 +166,7 @@ def ema(
     kept: Callable[[int, float], float] = lambda step, decay: min(decay, (1 + step) / (10 + step)),
     new: Callable[[float], float] = lambda kept: 1 - kept,
 ) -> list[Tensor]:
-    """The next running mean of weights; its options are what one can get wrong."""
+    """Compute the next running mean of weights; the options are possible mistakes."""
     share = kept(step, decay)
     return [share * old + new(share) * weight for old, weight in zip(mean, weights, strict=True)]
 
@@ -179,19 +179,21 @@ TRAINING["ema"] = Exercise(
     ),
     solution=ema,
     mistakes={
-        "mean and weights are in each other's place: with a decay of 0.99 the mean should hardly move.": partial(
+        "mean and weights are swapped: with a decay of 0.99 the mean should hardly move.": partial(
             ema, kept=lambda step, decay: 1 - min(decay, (1 + step) / (10 + step))
         ),
-        "the share kept is the decay from the first step on; so the untrained weights are remembered for long.": (
+        "you keep the share decay from the first step on, so the mean remembers the untrained weights for long.": (
             partial(ema, kept=lambda step, decay: decay)
         ),
-        "the larger of the two is taken; at first the mean should forget faster, not slower.": partial(
+        "you take the larger of the two; at first the mean should forget faster, not slower.": partial(
             ema, kept=lambda step, decay: max(decay, (1 + step) / (10 + step))
         ),
-        "the decay is not used: late in a run the mean would hardly move any more.": partial(
+        "you do not use the decay, so late in a run the mean would hardly move.": partial(
             ema, kept=lambda step, decay: (1 + step) / (10 + step)
         ),
-        "the shares do not add up to 1: weights are added whole, and the mean grows.": partial(ema, new=lambda kept: 1),
+        "the shares do not add up to 1: you add the whole weights, and the mean grows.": partial(
+            ema, new=lambda kept: 1
+        ),
     },
     cases=lambda: [
         (list(randn((2, 3), (3,), seed=seed)), list(randn((2, 3), (3,), seed=seed + 10)), step, decay)
@@ -212,7 +214,7 @@ def smoothed_loss(
     spread: Callable[[Tensor, Tensor], Tensor] = lambda log_p, right: log_p.mean(-1),
     reduce: Callable[[Tensor], Tensor] = torch.mean,
 ) -> Tensor:
-    """Cross-entropy with a share of each target given to all tokens; its options are what one can get wrong."""
+    """Compute the cross-entropy with label smoothing; the options are possible mistakes."""
     values = log_p(logits)  # (B, T, V)
     right = values.gather(-1, targets[..., None])[..., 0]  # (B, T)
     return -reduce(keep(epsilon) * right + epsilon * spread(values, right))
@@ -225,11 +227,11 @@ TRAINING["smoothed_loss"] = Exercise(
     ),
     solution=smoothed_loss,
     mistakes={
-        "epsilon is shared among the other V - 1 tokens; the right one has a part in it, too.": partial(
+        "you share epsilon among the other V - 1 tokens; the right one also gets a part.": partial(
             smoothed_loss,
             spread=lambda log_p, right: (log_p.sum(-1) - right) / (log_p.shape[-1] - 1),
         ),
-        "each token gets the whole of epsilon; all of them together should.": partial(
+        "each token gets the whole of epsilon; all of them together should get it.": partial(
             smoothed_loss, spread=lambda log_p, right: log_p.sum(-1)
         ),
         "the right token keeps all of its probability, so a target adds up to more than 1.": partial(
@@ -246,10 +248,10 @@ TRAINING["smoothed_loss"] = Exercise(
         "them to (B, V, T).": lambda logits, targets, epsilon: F.cross_entropy(
             logits, targets, label_smoothing=epsilon
         ),
-        "logits are taken for log-probabilities; something is still to be done to them.": partial(
+        "you use logits as log-probabilities; normalise them first.": partial(
             smoothed_loss, log_p=lambda logits: logits
         ),
-        "the softmax runs over the places of the window; the probabilities of the V tokens have to add up to 1.": (
+        "your softmax runs over the places of the window; the probabilities of the V tokens have to sum to 1.": (
             partial(smoothed_loss, log_p=lambda logits: logits.log_softmax(1))
         ),
     },
@@ -280,21 +282,21 @@ TRAINING["muon_direction"] = Exercise(
     ),
     solution=lambda momentum: _with_singular_values(momentum, torch.ones_like),
     mistakes={
-        "the matrix is divided by the norm of all its entries; its singular values have become smaller, but keep "
-        "their proportions.": lambda momentum: momentum / momentum.norm(),
-        "the matrix is divided by its largest singular value; the others should become 1, too.": lambda momentum: (
+        "you divide the matrix by the norm of all its entries, so its singular values shrink but keep their "
+        "proportions.": lambda momentum: momentum / momentum.norm(),
+        "you divide the matrix by its largest singular value; the others should become 1, too.": lambda momentum: (
             momentum / torch.linalg.matrix_norm(momentum, 2)
         ),
         "those are the signs of the entries, Adam's first step; the singular values have to become 1.": torch.sign,
-        "each row is given the length 1, which leaves the rows as they point; they have to stand at right angles "
-        "as well.": lambda momentum: momentum / momentum.norm(dim=1, keepdim=True),
-        "each column is given the length 1, which leaves the columns as they point; they have to stand at right angles "
-        "as well.": lambda momentum: momentum / momentum.norm(dim=0, keepdim=True),
-        "torch.linalg.svd returns V already transposed, as Vh, and yours transposes it again: the product is U @ Vh.": (
+        "you scale each row to length 1, which keeps the directions of the rows; they also have to be "
+        "orthogonal.": lambda momentum: momentum / momentum.norm(dim=1, keepdim=True),
+        "you scale each column to length 1, which keeps the directions of the columns; they also have to be "
+        "orthogonal.": lambda momentum: momentum / momentum.norm(dim=0, keepdim=True),
+        "torch.linalg.svd returns V already transposed, as Vh, and you transpose it again: the product is U @ Vh.": (
             _with_v_transposed
         ),
-        "the singular values are turned over, 1/s for s: what was small is now large.": lambda momentum: (
-            _with_singular_values(momentum, torch.reciprocal)
+        "you invert the singular values, 1/s for s: small ones become large.": lambda momentum: _with_singular_values(
+            momentum, torch.reciprocal
         ),
     },
     cases=lambda: [randn((4, 4), seed=1), randn((6, 3), seed=2), randn((2, 5), seed=3)],

@@ -232,6 +232,6 @@ def test_bare_numbers_get_the_hint_about_gradients():
 
     assert "no .item()" in check("window_losses", items).message
     assert (
-        "leave .item() out"
+        "leave out .item()"
         in check("cross_entropy", lambda logits, targets: F.cross_entropy(logits.mT, targets).item()).message
     )
