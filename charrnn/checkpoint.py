@@ -11,13 +11,12 @@ or the new one. A run's directory holds `best/`, `last/` and `metrics.jsonl`.
 """
 
 import contextlib
-import functools
 import glob
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -293,47 +292,42 @@ def _json(value: Any) -> bytes:
 
 def _read_files(path: str | Path, resume: bool) -> tuple[Path, dict[str, bytes]]:
     """The checkpoint directory at `path`, and its files by name, all from the same save."""
-    for _ in range(ATTEMPTS):
+    names = [*FILES, OPTIMIZER] if resume else FILES
+    failure = CheckpointError(
+        f"{path}: expected a checkpoint to read, got one that is replaced all the time; try again"
+    )
+    for _ in range(ATTEMPTS):  # another process may replace the directory
         try:
             found = find_checkpoint(path, prefer="last" if resume else "best")
-            with _opened(found) as read:
-                return found, {name: read(name) for name in (*FILES, *([OPTIMIZER] if resume else []))}
-        except (CheckpointError, FileNotFoundError) as error:  # a save may be replacing the directory: try again
+            before = _identity(found)
+            files = {name: (found / name).read_bytes() for name in names}
+            if _identity(found) == before:
+                break
+        except FileNotFoundError as error:
+            failure = _missing(found, Path(error.filename).name)
+        except CheckpointError as error:
             failure = error
-    raise failure
+    else:
+        raise failure
+    pointer = next((name for name in names if files[name].startswith(b"version https://git-lfs")), None)
+    if pointer:
+        raise CheckpointError(f"{found / pointer}: expected the file itself, got a Git LFS pointer; run: git lfs pull")
+    return found, files
 
 
-@contextlib.contextmanager
-def _opened(directory: Path) -> Iterator[Callable[[str], bytes]]:
-    """A reader of a directory's files, which keeps to that directory even if another one takes its name."""
-    with contextlib.ExitStack() as stack:
-        if os.open in os.supports_dir_fd:
-            descriptor = os.open(directory, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            opener = functools.partial(os.open, dir_fd=descriptor)
-        else:  # Windows does not rename a directory with an open file in it
-            stack.enter_context(open(directory / "config.json", "rb"))
-            opener = None
+def _identity(path: Path) -> tuple[int, ...]:
+    """Numbers that change if another directory takes this name."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
-        def read(name: str) -> bytes:
-            try:
-                with open(name if opener else directory / name, "rb", opener=opener) as file:
-                    data = file.read()
-            except FileNotFoundError as error:
-                expected = f"{directory / name}: expected this file in the checkpoint, got none"
-                if name == OPTIMIZER:
-                    expected = (
-                        f"{directory}: expected a run to resume, got a checkpoint without {OPTIMIZER}; start a new run "
-                        f"from its weights with --init-from {quote(str(directory))}"
-                    )
-                raise CheckpointError(expected) from error
-            if data.startswith(b"version https://git-lfs"):
-                raise CheckpointError(
-                    f"{directory / name}: expected the file itself, got a Git LFS pointer; run: git lfs pull"
-                )
-            return data
 
-        yield read
+def _missing(directory: Path, name: str) -> CheckpointError:
+    if name == OPTIMIZER:
+        return CheckpointError(
+            f"{directory}: expected a run to resume, got a checkpoint without {OPTIMIZER}; start a new run from its "
+            f"weights with --init-from {quote(str(directory))}"
+        )
+    return CheckpointError(f"{directory / name}: expected this file in the checkpoint, got none")
 
 
 def _parse_json(path: Path, data: bytes) -> dict[str, Any]:

@@ -190,13 +190,7 @@ class DocumentDataset:
     """
 
     def __init__(
-        self,
-        tokens: Tokens,
-        batch_size: int,
-        seq_length: int,
-        end: int,
-        seed: int = 0,
-        name: str = "this split",
+        self, tokens: Tokens, batch_size: int, seq_length: int, end: int, seed: int = 0, name: str = "this split"
     ):
         ends = find_ends(tokens, end)
         if len(ends) < 2:
