@@ -43,9 +43,15 @@ def build_optimizers(model: CharModel, config: TrainingConfig) -> list[Optimizer
     return optimizers
 
 
-class CombinedOptimizer(Optimizer):
-    """Several optimizers as one, so that a loss scaler lets all of them step or, if any gradient overflowed, none."""
+def combine(optimizers: list[Optimizer]) -> Optimizer:
+    """One optimizer for all: a loss scaler then lets all of them step or, if any gradient overflowed, none.
 
+    It has to be made again when an optimizer loads its state, which replaces its parameter groups.
+    """
+    return optimizers[0] if len(optimizers) == 1 else _Combined(optimizers)
+
+
+class _Combined(Optimizer):
     def __init__(self, optimizers: list[Optimizer]):
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
         self._optimizers = optimizers

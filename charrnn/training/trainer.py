@@ -3,16 +3,16 @@
     for event in Trainer(model, train, val, config):
         match event: ...
 
-Truncated backpropagation through time (Williams & Peng, 1990): the state is carried from window to window and cut from
-the graph in between; it starts from zeros at the beginning of each epoch, and of each document where there are such.
+Truncated backpropagation through time (Williams & Peng, 1990): the state is carried from window to window and detached
+in between. It starts from zeros at the beginning of each epoch, and of each document if the text consists of documents.
 """
 
-import contextlib
 import copy
 import math
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from charrnn.config import DeviceConfig, TrainingConfig
 from charrnn.data.streams import Batch, CharDataset, DocumentDataset
@@ -39,7 +40,7 @@ from charrnn.models.state import State, begin_rows, detach_state, flatten_state,
 from charrnn.training import distributed
 from charrnn.training.evaluation import evaluate
 from charrnn.training.events import Callback, CheckpointDue, Evaluated, Event, Finished, Logged, Stepped
-from charrnn.training.optimizers import CombinedOptimizer, build_optimizers, clip_gradients
+from charrnn.training.optimizers import build_optimizers, clip_gradients, combine
 from charrnn.training.schedules import evaluations_since_best, rate_factor
 from charrnn.training.stopwatch import Stopwatch
 from charrnn.types import Tokens
@@ -47,53 +48,50 @@ from charrnn.types import Tokens
 
 @dataclass
 class Progress:
-    """Where a run stands; with the weights, the optimizer and the state, all that resuming needs."""
+    """Where a run stands. Resuming needs this, the weights, the optimizer's state and the model's state."""
 
     step: int = 0
     epoch: int = 0
-    position: int = 0  # tokens of each stream read in this epoch; of documents, of them all
+    position: int = 0  # tokens of each stream read in this epoch; with documents, tokens of all of them
     seconds: float = 0.0
-    evaluated_at: int = 0  # the last step at which the validation split was read
-    saved_at: int = -1  # the last step at which a checkpoint was due
+    evaluated_at: int = 0  # step of the last evaluation
+    saved_at: int = -1  # step of the last CheckpointDue event
     best_loss: float | None = None
     history: list[tuple[int, float, float]] = field(default_factory=list)  # step, epoch and loss of each evaluation
-    precision: str | None = None  # chosen once, kept for the whole run
+    precision: str | None = None  # chosen once and kept for the whole run
     backend: str | None = None  # likewise
-    device: str | None = None  # the kind of device that they were chosen for
-    loss_scale: dict[str, Any] | None = None  # of fp16 training
-
-
-# --------------------------------------------------------------------------------------------------------- trainer
+    device: str | None = None  # the type of device that they were chosen for
+    loss_scale: dict[str, Any] | None = None  # state of the loss scaler in fp16
 
 
 class Trainer:
-    """Trains `model` and tells what happens.
+    """Trains `model` and reports what happens.
 
-    Iterating yields events; `break` is safe at any of them, and iterating again goes on at the next step. The random
-    numbers of a step depend on the seed and the step's number alone. From the first step on the process keeps the
-    memory that it frees, see `device.keep_freed_memory`. Under torchrun every rank has a trainer, see `distributed`.
+    Iterating yields events. `break` is safe at any of them; iterating again continues at the next step. The random
+    numbers of a step depend only on the seed and the step's number. From the first step on the process keeps the memory
+    that it frees, see `device.keep_freed_memory`. With torchrun every rank has a trainer, see `distributed`.
 
     Args:
         model: trained in place, moved to `device`.
-        train: token ids `(N,)` to learn from.
-        val: token ids to evaluate on; fewer than two are never evaluated.
+        train: token ids `(N,)` to train on.
+        val: token ids to evaluate on; with fewer than two, nothing is evaluated.
         config: budgets, sizes and rates.
-        device: where, how precisely and from which seed.
+        device: device, precision, backend and seed.
         log_interval: steps between `Logged` events.
-        to_bpc: turns the loss on `val`, nats per token, into bits per character.
+        to_bpc: converts the loss on `val`, in nats per token, into bits per character.
         end: id of the end token that stands before, between and after the documents of `train` and `val`; None if they
             are one text each.
 
     Attributes:
-        ema_model: with `ema_decay` a model whose weights are the running mean of the trained ones, else None.
+        ema_model: with `ema_decay`, a model whose weights are the moving average of the trained ones, else None.
 
     Raises:
         CorpusError: `train` is too short.
-        ConfigError: `device` is not on this machine, or cannot compute in that precision; no such backend for `model`;
-            the streams cannot be shared out evenly; documents with a `seq_length_start`.
+        ConfigError: this machine lacks `device`, or the device the precision, or `model` the backend; the streams
+            cannot be split evenly over the ranks; documents with a `seq_length_start`.
 
     Warns:
-        UserWarning: there are too few streams or documents for `batch_size`, or half of what is computed is padding.
+        UserWarning: there are fewer streams or documents than `batch_size`, or half of the computation is padding.
     """
 
     def __init__(
@@ -107,66 +105,65 @@ class Trainer:
         to_bpc: Callable[[float], float] | None = None,
         end: int | None = None,
     ):
-        self.config = config or TrainingConfig()
-        self.log_interval = log_interval
-        self.progress = Progress()
-        self._device_config = device or DeviceConfig()
+        self.config, self._device_config = config or TrainingConfig(), device or DeviceConfig()
+        self.log_interval, self.val, self.to_bpc, self._end = log_interval, val, to_bpc, end
         self.device = select_device(self._device_config.device)
         check_precision(self._device_config.precision, self.device)
         distributed.check_device(self.device)
         self.model = model.to(self.device)
         backend = self._device_config.backend
         if backend not in ("auto", *model.known_backends()):
-            why = "; that is for an LSTM on a CPU, and needs numba: pip install numba" if backend == "numba" else ""
+            why = "; it is for an LSTM on a CPU and needs numba: pip install numba" if backend == "numba" else ""
             raise ConfigError(
                 f"device.backend (--backend): expected auto, {' or '.join(model.backends)} for this model here, "
                 f"got {backend!r}{why}"
             )
-        self.dataset = self._dataset(train, end)
+        self.dataset = self._dataset(train)
         if self.dataset.batch_size % distributed.world_size():
             raise ConfigError(
                 f"training.batch_size (--batch-size): expected a multiple of the {distributed.world_size()} processes, "
                 f"got {self.dataset.batch_size}"
             )
         self.optimizers = build_optimizers(self.model, self.config)
-        self._optimizer = CombinedOptimizer(self.optimizers) if len(self.optimizers) > 1 else self.optimizers[0]
+        self._optimizer = combine(self.optimizers)
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False) if self.config.ema_decay else None
-        self.val = val
-        self.to_bpc, self._end = to_bpc, end
+        self.progress = Progress()
         self._state: State = None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self._stop = self._asked_to_stop = False
         self._iteration: Callable[[], Generator[Event] | None] = lambda: None
-        self._clear_means()
+        self._reset_means()
 
-    def _dataset(self, train: Tokens, end: int | None) -> CharDataset | DocumentDataset:
+    def _dataset(self, train: Tokens) -> CharDataset | DocumentDataset:
         config, seed, name = self.config, self._device_config.seed, "the training split"
         sizes = config.batch_size, config.seq_length
-        if end is None:
+        if self._end is None:
             return CharDataset(train, *sizes, seed, name, config.seq_length_start, config.seq_length_warmup_epochs)
         if config.seq_length_start is not None:
             raise ConfigError(
                 "training.seq_length_start (--seq-length-start): expected null for documents, whose windows vary"
             )
-        dataset = DocumentDataset(train, *sizes, end, seed, name)
+        dataset = DocumentDataset(train, *sizes, self._end, seed, name)
         if dataset.batch_size < config.batch_size:
             warnings.warn(f"{name}: {dataset.documents} documents, so as many are read side by side", stacklevel=3)
         if dataset.padding > 0.5:
             warnings.warn(
-                f"{name}: {dataset.padding:.0%} of each step is padding, for {dataset.batch_size} documents side by "
-                "side differ too much in length; lower batch_size",
+                f"{name}: {dataset.padding:.0%} of each step is padding, because {dataset.batch_size} documents side "
+                "by side differ too much in length; lower batch_size",
                 stacklevel=3,
             )
         return dataset
 
     @property
     def evaluated_model(self) -> CharModel:
-        """The model whose loss is measured and which is kept: the mean of the weights where there is one."""
+        """The model that is evaluated and saved: the moving average of the weights if there is one."""
         return self.model if self.ema_model is None else self.ema_model
 
+    # -------------------------------------------------------------------------------------------------- the loop
+
     def fit(self, *callbacks: Callback) -> None:
-        """Run to the end of the budget, telling every event to every callback."""
-        with contextlib.closing(iter(self)) as events:  # a callback's error ends the iteration, whoever keeps its frame
+        """Run to the end of the budget and pass every event to every callback."""
+        with closing(iter(self)) as events:  # an error in a callback ends the iteration at once
             for event in events:
                 for callback in callbacks:
                     callback(event)
@@ -180,7 +177,7 @@ class Trainer:
     def __iter__(self) -> Generator[Event]:
         """Events of a run; raises DivergedError when the loss or the gradient is no longer finite.
 
-        There is one iteration at a time: a new one ends those before, which a traceback may keep alive.
+        There is one iteration at a time: a new one closes the one before, which a traceback may keep alive.
         """
         if (earlier := self._iteration()) is not None:
             earlier.close()
@@ -196,60 +193,82 @@ class Trainer:
                 with Stopwatch() as self._stopwatch:
                     yield from self._run()
         finally:
-            self.model.backend = before  # what trains fastest need not be what writes fastest
+            self.model.backend = before  # the fastest for training need not be the fastest for sampling
             self._stop = self._asked_to_stop = False
 
     def _run(self) -> Iterator[Event]:
         progress = self.progress
-        if not self._ends():  # at step 0, and where a caller broke out before it was told
-            yield from self._log_due()
-            yield from self._due()
+        yield from self._due()  # at step 0, and after a `break` that came before these events
         while not self._ends():
             rows = distributed.local_rows(self.dataset.batch_size)
-            for window in self.dataset.windows(progress.epoch, progress.position, self.device, rows):
-                self._update(window)
-                yield from self._report()
+            for batch in self.dataset.windows(progress.epoch, progress.position, self.device, rows):
+                self._update(batch)
+                yield Stepped(*self._now(), self.share_used())
+                yield from self._due()
                 if self._ends():
                     break
-            else:  # the next epoch reads the text from its beginning
+            else:  # the next epoch starts at the beginning of the text
                 progress.epoch, progress.position, self._state = progress.epoch + 1, 0, None
-        yield from self._log_due()
-        yield from self._due(now=not self._stop, save=True)
+        yield from self._due(last=True)
         early = self.share_used() < 1 and self.out_of_patience() and not self._stop
-        yield Finished(progress.step, self.epoch, progress.seconds, progress.best_loss, self._stop, early)
+        yield Finished(*self._now(), progress.best_loss, self._stop, early)
+
+    def _due(self, last: bool = False) -> Iterator[Event]:
+        """Log, evaluate and save, each if this step or the `last` one calls for it and it has not been done yet."""
+        progress, config = self.progress, self.config
+        if self._steps and (progress.step % self.log_interval == 0 or self._ends()):
+            yield self._log()
+        if self._ends() and not last:
+            return
+        evaluating = progress.step % config.eval_interval == 0 or (last and not self._stop)
+        if evaluating and progress.evaluated_at < progress.step and len(self.val) > 1:
+            yield self._evaluate()
+        if (last or progress.step % config.save_interval == 0) and progress.saved_at < progress.step:
+            yield self._save()
 
     @property
     def epoch(self) -> float:
-        """Passes over the training split so far, with the fraction of the present one."""
+        """Passes over the training split so far, including the fraction of the current one."""
         return self.progress.epoch + self.progress.position / self.dataset.stream_length
 
     def share_used(self) -> float:
-        """Share of the budget that is used up, 0 … 1; of several budgets the one nearest its end."""
-        spent = {"max_steps": self.progress.step, "max_epochs": self.epoch, "max_seconds": self.progress.seconds}
-        budgets = {name: getattr(self.config, name) for name in spent}
-        return min(1.0, max(spent[name] / budget for name, budget in budgets.items() if budget is not None))
+        """Share of the budget used, 0 … 1; of several budgets the one nearest its end."""
+        config, progress = self.config, self.progress
+        used = (
+            (progress.step, config.max_steps),
+            (self.epoch, config.max_epochs),
+            (progress.seconds, config.max_seconds),
+        )
+        return min(1.0, max(amount / budget for amount, budget in used if budget is not None))
 
     def done(self) -> bool:
-        """Whether nothing is left to do: the budget is used up, or the patience at its end."""
+        """Whether nothing is left to do: the budget is used up, or the patience is exhausted."""
         return self.share_used() >= 1 or self.out_of_patience()
 
     def out_of_patience(self) -> bool:
-        """Whether as many evaluations as `patience` says have brought no better loss."""
+        """Whether the last `patience` evaluations have brought no better loss."""
         patience = self.config.patience
         return patience is not None and evaluations_since_best(self._losses(), self.config.min_delta) >= patience
+
+    def _ends(self) -> bool:
+        return self._stop or self.done()
 
     def _losses(self) -> list[float]:
         return [loss for _, _, loss in self.progress.history]
 
-    # ------------------------------------------------------------------------------------------- to stop and go on
+    def _now(self) -> tuple[int, float, float]:
+        """The first three fields of every event."""
+        return self.progress.step, self.epoch, self.progress.seconds
+
+    # ------------------------------------------------------------------------------------------- save and resume
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What `load_state_dict` needs beside `progress` and the weights of `evaluated_model`.
+        """The tensors that `load_state_dict` needs beside `progress` and the weights of `evaluated_model`.
 
-        That is the optimizer's state, the carried state (of several ranks, as it was at the last `CheckpointDue`) and,
-        where `ema_model` is evaluated, the weights themselves.
+        They are the optimizer's state, the model's state (with several ranks, as of the last `CheckpointDue`) and,
+        with an `ema_model`, the trained weights.
         """
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         tensors = {
             f"optimizer.{names[parameter]}.{key}": value
             for optimizer in self.optimizers
@@ -257,18 +276,18 @@ class Trainer:
             for key, value in memory.items()
         }
         if self.ema_model is not None:
-            tensors |= {f"weights.{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
+            tensors |= {f"weights.{name}": parameter.detach() for parameter, name in names.items()}
         state = self._state if distributed.world_size() == 1 else self._gathered
         return tensors | {f"state.{key}": value for key, value in flatten_state(state).items()}
 
     def load_state_dict(self, progress: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from where another trainer of the same model was when it gave its `progress` and `tensors`.
+        """Continue from where another trainer of the same model stood, given its `progress` and `state_dict`.
 
-        A precision or backend that was asked for, not `auto`, replaces the one that the run had.
+        A precision or backend in the configuration that is not `auto` replaces the one that the run had.
         """
-        self._clear_means()
+        self._reset_means()
         self.progress = Progress(**progress)
-        self.progress.history = [tuple(evaluation) for evaluation in self.progress.history]
+        self.progress.history = [(step, epoch, loss) for step, epoch, loss in self.progress.history]
         for name in ("precision", "backend"):
             if getattr(self._device_config, name) not in ("auto", getattr(self.progress, name)):
                 setattr(self.progress, name, None)
@@ -278,127 +297,49 @@ class Trainer:
             parts[part][name] = value.to(self.device)
         if self.ema_model is not None:
             self.ema_model.load_state_dict(self.model.state_dict())
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if name in parts["weights"]:
-                    parameter.copy_(parts["weights"][name])
+        self.model.load_state_dict(parts["weights"], strict=False)  # tied weights have one name here
         dtype = next(self.model.parameters()).dtype  # autocast may have left the state in half precision
-        state = unflatten_state(parts["state"])
         rows = distributed.local_rows(self.dataset.batch_size)
-        self._state = None if state is None else map_state(lambda h: h[rows].to(dtype), state)
-        self._restore_optimizers(parts["optimizer"])
+        self._state = unflatten_state({key: value[rows].to(dtype) for key, value in parts["state"].items()})
+        self._load_optimizers(parts["optimizer"])
 
-    def _restore_optimizers(self, memory: Mapping[str, Tensor]) -> None:
-        """Give each optimizer its part of `memory`, whose keys are the name of a parameter and of an entry."""
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        entries: dict[str, dict[str, Tensor]] = {name: {} for name in names.values()}
-        for key, value in memory.items():
+    def _load_optimizers(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore each optimizer's state from `tensors`, named after a parameter and an entry of its state."""
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        memory: dict[str, dict[str, Tensor]] = {name: {} for name in names.values()}
+        for key, value in tensors.items():
             name, _, entry = key.rpartition(".")
-            entries[name][entry] = value.clone()
+            memory[name][entry] = value.clone()
         for optimizer in self.optimizers:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            state = {
-                i: entries[names[parameter]] for i, parameter in enumerate(parameters) if entries[names[parameter]]
-            }
+            parameters = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+            state = {i: memory[name] for i, name in enumerate(parameters) if memory[name]}
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self._optimizer = combine(self.optimizers)
 
     # -------------------------------------------------------------------------------------------------- one step
 
     def _start(self) -> None:
-        progress = self.progress
+        """Choose backend and precision, and prepare the model for the ranks."""
+        progress, config, model = self.progress, self._device_config, self.model
         keep_freed_memory()
         if progress.device != self.device.type:
             progress.precision = progress.backend = None
-        backend = progress.backend or self._device_config.backend
-        if backend not in ("auto", self.model.backend) and backend not in self.model.backends:
+        backend = progress.backend or config.backend
+        if backend not in ("auto", model.backend) and backend not in model.backends:
             progress.backend, backend = None, "auto"  # numba does not work on every machine
         if progress.precision is None or progress.backend is None:
-            precision = progress.precision or self._device_config.precision
-            asked = self._device_config.model_copy(update={"backend": backend, "precision": precision})
-            choices = self.model.backends if backend == "auto" else (backend,)
-            fastest = autotune(asked, self.device, choices, self._try)
+            wanted = config.model_copy(update={"backend": backend, "precision": progress.precision or config.precision})
+            choices = model.backends if backend == "auto" else (backend,)
+            fastest = autotune(wanted, self.device, choices, self._try)
             progress.backend, progress.precision = distributed.broadcast(fastest)
-        progress.device = self.device.type
-        self.model.backend = progress.backend
+        progress.device, model.backend = self.device.type, progress.backend
         if progress.precision == "fp16" and not self._scaler.is_enabled():
             self._scaler = torch.amp.GradScaler(self.device.type)
             self._scaler.load_state_dict(progress.loss_scale or self._scaler.state_dict())
-        self._replica = distributed.wrap_ddp(self.model, self.device)
-
-    def _ends(self) -> bool:
-        return self._stop or self.done()
-
-    def _update(self, window: Batch) -> None:
-        begin = self._stopwatch.seconds()
-        config, progress = self.config, self.progress
-        self.model.train()
-        with seeded_step(self.device, self._device_config.seed, progress.step, distributed.rank()):
-            self._backward(window)
-        self._scaler.unscale_(self._optimizer)
-        grad_norm = clip_gradients(self.model, config)
-        factor = rate_factor(config, self.share_used(), self.epoch, self._losses())
-        self._rate = config.learning_rate * factor
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-        self._scaler.step(self._optimizer)
-        self._optimizer.zero_grad()
-        self._scaler.update()
-
-        progress.step += 1
-        progress.position = window.end
-        self._average()
-        less, stop = distributed.all_reduce_max(-self._stopwatch.lap(), self._asked_to_stop)
-        progress.seconds -= less  # the least of all ranks: one that is stopped keeps the others waiting
-        self._stop = bool(stop)
-        # a scaled gradient that overflows is the scaler's business: it skips that step and lowers the scale
-        self._norm_sum += grad_norm.nan_to_num(0, 0, 0) if self._scaler.is_enabled() else grad_norm
-        self._steps += 1
-        self._busy += self._stopwatch.seconds() - begin
-
-    def _backward(self, window: Batch) -> None:
-        """Gradients of the mean loss over this rank's streams, in as many parts as asked for; carries the state on."""
-        inputs, targets = window.inputs, window.targets  # (B, T)
-        self._state = begin_rows(self._state, window.begins)
-        # every token weighs the same, so a window cut short at an epoch's border pulls less
-        full, parts = len(inputs) * window.full, min(self.config.micro_batches, len(inputs))
-        states: list[State] = []
-        for part in np.array_split(np.arange(len(inputs)), parts):
-            own = slice(part[0], part[-1] + 1)
-            state = None if self._state is None else map_state(lambda h, own=own: h[own], self._state)
-            last = len(states) == parts - 1
-            with contextlib.nullcontext() if last or self._replica is self.model else self._replica.no_sync():
-                objective, loss, state = self._loss(self._replica, inputs[own], targets[own], state)
-                self._scaler.scale(objective / full).backward()
-            states.append(state)
-            self._loss_sum += loss
-        self._tokens += inputs.numel() if window.lengths is None else int(window.lengths.sum())
-        self._state = map_state(lambda *h: torch.cat(h), *states)
-
-    def _loss(
-        self, model: nn.Module, inputs: Tensor, targets: Tensor, state: State = None, precision: str | None = None
-    ) -> tuple[Tensor, Tensor, State]:
-        """What is minimised and the nats, summed over a window `(B, T)` without its padding; the state to carry on."""
-        with autocast(self.device, precision or self.progress.precision):
-            logits, state = model(inputs, state)  # (B, T, V)
-        log_p = F.log_softmax(logits.float().flatten(0, 1), dim=1)  # (B T, V)
-        targets, smoothing = targets.flatten(), self.config.label_smoothing
-        objective = loss = F.nll_loss(log_p, targets, reduction="sum")  # it ignores -100
-        if smoothing:
-            objective = (1 - smoothing) * loss - smoothing * (log_p.mean(dim=1) * (targets >= 0)).sum()
-        return objective, loss.detach(), detach_state(state)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Move the mean of the weights on; at first it forgets faster, not to remember the untrained ones."""
-        if self.ema_model is not None:
-            step = self.progress.step
-            kept = min(self.config.ema_decay, (1 + step) / (10 + step))
-            for mean, parameter in zip(self.ema_model.parameters(), self.model.parameters(), strict=True):
-                mean.lerp_(parameter, 1 - kept)
+        self._replica = distributed.wrap_ddp(model, self.device)
 
     def _try(self, backend: str, precision: str) -> None:
-        """The costly part of a step on made-up tokens, to be timed; leaves nothing behind."""
+        """Compute the expensive part of a step on made-up tokens, to be timed; change nothing."""
         self.model.backend = backend
         self.model.train()
         rows = distributed.local_rows(self.dataset.batch_size)
@@ -406,87 +347,131 @@ class Trainer:
         tokens = torch.zeros(size, dtype=torch.int64, device=self.device)
         with seeded_step(self.device, self._device_config.seed, 0):
             objective, _, _ = self._loss(self.model, tokens, tokens, precision=precision)
-            objective.backward()
+            objective.backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad()
 
-    # --------------------------------------------------------------------------------------------- what it tells
+    def _update(self, batch: Batch) -> None:
+        begin = self._stopwatch.seconds()
+        config, progress = self.config, self.progress
+        self.model.train()
+        with seeded_step(self.device, self._device_config.seed, progress.step, distributed.rank()):
+            self._backward(batch)
+        self._scaler.unscale_(self._optimizer)
+        grad_norm = clip_gradients(self.model, config)
+        factor = rate_factor(config, self.share_used(), self.epoch, self._losses())
+        self._rate = config.learning_rate * factor
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self._scaler.step(self._optimizer)
+        self._optimizer.zero_grad()
+        self._scaler.update()
 
-    def _report(self) -> Iterator[Event]:
-        yield Stepped(self.progress.step, self.epoch, self.progress.seconds, self.share_used())
-        yield from self._log_due()
-        if not self._ends():  # at the end the last evaluation comes before the last save
-            yield from self._due()
+        progress.step += 1
+        progress.position = batch.end
+        self._update_ema()
+        negated, stop = distributed.all_reduce_max(-self._stopwatch.lap(), self._asked_to_stop)
+        progress.seconds -= negated  # the minimum over the ranks, because a suspended one keeps the others waiting
+        self._stop = bool(stop)
+        # the scaler handles a scaled gradient that overflows: it skips the step and lowers the scale
+        self._norm_sum += grad_norm.nan_to_num(0, 0, 0) if self._scaler.is_enabled() else grad_norm
+        self._steps += 1
+        self._busy += self._stopwatch.seconds() - begin
 
-    def _log_due(self) -> Iterator[Event]:
-        if self._steps and (self.progress.step % self.log_interval == 0 or self._ends()):
-            yield self._log()
+    def _backward(self, batch: Batch) -> None:
+        """Compute the gradient of the mean loss over this rank's streams, in `micro_batches` parts; carry the state."""
+        inputs, targets = batch.inputs, batch.targets  # (B, T)
+        self._state = begin_rows(self._state, batch.begins)
+        # every token has the same weight, so a window cut short at the border of an epoch has less
+        full, parts = len(inputs) * batch.full, min(self.config.micro_batches, len(inputs))
+        replica, states = self._replica, list[State]()
+        for part in np.array_split(np.arange(len(inputs)), parts):
+            own = slice(part[0], part[-1] + 1)
+            state = None if self._state is None else map_state(lambda h, own=own: h[own], self._state)
+            last = len(states) == parts - 1  # the ranks average their gradients in the last part only
+            with replica.no_sync() if isinstance(replica, DistributedDataParallel) and not last else nullcontext():
+                objective, loss, state = self._loss(replica, inputs[own], targets[own], state)
+                self._scaler.scale(objective / full).backward()  # type: ignore[no-untyped-call]
+            states.append(state)
+            self._loss_sum += loss
+        self._tokens += inputs.numel() if batch.lengths is None else int(batch.lengths.sum())
+        self._state = map_state(lambda *h: torch.cat(h), *states)
 
-    def _due(self, now: bool = False, save: bool = False) -> Iterator[Event]:
-        """An evaluation and a save, if it is the step for them or they are wanted now, and each was not done yet."""
-        progress, config = self.progress, self.config
-        evaluating = now or progress.step % config.eval_interval == 0
-        if evaluating and progress.evaluated_at < progress.step and len(self.val) > 1:
-            yield self._evaluate()
-        saving = save or progress.step % config.save_interval == 0
-        if saving and progress.saved_at < progress.step:
-            yield self._save_due()
+    def _loss(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, state: State = None, precision: str | None = None
+    ) -> tuple[Tensor, Tensor, State]:
+        """The objective and the loss in nats, summed over a window `(B, T)` without padding, and the new state."""
+        with autocast(self.device, precision or self.progress.precision or "fp32"):
+            logits, state = model(inputs, state)  # (B, T, V)
+        log_p = F.log_softmax(logits.float().flatten(0, 1), dim=1)  # (B T, V)
+        targets, smoothing = targets.flatten(), self.config.label_smoothing
+        objective = loss = F.nll_loss(log_p, targets, reduction="sum")  # ignores -100
+        if smoothing:
+            objective = (1 - smoothing) * loss - smoothing * (log_p.mean(dim=1) * (targets >= 0)).sum()
+        return objective, loss.detach(), detach_state(state)
 
-    def _clear_means(self) -> None:
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        """Update the moving average of the weights; at first it forgets faster, to drop the untrained weights."""
+        if self.ema_model is not None:
+            step = self.progress.step
+            decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+            for mean, parameter in zip(self.ema_model.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(parameter, 1 - decay)
+
+    # ------------------------------------------------------------------------------------------------- reporting
+
+    def _reset_means(self) -> None:
         self._loss_sum = torch.zeros((), device=self.device)
         self._norm_sum = torch.zeros((), device=self.device)
         self._tokens, self._steps, self._busy = 0, 0, 0.0
 
     def _log(self) -> Logged:
         self._settle()
-        self._check_finite()
         sums = self._loss_sum.item(), self._tokens, self._norm_sum.item() / self._steps
-        loss, tokens, norm = distributed.all_reduce_mean(*sums)  # ranks need not have read as many tokens of documents
+        loss, tokens, norm = distributed.all_reduce_mean(*sums)  # with documents, ranks may read different amounts
         speed = distributed.world_size() * tokens / self._busy
-        self._clear_means()
-        return Logged(self.progress.step, self.epoch, self.progress.seconds, loss / tokens, norm, self._rate, speed)
-
-    def _settle(self) -> None:
-        """Wait for a GPU to finish the updates: their time ends here, not where Python has handed them over."""
-        begin = self._stopwatch.seconds()
-        synchronize(self.device)
-        self._busy += self._stopwatch.seconds() - begin
+        self._reset_means()
+        return Logged(*self._now(), loss / tokens, norm, self._rate, speed)
 
     def _evaluate(self) -> Evaluated:
         progress = self.progress
         self._settle()
-        self._check_finite()
         loss = evaluate(self.evaluated_model, self.val, end=self._end) if distributed.rank() == 0 else 0.0
         loss, seconds = distributed.broadcast((loss, self._stopwatch.lap()))
         progress.seconds += seconds
-        self._refuse_infinite("validation loss", loss)
+        self._check_finite("validation loss", loss)
         best = progress.best_loss is None or loss < progress.best_loss
         if best:
             progress.best_loss = loss
         progress.evaluated_at = progress.step
         progress.history.append((progress.step, self.epoch, loss))
         if progress.saved_at == progress.step:
-            progress.saved_at -= 1  # that checkpoint does not know this loss: it is due again
-        bpc = self.to_bpc(loss) if self.to_bpc else None
-        return Evaluated(progress.step, self.epoch, progress.seconds, loss, best, bpc)
+            progress.saved_at -= 1  # that checkpoint lacks this loss, so it is due again
+        return Evaluated(*self._now(), loss, best, self.to_bpc(loss) if self.to_bpc else None)
 
-    def _save_due(self) -> CheckpointDue:
+    def _save(self) -> CheckpointDue:
         self._settle()
-        self._check_finite()
         self._gathered = distributed.all_gather_rows(self._state)
         self.progress.saved_at = self.progress.step
         self.progress.loss_scale = self._scaler.state_dict() or None
-        return CheckpointDue(self.progress.step, self.epoch, self.progress.seconds)
+        return CheckpointDue(*self._now())
 
-    def _check_finite(self) -> None:
-        """Asked when something is told, not at every step: to read a number is to wait for the GPU."""
+    def _settle(self) -> None:
+        """Wait for a GPU to finish the updates, count the time, and raise DivergedError if a number is not finite.
+
+        This is done before a report and not at every step, because reading a number means waiting for the GPU.
+        """
+        begin = self._stopwatch.seconds()
+        synchronize(self.device)
+        self._busy += self._stopwatch.seconds() - begin
         weights = torch.stack([parameter.detach().sum() for parameter in self.model.parameters()]).sum()
-        for what, total in (("loss", self._loss_sum), ("gradient", self._norm_sum), ("weights", weights)):
-            self._refuse_infinite(what, total.item())
+        for name, total in (("loss", self._loss_sum), ("gradient", self._norm_sum), ("weights", weights)):
+            self._check_finite(name, total.item())
 
-    def _refuse_infinite(self, what: str, value: float) -> None:
+    def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
             raise DivergedError(
-                f"expected finite numbers, got {value} in the {what} by step {self.progress.step}: the run has "
+                f"expected finite numbers, got {value} in the {name} by step {self.progress.step}: the run has "
                 f"diverged; lower learning_rate (now {self.config.learning_rate:g}) or grad_clip "
                 f"(now {self.config.grad_clip}); the last good checkpoint, if one was written, is kept"
             )
