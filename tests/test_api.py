@@ -407,7 +407,7 @@ def test_resuming_a_checkpoint_that_cannot_go_on(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="nothing there"):
         Run.resume(tmp_path / "nowhere")
     shutil.copytree(tmp_path / "run" / "last", tmp_path / "copy")
-    with pytest.raises(CheckpointError, match="got a checkpoint alone; start a new run from its weights"):
+    with pytest.raises(CheckpointError, match="got a single checkpoint; start a new run from its weights"):
         Run.resume(tmp_path / "copy")
 
 
@@ -426,7 +426,7 @@ def test_a_damaged_memory_is_named(tiny, tmp_path):
 def test_a_run_is_never_written_over(tiny, tmp_path):
     Run.start(tiny, tmp_path / "run").fit()
     before = (tmp_path / "run" / "last" / "model.safetensors").read_bytes()
-    with pytest.raises(CheckpointError, match="holds a run; go on with it by --resume"):
+    with pytest.raises(CheckpointError, match="holds a run; continue it with --resume"):
         Run.start(tiny, tmp_path / "run")
     assert (tmp_path / "run" / "last" / "model.safetensors").read_bytes() == before
     (tmp_path / "mine" / "best").mkdir(parents=True)
@@ -626,7 +626,7 @@ def test_a_backend_that_is_not_here_is_chosen_anew(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("asked", [{"patience": 1}, {"schedule": "plateau"}, {"save_top_k": 2}])
 def test_what_goes_by_evaluations_needs_a_validation_split(tiny, asked):
-    with pytest.raises(ConfigError, match="expected a validation split to go by, got 0 tokens"):
+    with pytest.raises(ConfigError, match="expected a validation split, got 0 tokens"):
         Run.start(tiny.override({"train_frac": 1.0, "val_frac": 0.0, **asked}))
 
 

@@ -6,22 +6,25 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """One update was made."""
+class _Moment:
+    """When an event happened."""
 
-    step: int
-    epoch: float
-    seconds: float
-    progress: float  # share of the budget that is used up, 0 … 1
+    step: int  # updates made
+    epoch: float  # passes over the training split
+    seconds: float  # of training, evaluations included
 
 
 @dataclass(frozen=True)
-class Logged:
+class Stepped(_Moment):
+    """One update was made."""
+
+    progress: float  # share of the budget used, 0 … 1
+
+
+@dataclass(frozen=True)
+class Logged(_Moment):
     """Means over the updates since the last such event."""
 
-    step: int
-    epoch: float
-    seconds: float
     loss: float  # nats per token
     grad_norm: float  # before clipping
     learning_rate: float  # Muon has its own peak rate, scaled by the same schedule
@@ -29,33 +32,23 @@ class Logged:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Evaluated(_Moment):
     """The whole validation split was read."""
 
-    step: int
-    epoch: float
-    seconds: float
     loss: float  # nats per token
     best: bool  # the lowest ever, across resumes
     bpc: float | None = None  # bits per character, if the trainer can convert the loss
 
 
 @dataclass(frozen=True)
-class CheckpointDue:
+class CheckpointDue(_Moment):
     """A checkpoint should be written now, to resume from; the weights are known to be finite."""
-
-    step: int
-    epoch: float
-    seconds: float
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(_Moment):
     """The budget is used up, the patience is exhausted, or `stop` was called. This is the last event."""
 
-    step: int
-    epoch: float
-    seconds: float
     best_loss: float | None  # None if nothing was evaluated
     stopped: bool  # by `stop`
     early: bool = False  # by early stopping

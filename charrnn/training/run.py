@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,11 +18,10 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from charrnn.atomic import is_writable
 from charrnn.checkpoint import Checkpoint, holds_run, load_checkpoint, save_checkpoint
 from charrnn.config import TOKENS, DataConfig, ModelConfig, RunConfig
 from charrnn.data.corpora import absolute_name, resolve_names
-from charrnn.data.corpus import Corpus, Extent, load_corpus, make_tokenizer, open_sources, tokenize
+from charrnn.data.corpus import Corpus, load_corpus, make_tokenizer, open_sources, tokenize
 from charrnn.data.files import share_pipe
 from charrnn.data.tokenizer import CharTokenizer, DocumentTokenizer, Tokenizer
 from charrnn.errors import CheckpointError, ConfigError, CorpusError, UnknownCharacterError
@@ -35,16 +34,14 @@ from charrnn.training.callbacks import CheckpointSaver, MetricsFile, TensorBoard
 from charrnn.training.events import Callback
 from charrnn.training.trainer import Trainer
 
-# ------------------------------------------------------------------------------------------------------------ a run
-
 
 @dataclass
 class Run:
     """A training run: its text, its model, its trainer, and the directory it is written to.
 
     Attributes:
-        directory: None where nothing is written, as by all ranks but the first.
-        stopped_by: the number of the signal that stopped it, if one did.
+        directory: None if nothing is written, as by all ranks but the first.
+        stopped_by: the number of the signal that stopped the run, if one did.
     """
 
     config: RunConfig
@@ -56,17 +53,17 @@ class Run:
 
     @classmethod
     def start(cls, config: RunConfig, out: str | Path | None = None, init_from: str | Path | None = None) -> Self:
-        """A new run.
+        """Start a new run.
 
         Args:
             config: all of its settings.
             out: its directory; None writes nothing.
-            init_from: a checkpoint whose weights and vocabulary to start from; what `config` says of them gives way.
-                Characters of the text that it does not know are added to its vocabulary.
+            init_from: a checkpoint to take the weights and the vocabulary from, in place of those that `config`
+                describes. Unknown characters of the text are added to its vocabulary.
 
         Raises:
-            CheckpointError: `out` holds a run already, or `init_from` no checkpoint.
-            CorpusError: the text cannot be had or is too short.
+            CheckpointError: `out` already holds a run, or `init_from` is not a checkpoint.
+            CorpusError: the text cannot be read or is too short.
 
         Warns:
             UserWarning: the vocabulary of `init_from` has grown.
@@ -78,22 +75,18 @@ class Run:
         config = config.model_copy(update={"data": resolve_names(config.data)})
         if source:
             kept = {name: getattr(source.config.data, name) for name in TOKENS} | {"tokenizer": source.tokenizer.kind}
-            data = config.data.model_copy(update=kept)
-            config = config.model_copy(update={"model": source.config.model, "data": data})
+            config = config.model_copy(update={"data": config.data.model_copy(update=kept)})
         share_pipe(config.data.name, distributed.broadcast_each)
         corpus = _corpus_for(source.tokenizer, config.data) if source else load_corpus(config.data)
         _check_prompt(config, corpus.tokenizer)
-        vocab_size = corpus.tokenizer.vocab_size
-        if source:
-            model = with_vocabulary(source.model, vocab_size)
-            config = config.model_copy(update={"model": model.config})
-        else:
-            model = build_model(config.model, vocab_size, config.device.seed)
+        size = corpus.tokenizer.vocab_size
+        model = with_vocabulary(source.model, size) if source else build_model(config.model, size, config.device.seed)
+        config = config.model_copy(update={"model": model.config})
         return cls._assemble(config, corpus, TextGenerator(model, corpus.tokenizer, config), directory)
 
     @classmethod
     def resume(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> Self:
-        """Go on with the run at `path`, at the very next batch.
+        """Continue the run at `path` at the very next batch.
 
         Args:
             path: the run's directory.
@@ -105,18 +98,17 @@ class Run:
         checkpoint = load_checkpoint(path, resume=True)
         directory = _run_directory(checkpoint.path)
         config = _resumed_config(checkpoint, overrides or {})
-        state = checkpoint.training_state
+        state, tensors = checkpoint.training_state, checkpoint.tensors or {}
         share_pipe(config.data.name, distributed.broadcast_each)
         corpus = _same_corpus(config.data, checkpoint)
         _check_prompt(config, checkpoint.tokenizer)
         generator = TextGenerator(checkpoint.model, checkpoint.tokenizer, config, state)
         run = cls._assemble(config, corpus, generator, directory)
-        tensors = checkpoint.tensors
         streams = next((len(value) for name, value in tensors.items() if name.startswith("state.")), None)
         if streams not in (None, run.trainer.dataset.batch_size):
             raise CheckpointError(
-                f"{path}: expected to go on with its {streams} streams, got {run.trainer.dataset.batch_size}: the text "
-                "is too short for them with another seq_length; leave that as it was"
+                f"{path}: expected to go on with its {streams} streams, got {run.trainer.dataset.batch_size}, because "
+                "the text is too short for more; leave seq_length as it was"
             )
         try:
             run.trainer.load_state_dict(state["progress"], tensors)
@@ -125,8 +117,11 @@ class Run:
                 f"{checkpoint.path}: expected a whole training_state.json and optimizer.safetensors, got damaged ones "
                 f"({error})"
             ) from error
-        known = (run.trainer.progress.best_loss, _best_loss(directory))
-        run.trainer.progress.best_loss = min((x for x in known if x is not None and math.isfinite(x)), default=None)
+        losses = [run.trainer.progress.best_loss]
+        if holds_run(directory / "best"):  # it may be newer than the last checkpoint if the run was killed
+            losses.append(load_checkpoint(directory / "best").training_state.get("val_loss"))
+        finite = (loss for loss in losses if loss is not None and math.isfinite(loss))
+        run.trainer.progress.best_loss = min(finite, default=None)
         return run
 
     @classmethod
@@ -136,44 +131,32 @@ class Run:
                 f"{corpus.name}: expected the same text and vocabulary in all {distributed.world_size()} processes, "
                 "got different ones; copy the file to every machine"
             )
-        splits = corpus.split(config.data.train_frac, config.data.val_frac)
+        fractions = config.data.train_frac, config.data.val_frac
+        splits, extent = corpus.split(*fractions), corpus.predicted("val", *fractions)
+
+        def to_bpc(loss: float) -> float:
+            return extent.bpc(loss / math.log(2))
+
+        sections = config.training, config.device, config.logging.log_interval
         try:
-            trainer = Trainer(
-                generator.model,
-                splits.train,
-                splits.val,
-                config.training,
-                config.device,
-                config.logging.log_interval,
-                _bits_per_character(corpus.predicted("val", config.data.train_frac, config.data.val_frac)),
-                corpus.end,
-            )
+            trainer = Trainer(generator.model, splits.train, splits.val, *sections, to_bpc, corpus.end)
         except CorpusError as error:
             raise CorpusError(f"{corpus.name} ({len(corpus.tokens):,} tokens): {error}") from error
-        asked = [name for name, value in _needs_evaluations(config).items() if value]
-        if asked and len(splits.val) < 2:
-            raise ConfigError(
-                f"{asked[0]}: expected a validation split to go by, got {len(splits.val)} tokens; raise --val-frac"
-            )
-        if (config.data.val_data or config.data.val_frac > 0) and len(splits.val) < 2:
-            warnings.warn(
-                f"{config.data.val_data or corpus.name}: its validation split has {len(splits.val)} tokens, so nothing "
-                "is evaluated and no best checkpoint chosen; use a longer text or a larger val_frac",
-                stacklevel=3,
-            )
+        if len(splits.val) < 2:
+            _check_evaluations_not_needed(config, corpus, len(splits.val))
         return cls(config, corpus, generator, trainer, directory if distributed.rank() == 0 else None)
 
     def fit(self, *callbacks: Callback) -> TextGenerator:
         """Train to the end of the budget, or until Ctrl-C, SIGTERM or SIGHUP, which save first.
 
         Returns:
-            The best model, where one was saved, else the last.
+            The best model if one was saved, else the last.
 
         Raises:
             CheckpointError: another process writes to the directory, or has written to it since this run was loaded.
         """
         with self._locked(), _stop_on_signals(self):
-            self.trainer.fit(*self._own_monitors(), *callbacks)
+            self.trainer.fit(*self._callbacks(), *callbacks)
         generator = self._result()
         if distributed.world_size() > 1:  # the best model is in the directory of rank 0
             weights = {name: weight.cpu() for name, weight in generator.model.state_dict().items()}
@@ -191,7 +174,7 @@ class Run:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Locks the run's directory so that two processes cannot write to it."""
+        """Lock the run's directory, so that no two processes write to it, and check that it has not changed."""
         if self.directory is None:
             yield
             return
@@ -201,10 +184,10 @@ class Run:
             lock.acquire()
         except Timeout as error:
             raise CheckpointError(
-                f"{self.directory}: expected a run that nobody else trains, got one that another process is training"
+                f"{self.directory}: expected a directory of its own, got one that another process is training"
             ) from error
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks is no reason to stop
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # file systems without locks are used without
                 raise
         try:
             self._refuse_changed(self.directory)
@@ -213,7 +196,7 @@ class Run:
             lock.release()
 
     def _refuse_changed(self, directory: Path) -> None:
-        """A run goes on only from where its directory stands: another process may have trained it in the meantime."""
+        """Raise CheckpointError if another process has trained the run since it was loaded."""
         progress, last = self.trainer.progress, directory / "last"
         if progress.saved_at < 0:
             _refuse_taken(directory)
@@ -223,22 +206,20 @@ class Run:
                 f"process has trained to step {step:,}; resume it again"
             )
 
-    def _own_monitors(self) -> list[Callback]:
-        """What writes to the run's directory."""
+    def _callbacks(self) -> list[Callback]:
+        """The callbacks that write to the run's directory."""
         if self.directory is None:
             return []
-        own: list[Callback] = []
-        if self.config.logging.tensorboard:
-            own.append(
-                TensorBoardWriter(
-                    Path(self.config.logging.log_dir) / self.directory.name,
-                    TextGenerator(self.trainer.evaluated_model, self.generator.tokenizer, self.config),
-                    self.trainer.progress.step,
-                )
-            )
-        metrics = MetricsFile(self.directory / "metrics.jsonl", self.trainer.progress.step)
-        saver = CheckpointSaver(self.directory, self._save, self.config.logging.save_top_k, self.config.model.type)
-        return [saver, metrics, *own]
+        logging, step = self.config.logging, self.trainer.progress.step
+        metrics = MetricsFile(self.directory / "metrics.jsonl", step)
+        callbacks: list[Callback] = [
+            CheckpointSaver(self.directory, self._save, logging.save_top_k, self.config.model.type),
+            metrics,
+        ]
+        if logging.tensorboard:
+            generator = TextGenerator(self.trainer.evaluated_model, self.generator.tokenizer, self.config)
+            callbacks.append(TensorBoardWriter(Path(logging.log_dir) / self.directory.name, generator, step))
+        return callbacks
 
     def _save(self, path: Path, resumable: bool, val_loss: float | None) -> None:
         tensors = self.trainer.state_dict() if resumable else None
@@ -246,36 +227,22 @@ class Run:
         save_checkpoint(path, model, tokenizer, self.config, self._training_state(val_loss), tensors)
 
     def _training_state(self, val_loss: float | None) -> dict[str, Any]:
-        """Where the run stands; `val_loss` is that of the present weights, None where it was not measured."""
-        progress = asdict(self.trainer.progress)
+        """The contents of training_state.json; `val_loss` is that of the current weights, None if not measured."""
+        trainer = self.trainer
         return {
             "corpus": self.config.data.name,
             "corpus_sha256": self.corpus.sha256,
             "val_sha256": _val_hash(self.corpus),
-            "step": progress["step"],
-            "epoch": self.trainer.epoch,
+            "step": trainer.progress.step,
+            "epoch": trainer.epoch,
             "val_loss": val_loss,
-            "val_bpc": None if val_loss is None else self.trainer.to_bpc(val_loss),
-            "progress": progress,
+            "val_bpc": None if val_loss is None or trainer.to_bpc is None else trainer.to_bpc(val_loss),
+            "progress": asdict(trainer.progress),
         }
 
 
-def _bits_per_character(extent: Extent) -> Callable[[float], float]:
-    """What turns a loss in nats per token into bits per character."""
-    return lambda loss: extent.bpc(loss / math.log(2))
-
-
-def _needs_evaluations(config: RunConfig) -> dict[str, Any]:
-    """The settings that mean nothing without a validation split, by name; false where they are not asked for."""
-    return {
-        "training.patience (--patience)": config.training.patience,
-        "training.schedule (--schedule) plateau": config.training.schedule == "plateau",
-        "logging.save_top_k (--save-top-k)": config.logging.save_top_k,
-    }
-
-
 def new_run_directory(config: RunConfig) -> Path:
-    """Create a directory for a run that nobody named: corpus, model and the time, in the configured folder.
+    """Create a directory named after corpus, model and time in the configured folder.
 
     No other run gets the same one, even if it starts in the same second.
 
@@ -286,102 +253,109 @@ def new_run_directory(config: RunConfig) -> Path:
     stem = re.sub(r"[^\w.]+", "-", stem).encode()[:100].decode(errors="ignore")  # a name has at most 255 bytes
     name = f"{stem.strip('-.') or 'text'}-{config.model.type}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(config.logging.checkpoint_dir)
-    if not is_writable(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
+            path = folder / f"{name}{suffix}"
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                break
+    except OSError as error:
         raise ConfigError(
             "logging.checkpoint_dir (--checkpoint-dir): expected a folder that can be written to, got "
             f"{folder.resolve()}; choose another, or name the run's own with --out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in itertools.chain([folder / name], (folder / f"{name}-{i}" for i in itertools.count(2))):
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            break
+        ) from error
     return path
 
 
 def _refuse_taken(directory: Path) -> None:
+    """Raise CheckpointError if a new run cannot be written to `directory`."""
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory}: expected a directory for the run, got a file; choose another with --out")
     if holds_run(directory) or any((directory / name).exists() for name in ("best", "last", "metrics.jsonl")):
         raise CheckpointError(
-            f"{directory}: expected a new directory, got one that holds a run; go on with it by --resume "
+            f"{directory}: expected a new directory, got one that holds a run; continue it with --resume "
             f"{quote(str(directory))}, or choose another with --out"
         )
 
 
 def _corpus_for(tokenizer: Tokenizer, config: DataConfig) -> Corpus:
-    """The text in the tokens of a trained model; characters that it does not know are added to their end.
+    """The text in the tokens of a trained model, with unknown characters added to the end of its vocabulary.
 
-    Where there is a token for rare characters, those join that this text's own vocabulary would have. The end token
-    joins where the text is of documents.
+    If the model has a token for rare characters, only characters that are not rare in this text are added. The end
+    token is added if the text consists of documents.
     """
     if config.documents and tokenizer.end is None:
         tokenizer = DocumentTokenizer(tokenizer)
-    base, sources = _without_end(tokenizer), open_sources(config)
+    known, sources = _char_tokenizer(tokenizer), open_sources(config)
     try:
         corpus = tokenize(sources, config, tokenizer)
-        if not isinstance(base, CharTokenizer) or not corpus.unknown_share:
+        if known is None or not corpus.unknown_share:
             return corpus
     except CorpusError as error:
-        if not isinstance(error.__cause__, UnknownCharacterError) or not isinstance(base, CharTokenizer):
+        if known is None or not isinstance(error.__cause__, UnknownCharacterError):
             raise
         config = config.model_copy(update={"min_frequency": 1, "vocab_size": sys.maxunicode + 1})
-    own = _without_end(make_tokenizer(sources, config))
-    new = "".join(character for character in own.characters if character not in base.characters)
+    own = _char_tokenizer(make_tokenizer(sources, config))
+    assert own is not None
+    new = "".join(character for character in own.characters if character not in known.characters)
     if not new:
         return corpus
-    known = base.vocab_size
     warnings.warn(
-        f"{config.name}: the vocabulary of {known} characters grows to {known + len(new)}, by {new[:40]!r}"
-        + (" and more" if len(new) > 40 else ""),
+        f"{config.name}: the vocabulary of {known.vocab_size} characters grows to {known.vocab_size + len(new)}, by "
+        f"{new[:40]!r}" + (" and more" if len(new) > 40 else ""),
         stacklevel=3,
     )
-    unknown = None if base.unknown is None else base.characters[base.unknown]
-    grown = CharTokenizer(base.characters + new, unknown)
+    unknown = None if known.unknown is None else known.characters[known.unknown]
+    grown = CharTokenizer(known.characters + new, unknown)
     return tokenize(sources, config, grown if tokenizer.end is None else DocumentTokenizer(grown, tokenizer.end))
 
 
-def _without_end(tokenizer: Tokenizer) -> Tokenizer:
-    return tokenizer.base if isinstance(tokenizer, DocumentTokenizer) else tokenizer
+def _char_tokenizer(tokenizer: Tokenizer) -> CharTokenizer | None:
+    """The character tokenizer that `tokenizer` is, or has under its end token; None if it is of another kind."""
+    base = tokenizer.base if isinstance(tokenizer, DocumentTokenizer) else tokenizer
+    return base if isinstance(base, CharTokenizer) else None
 
 
 def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunConfig:
+    """The settings of a resumed run; raise CheckpointError if an override changes what must stay."""
     config = checkpoint.config.override(overrides)
     config = config.model_copy(update={"data": resolve_names(config.data)})
-    fixed = [("model", name) for name in ModelConfig.model_fields]
-    fixed += [
-        ("training", "batch_size"),
-        ("training", "optimizer"),
-        *(("data", name) for name in ("train_frac", "val_frac", "documents", *TOKENS)),
-    ]
-    if config.data.documents:  # they decide about which document comes when
-        fixed += [("training", "seq_length"), ("device", "seed")]
-    for section, name in fixed:
-        theirs, mine = (getattr(getattr(c, section), name) for c in (checkpoint.config, config))
-        if mine != theirs:
+    fixed = {
+        "model": [*ModelConfig.model_fields],
+        "training": ["batch_size", "optimizer"],
+        "data": ["train_frac", "val_frac", "documents", *TOKENS],
+        "device": [],
+    }
+    if config.data.documents:  # these decide the order of the documents
+        fixed["training"].append("seq_length")
+        fixed["device"].append("seed")
+    for section, name in ((section, name) for section, names in fixed.items() for name in names):
+        theirs, ours = (getattr(getattr(each, section), name) for each in (checkpoint.config, config))
+        if ours != theirs:
             raise CheckpointError(
-                f"{checkpoint.path}: expected to go on with its own {name} {theirs}, got {mine}; leave that setting "
+                f"{checkpoint.path}: expected to go on with its own {name} {theirs}, got {ours}; leave that setting "
                 "out, or start a new run"
             )
     return config
 
 
 def _same_corpus(config: DataConfig, checkpoint: Checkpoint) -> Corpus:
-    """The text of `config`, and that to choose by, if they are those that the checkpoint was trained with."""
-    other, flag = config.name, "--data"
+    """The text of `config`; raise CheckpointError unless it and its validation text are those of the checkpoint."""
+    problem = f"it was trained on, got another one from {config.name}", "--data"
     try:
         corpus = load_corpus(config, checkpoint.tokenizer)
         if corpus.sha256 == checkpoint.training_state.get("corpus_sha256"):
             if _val_hash(corpus) == checkpoint.training_state.get("val_sha256"):
                 return corpus
-            other, flag = config.val_data or "the text itself", "--val-data"
+            other = config.val_data or "the text itself"
+            problem = f"it was validated on, got another one from {other}", "--val-data"
     except CorpusError as error:
         if not isinstance(error.__cause__, UnknownCharacterError):
             raise
-    what = "trained on" if flag == "--data" else "validated on"
     raise CheckpointError(
-        f"{checkpoint.path}: expected the text it was {what}, got another one from {other}; put the old text "
-        f"back or name its place with {flag}, or start a new run with --init-from {quote(str(checkpoint.path))}"
+        f"{checkpoint.path}: expected the text {problem[0]}; restore the old text or give its path with {problem[1]}, "
+        f"or start a new run with --init-from {quote(str(checkpoint.path))}"
     )
 
 
@@ -389,40 +363,51 @@ def _val_hash(corpus: Corpus) -> str | None:
     return corpus.val.sha256 if corpus.val else None
 
 
-def _best_loss(directory: Path) -> float | None:
-    """The validation loss of a run's best checkpoint, which may be newer than the last one if the run was killed."""
-    if not holds_run(directory / "best"):
-        return None
-    return load_checkpoint(directory / "best").training_state.get("val_loss")
-
-
 def _run_directory(checkpoint: Path) -> Path:
-    """The run that a checkpoint to go on from belongs to."""
+    """The directory of the run that a checkpoint belongs to."""
     if checkpoint.name not in ("last", ".last.old", "best", ".best.old"):
         raise CheckpointError(
-            f"{checkpoint}: expected the directory of a run to resume, got a checkpoint alone; start a new run from "
+            f"{checkpoint}: expected the directory of a run to resume, got a single checkpoint; start a new run from "
             f"its weights with --init-from {quote(str(checkpoint))}"
         )
     return checkpoint.parent
 
 
 def _check_prompt(config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError if the model cannot read the prompt or follow the sampling settings."""
+    where = "generation.prompt (--prompt)"
     try:
         tokenizer.encode(config.generation.prompt)
-    except UnknownCharacterError as error:
-        raise ConfigError(f"generation.prompt (--prompt): {error}") from error
-    try:
+        where = "generation"
         LogitsPipeline(tokenizer, SamplingParams(**config.generation.settings()))
     except ValueError as error:
-        raise ConfigError(f"generation: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_evaluations_not_needed(config: RunConfig, corpus: Corpus, size: int) -> None:
+    """Without a validation split, raise ConfigError if a setting depends on one, and warn if one was asked for."""
+    dependent = {
+        "training.patience (--patience)": config.training.patience,
+        "training.schedule (--schedule) plateau": config.training.schedule == "plateau",
+        "logging.save_top_k (--save-top-k)": config.logging.save_top_k,
+    }
+    for name, value in dependent.items():
+        if value:
+            raise ConfigError(f"{name}: expected a validation split, got {size} tokens; raise --val-frac")
+    if config.data.val_data or config.data.val_frac > 0:
+        warnings.warn(
+            f"{config.data.val_data or corpus.name}: its validation split has {size} tokens, so nothing is evaluated "
+            "and no best checkpoint is kept; use a longer text or a larger val_frac",
+            stacklevel=4,
+        )
 
 
 @contextlib.contextmanager
 def _stop_on_signals(run: Run) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP (a closed terminal) end the run after the present step, with everything saved.
+    """End the run after the current step, with everything saved, on Ctrl-C, SIGTERM and SIGHUP (a closed terminal).
 
-    Ctrl-C again interrupts at once. A signal that is ignored stays ignored, and a handler that was not set from Python
-    stays, because it could not be put back.
+    A second Ctrl-C interrupts at once. Ignored signals stay ignored, and a handler that was not set from Python stays,
+    because it could not be restored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
@@ -431,7 +416,7 @@ def _stop_on_signals(run: Run) -> Iterator[None]:
     def stop(signum: int, frame: Any) -> None:
         run.stopped_by = signum
         run.trainer.stop()
-        if signum == signal.SIGINT and distributed.world_size() == 1:  # torchrun hands on the one it got, too
+        if signum == signal.SIGINT and distributed.world_size() == 1:  # torchrun repeats the one that it got
             signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     run.stopped_by = None

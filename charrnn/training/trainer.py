@@ -347,7 +347,7 @@ class Trainer:
         tokens = torch.zeros(size, dtype=torch.int64, device=self.device)
         with seeded_step(self.device, self._device_config.seed, 0):
             objective, _, _ = self._loss(self.model, tokens, tokens, precision=precision)
-            objective.backward()  # type: ignore[no-untyped-call]
+            objective.backward()
         self.model.zero_grad()
 
     def _update(self, batch: Batch) -> None:
@@ -390,7 +390,7 @@ class Trainer:
             last = len(states) == parts - 1  # the ranks average their gradients in the last part only
             with replica.no_sync() if isinstance(replica, DistributedDataParallel) and not last else nullcontext():
                 objective, loss, state = self._loss(replica, inputs[own], targets[own], state)
-                self._scaler.scale(objective / full).backward()  # type: ignore[no-untyped-call]
+                self._scaler.scale(objective / full).backward()
             states.append(state)
             self._loss_sum += loss
         self._tokens += inputs.numel() if batch.lengths is None else int(batch.lengths.sum())
