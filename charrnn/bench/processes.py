@@ -42,7 +42,7 @@ def supported(names: Iterable[str]) -> list[str]:
 
 
 def measure_apart(module: str, **arguments: Any) -> Any:
-    """Run `module` as a program that passes `arguments` to `answer`, and return its result.
+    """Run `module` as a program that calls `answer`, and return the result for `arguments`.
 
     Raises:
         MeasurementError: it failed, or was killed.
@@ -100,5 +100,5 @@ def peak_bytes() -> int | None:
 
 
 def answer(measure: Callable[..., Any]) -> None:
-    """Be that program: call `measure` with the arguments from `measure_apart`, and print its result."""
+    """Call `measure` with the arguments that `measure_apart` sent to this program, and print its result."""
     print(json.dumps(measure(**json.loads(sys.argv[1]))))

@@ -27,7 +27,8 @@ class _Measurement(Parser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Add the flags of the measurement, then parse."""
-        measurement = importlib.import_module(f"charrnn.bench.{self.name.replace('-', '_')}")
+        with console.notebook_libraries(f"bench {self.name}"):
+            measurement = importlib.import_module(f"charrnn.bench.{self.name.replace('-', '_')}")
         fields = [field for field in config_fields() if field[2] in measurement.CONFIG_FLAGS]
         add_settings(self, fields)
         measurement.add_arguments(self)
@@ -43,7 +44,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         kinds.add_parser(name, help=about, description=about).name = name
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Measure side by side."""
     from charrnn.bench.report import Report
 
@@ -56,11 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
         base.save_figure(getattr(runs, figure)(**report.value), arguments.out)
     if arguments.json:
         console.print_json(report.value)
-        return 0
+        return
     for table in report.tables:
         console.show_rows(table.title, table.rows, table.columns)
     for note in report.notes:
         console.say(note)
     for sentence in report.conclusions:
         print(sentence)
-    return 0

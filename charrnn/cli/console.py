@@ -88,10 +88,9 @@ def write(text: str, raw: bool = False, stream: TextIO | None = None) -> None:
 
 
 def write_stream(pieces: Iterable[str], raw: bool = False, end: str = "\n", quiet: bool = False) -> None:
-    """Write pieces of text as they come and then `end`. Pieces of the same moment are written together.
+    """Write pieces of text as they come, then `end`; pieces that come at almost the same time are written together.
 
-    If the pieces stop with an error, those that came are written. A first piece after the prompt that takes seconds is
-    explained, unless `quiet`.
+    After an error all pieces so far are written. A model that takes seconds to begin is explained, unless `quiet`.
     """
     patience = "still getting ready; the first text on a machine waits some seconds for what is compiled once"
     waiting = threading.Timer(2.0, lambda: None if quiet else say(patience))
@@ -180,7 +179,7 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str, style: str = "") -> Text:
-    """A cell or title: nothing in it is markup, and a terminal obeys nothing in it."""
+    """A cell or title as it is: without markup, and with escapes for control characters."""
     return Text(escape_controls(text), style, overflow="fold")
 
 

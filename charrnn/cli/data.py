@@ -30,7 +30,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_settings(command, (field for field in config_fields("data") if field[2] != "data"))
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """List the corpora, describe a text, or show and clear the token cache."""
     if arguments.cache:
         _run_cache(arguments)
@@ -42,7 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
             console.show_rows("corpora", corpora, CORPORA)
     else:
         _describe(arguments)
-    return 0
 
 
 def _run_cache(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_shared(command, "--json")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Show where models can run here."""
     from charrnn.device import describe_devices, select_device
     from charrnn.kernels.availability import why_numba_unavailable
@@ -26,4 +26,3 @@ def run(arguments: argparse.Namespace) -> int:
         console.print_json(rows)
     else:
         console.show_rows("devices", rows, {name: f"{{{name}}}" for name in rows[0]})
-    return 0

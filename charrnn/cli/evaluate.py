@@ -20,7 +20,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", choices=("train", "val", "test", "all"), default="val", help="the part to measure")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Measure how well a model predicts a text."""
     from charrnn.api import evaluate
     from charrnn.data.corpus import load_corpus
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         sizes = {"characters": result.characters, "tokens": result.tokens, "unknown": float(corpus.unknown_share)}
         measured = {"loss": result.loss, "bpc": result.bpc, "perplexity": result.perplexity}
         console.print_json(about | sizes | measured | ({"baselines": ladder} if ladder else {}))
-        return 0
+        return
     about |= {"characters": f"{result.characters:,}", "tokens": f"{result.tokens:,}"}
     if generator.tokenizer.unknown is not None:
         about["unknown"] = f"{corpus.unknown_share:.2%} of the tokens"
@@ -48,7 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
     about |= {"bpc": console.number(result.bpc, "bits per character"), "perplexity": f"{result.perplexity:.3f}"}
     console.show("evaluation", about)
     show_baselines(ladder)
-    return 0
 
 
 def measure_baselines(corpus: "Corpus", split: str, train_frac: float, val_frac: float) -> dict[str, float]:

@@ -14,12 +14,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_shared(command, "checkpoint", "--json")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Show the model in a checkpoint and how it was trained."""
     info = charrnn.get_model_info(arguments.checkpoint)
     if arguments.json:
         console.print_json(info)
-        return 0
+        return
     training = info["training"]
     progress = training.get("progress", {})
     rows = {
@@ -44,4 +44,3 @@ def run(arguments: argparse.Namespace) -> int:
         shown = history[: -1 : max(1, len(history) // 10)] + history[-1:]
         rows_shown = [dict(zip(("step", "epoch", "loss"), row, strict=True)) for row in shown]
         console.show_rows("training history", rows_shown, HISTORY)
-    return 0

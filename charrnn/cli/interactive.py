@@ -204,16 +204,13 @@ def _as_typed(value: object) -> str:
 # ------------------------------------------------------------------------------------------------------------ terminal
 
 
-def interact(generator: TextGenerator, settings: dict[str, Any], raw: bool = False) -> int:
+def interact(generator: TextGenerator, settings: dict[str, Any], raw: bool = False) -> None:
     """Answer line by line until the input ends. Ctrl-C stops the text, or the program if no person types.
 
     Args:
         generator: writes the texts.
         settings: as `TextGenerator.stream` takes them; the seed goes up by one with each text.
         raw: write control characters to a terminal as they are, not as escapes.
-
-    Returns:
-        0, the exit code.
 
     Raises:
         ConfigError: standard input is closed.
@@ -226,12 +223,12 @@ def interact(generator: TextGenerator, settings: dict[str, Any], raw: bool = Fal
     read = _terminal(session).prompt if person and _can_draw() else _next_line
     if person:
         console.say("type a prompt and press Enter; :help shows the commands, Ctrl-C stops the text, Ctrl-D ends")
-    while True:
+    going = True
+    while going:
         try:
-            if not answer(session, read(), raw):
-                return 0
+            going = answer(session, read(), raw)
         except EOFError:
-            return 0
+            going = False
         except KeyboardInterrupt:
             if not person:
                 raise

@@ -46,7 +46,7 @@ def _main(argv: Sequence[str] | None) -> int:
         arguments = _parse(argv)
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            code: int = arguments.run(arguments)
+            code = arguments.run(arguments) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader has seen enough, as in `| head`

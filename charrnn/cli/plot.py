@@ -14,7 +14,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Draw the metrics of a run, or compare several runs."""
     with console.notebook_libraries("plot"):
         from charrnn.lab.figures.base import save_figure
@@ -29,4 +29,3 @@ def run(arguments: argparse.Namespace) -> int:
     save_figure(figure, out)
     console.say(figure.alt)
     console.write(f"{out}\n")
-    return 0

@@ -34,7 +34,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--raw", action="store_true", help="write control characters to a terminal unescaped")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Generate text."""
     refuse_together(arguments, "interactive", "output", "prompt")
     if arguments.output and not arguments.output.parent.is_dir():
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.interactive:
         from charrnn.cli.interactive import interact
 
-        return interact(generator, settings, arguments.raw)
+        interact(generator, settings, arguments.raw)
+        return
     end = "" if _keep_bytes(generator, arguments.raw or bool(arguments.output)) else "\n"
     try:
         if arguments.num > 1 or arguments.output:
@@ -60,7 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
             console.write_stream(generator.stream(**settings), arguments.raw, end, arguments.quiet)
     except UnknownCharacterError as error:
         raise ConfigError(f"--prompt: {error}") from error
-    return 0
 
 
 def _write_whole(generator: TextGenerator, settings: dict[str, Any], arguments: argparse.Namespace, end: str) -> None:

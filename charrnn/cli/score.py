@@ -36,7 +36,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("text", nargs="?", default="-", metavar="TEXT|FILE", help=about)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Show how surprising each character of a text is to a model."""
     from charrnn.generation.scoring import score
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         scores = [{"token": token, "probability": p, "surprisal": b} for token, p, b in named]
         sizes = {"characters": found.characters, "tokens": len(bits), "bits": total, "bpc": found.bpc}
         console.print_json({"checkpoint": str(arguments.checkpoint), **sizes, "scores": scores})
-        return 0
+        return
     console.say("each token, its probability, and its surprisal in bits:")
     show_heat(zip(found.tokens, (f"{p:.2f}" if p >= 0.005 else "<.01" for p in probabilities), bits, strict=True))
     worst = [
@@ -67,7 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     console.show_rows("most surprising", worst, WORST)
     rows = {"checkpoint": arguments.checkpoint, "characters": f"{found.characters:,}", "tokens": f"{len(bits):,}"}
     console.show("score", rows | {"bits": f"{total:,.1f}", "bpc": f"{found.bpc:.3f} bits per character"})
-    return 0
 
 
 def _text_to_score(given: str, kind: str) -> str:

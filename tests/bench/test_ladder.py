@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 import time
 
 import numpy as np
@@ -328,6 +329,13 @@ def test_the_command_prints_json(capfd, monkeypatch):
     assert main(["bench", "ladder", "--json"]) == 0
     assert asked == [(25, [1, 2, 3, 4, 5], ladder.PARAMETERS, {"data": "shakespeare", "threads": None})]
     assert json.loads(capfd.readouterr().out)["pairs"]["time"][0]["better"] == "LSTM"
+
+
+def test_without_scipy_it_says_what_to_install(monkeypatch, capfd):
+    monkeypatch.delitem(sys.modules, "charrnn.bench.ladder")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert main(["bench", "ladder"]) == 1
+    assert "bench ladder: expected the libraries of the notebooks" in capfd.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_is_said_before_the_training(tmp_path, capfd):
