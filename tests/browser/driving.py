@@ -138,9 +138,9 @@ class Widget:
         return self.root.locator(".t-message")
 
     @property
-    def words(self) -> Locator:
-        """What stands under a picture."""
-        return self.root.locator(".t-words").last
+    def figure(self) -> Locator:
+        """The figure, with its caption and description."""
+        return self.root.locator(".t-figure").last
 
     def click(self, name: str) -> None:
         self.button(name).click()

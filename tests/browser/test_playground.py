@@ -107,9 +107,9 @@ def test_copy_and_save(playground):
 
 
 def test_another_network_another_view(playground):
-    words = playground.words.text_content()
+    words = playground.figure.text_content()
     playground.choose("checkpoint", "shakespeare-rnn")
-    changed(playground.words, words)
+    changed(playground.figure, words)
     playground.click("surprisal")
     expect(playground.control("surprisal")).to_contain_text("most surprising is")
     expect(playground.root.locator("img")).to_be_hidden()
@@ -143,6 +143,6 @@ def test_the_page_is_worth_a_picture(page_of_its_own, everything, picture):
     text = playground.generate()
     assert len(text) == len("ROMEO:\n") + 300
     expect(playground.control("status")).to_contain_text("bits per character")
-    expect(playground.words).to_contain_text(text[-9:].splitlines()[-1])  # the views have followed to the very end
+    expect(playground.figure).to_contain_text(text[-9:].splitlines()[-1])  # the views have followed to the very end
     page_of_its_own.set_viewport_size({"width": 1080, "height": 1300})  # what is scrolled out of sight is cut off
     picture(playground.root, "playground")

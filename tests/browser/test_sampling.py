@@ -21,38 +21,38 @@ def bars(course, everything):
 
 
 def test_bars_by_keyboard(bars):
-    before = bars.words.text_content()
+    before = bars.figure.text_content()
     assert bars.press("temperature", "Home") == 0
-    before = changed(bars.words, before)
+    before = changed(bars.figure, before)
     assert "entropy 0.00 bits; kept are 1 of 70" in before
     assert bars.press("temperature", *["PageUp"] * 2) > 0
-    before = changed(bars.words, before)
+    before = changed(bars.figure, before)
     assert bars.press("top_k", "Home", *["ArrowRight"] * 3) == 3
-    expect(bars.words).to_contain_text("kept are 3 of 70")
+    expect(bars.figure).to_contain_text("kept are 3 of 70")
     assert bars.press("top_k", "Home") == 0
-    expect(bars.words).to_contain_text("kept are 70 of 70")
+    expect(bars.figure).to_contain_text("kept are 70 of 70")
 
 
 @pytest.mark.parametrize(("name", "off", "cut"), [("top_p", 1.0, 0.5), ("min_p", 0.0, 0.4), ("typical_p", 1.0, 0.3)])
 def test_bars_by_mouse(bars, name, off, cut):
-    expect(bars.words).to_contain_text("kept are 70 of 70")
+    expect(bars.figure).to_contain_text("kept are 70 of 70")
     low = 0.0 if name == "min_p" else 0.05
     assert bars.drag(name, (cut - low) / (1 - low)) == pytest.approx(cut, abs=0.05)
-    expect(bars.words).not_to_contain_text("kept are 70 of 70")
+    expect(bars.figure).not_to_contain_text("kept are 70 of 70")
     assert bars.drag(name, off) == off
-    expect(bars.words).to_contain_text("kept are 70 of 70")
+    expect(bars.figure).to_contain_text("kept are 70 of 70")
 
 
 def test_bars_after_another_prompt(bars, picture):
     bars.press("temperature", "Home", *["ArrowRight"] * 14)
     bars.write("prompt", "The q")
-    expect(bars.words).to_contain_text("u is the likeliest")
+    expect(bars.figure).to_contain_text("u is the likeliest")
     bars.write("prompt", "naïve")
-    expect(bars.words.get_by_role("alert")).to_contain_text("'ï' (U+00EF)")
+    expect(bars.root.get_by_role("alert")).to_contain_text("'ï' (U+00EF)")
     expect(bars.root.locator("img")).to_be_hidden()
     bars.write("prompt", "My lord, I ")
     bars.press("top_k", "Home", *["ArrowRight"] * 8)
-    expect(bars.words).to_contain_text("kept are 8 of 70")
+    expect(bars.figure).to_contain_text("kept are 8 of 70")
     expect(bars.root.locator("img")).to_be_visible()
     picture(bars.root, "distribution")
 
@@ -108,9 +108,9 @@ def test_choose_by_keyboard_and_by_mouse(chooser):
 
 
 def test_more_to_choose_from(chooser):
-    before = chooser.words.text_content()
+    before = chooser.figure.text_content()
     assert chooser.press("count", "End") == 10
-    changed(chooser.words, before)
+    changed(chooser.figure, before)
     assert chooser.root.locator("[class*=t-choice-]:visible").count() == 10
     assert chooser.drag("count", 0.0) == 1
     expect(chooser.root.locator("[class*=t-choice-]:visible")).to_have_count(1)

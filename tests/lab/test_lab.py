@@ -17,6 +17,7 @@ from charrnn.data.streams import CharDataset
 from charrnn.data.tokenizer import CharTokenizer
 from charrnn.errors import ConfigError
 from charrnn.generation.generator import TextGenerator
+from charrnn.lab import profiles
 from charrnn.lab.figures.labels import percent
 from charrnn.lab.panels.generation import SHOWN, text_to_html
 from charrnn.lab.probes.distribution import next_character_probabilities
@@ -37,7 +38,7 @@ def generator():
         return TextGenerator(CharLSTM(12, 8), CharTokenizer("\n abcdefg<&>"))
 
 
-# ------------------------------------------------------------------------------------------------------- setting
+# -------------------------------------------------------------------------------------------------------- profile
 
 
 def test_profiles(monkeypatch):
@@ -55,8 +56,8 @@ def test_profiles(monkeypatch):
 @pytest.mark.parametrize("name", ["laptop", "gpu"])
 def test_models_of_a_read_only_course_go_to_the_users_own_folder(monkeypatch, tmp_path, name):
     monkeypatch.setenv("CHARRNN_PROFILE", name)
-    monkeypatch.setattr(lab.profiles, "is_writable", lambda folder: folder != lab.profiles.OWN)
-    monkeypatch.setattr(lab.profiles.platformdirs, "user_data_path", lambda program: tmp_path / program)
+    monkeypatch.setattr(profiles, "is_writable", lambda folder: folder != profiles.OWN)
+    monkeypatch.setattr(profiles.platformdirs, "user_data_path", lambda program: tmp_path / program)
     own = tmp_path / "charrnn" / "checkpoints"
     with pytest.warns(UserWarning, match=f"checkpoints is read-only, so your own models are saved in {own}") as caught:
         assert lab.profile().checkpoints == own

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import html
 import io
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,9 +78,12 @@ class CaptionedFigure:
         The alt text is the caption, because a screen reader cannot pause in an alt text or go back in it. The numbers
         follow as text.
         """
-        caption, image = html.escape(self.caption), base64.b64encode(self.png()).decode()
+        caption, png = html.escape(self.caption), self.png()
+        width, height = struct.unpack(">II", png[16:24])  # reserve the space of the image while it loads
+        size = f'width="{width}" height="{height}" style="max-width:100%;height:auto"'
         return (
-            f'<figure style="margin:0"><img alt="{caption}" src="data:image/png;base64,{image}" style="max-width:100%">'
+            '<figure style="margin:0">'
+            f'<img alt="{caption}" src="data:image/png;base64,{base64.b64encode(png).decode()}" {size}>'
             f"<figcaption>{_without_formulas(caption)}"
             f"<details{' open' * unfolded}><summary>Description</summary>"
             f"{_without_formulas(html.escape(self.description))}</details></figcaption></figure>"
