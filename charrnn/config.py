@@ -222,10 +222,10 @@ class DataConfig(_Section):
 class GenerationConfig(_Section):
     """Sampling settings."""
 
-    temperature: float = _field(1.0, "sampling temperature; 0 always takes the likeliest token", ge=0)
-    top_k: int | None = _field(None, "sample from the k likeliest tokens", ge=1)
-    top_p: float | None = _field(0.9, "sample from the likeliest tokens of this total probability", gt=0, le=1)
-    min_p: float | None = _field(None, "smallest probability of a token, relative to the likeliest", ge=0, le=1)
+    temperature: float = _field(1.0, "sampling temperature; 0 always takes the most likely token", ge=0)
+    top_k: int | None = _field(None, "sample from the k most likely tokens", ge=1)
+    top_p: float | None = _field(0.9, "sample from the most likely tokens of this total probability", gt=0, le=1)
+    min_p: float | None = _field(None, "smallest probability of a token, relative to the most likely", ge=0, le=1)
     typical_p: float | None = _field(None, "sample from the most typical tokens of this total probability", gt=0, le=1)
     repetition_penalty: float | None = _field(None, "above 1, the last 32 tokens become less likely", ge=1, le=1e6)
     allow: str | None = _field(None, f"generate only these characters; {ESCAPES}", min_length=1)
@@ -242,7 +242,7 @@ class GenerationConfig(_Section):
 
 
 class LoggingConfig(_Section):
-    """What is recorded, where and how often."""
+    """Logs, checkpoints and metrics: where and how often."""
 
     log_dir: str = _field("logs", "folder of TensorBoard logs")
     checkpoint_dir: str = _field("checkpoints", "folder in which each run gets a directory")

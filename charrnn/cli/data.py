@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", nargs="?", metavar="NAME|PATH", help=about)
     about = "show the token cache, or clear it"
     command.add_argument("--cache", nargs="?", const="show", choices=("show", "clear"), help=about)
-    about = "add bytes, lines, words, entropy and the commonest tokens"
+    about = "add bytes, lines, words, entropy and the most frequent tokens"
     command.add_argument("--stats", action="store_true", help=about)
     add_shared(command, "--baselines", "--json")
     add_settings(command, (field for field in config_fields("data") if field[2] != "data"))
@@ -111,7 +111,7 @@ def _count_documents(corpus: "Corpus") -> int:
 
 def _statistics(config: DataConfig, corpus: "Corpus") -> dict[str, Any]:
     """Bytes, lines and words of a text; the entropy of single tokens in bits per character; common tokens."""
-    from charrnn.data.statistics import commonest, describe_text, entropy
+    from charrnn.data.statistics import describe_text, entropy, most_common
 
     text = open_source(config.model_copy(update={"documents": False}))
     shape, extent = describe_text(text.pieces("measuring")), corpus.extent()
@@ -119,5 +119,5 @@ def _statistics(config: DataConfig, corpus: "Corpus") -> dict[str, Any]:
         **shape._asdict(),
         "entropy": extent.bpc(entropy(corpus.tokens)),
         "uniform": extent.bpc(math.log2(corpus.tokenizer.vocab_size)),
-        "common": [{"token": text, "count": count} for text, count in commonest(corpus.tokens, corpus.tokenizer)],
+        "common": [{"token": text, "count": count} for text, count in most_common(corpus.tokens, corpus.tokenizer)],
     }

@@ -326,13 +326,13 @@ _MAGIC = {  # the first bytes of files that are often taken for texts
     b"{\\rtf": "an RTF document",
     b"SQLite format 3\0": "an SQLite database",
     b"PAR1": "a Parquet table",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
 }
 
 
 def _recognise(start: bytes, encoding: str) -> str | None:
-    """What a file is that begins like this, and what to do, if it cannot be text in this encoding."""
+    """The kind of a file that cannot be text in this encoding, by its first bytes, and what to do."""
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer; run: git lfs pull"
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)

@@ -31,7 +31,7 @@ def entropy(tokens: Tokens) -> float:
     return 0.0 - float((frequency * np.log2(frequency)).sum())  # not the negative, which is -0.0 for a single token
 
 
-def commonest(tokens: Tokens, tokenizer: Tokenizer, count: int = 10) -> list[tuple[str, int]]:
+def most_common(tokens: Tokens, tokenizer: Tokenizer, count: int = 10) -> list[tuple[str, int]]:
     """The `count` most frequent tokens as text, with their numbers of occurrences."""
     counts = token_counts(tokens, tokenizer.vocab_size)
     order = np.argsort(-counts, kind="stable")[:count]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import charrnn.data.corpus
 import charrnn.data.files
 from charrnn.data.corpus import load_corpus
-from charrnn.data.statistics import commonest, describe_text, entropy, token_counts
+from charrnn.data.statistics import describe_text, entropy, most_common, token_counts
 from charrnn.data.streams import CharDataset, DocumentDataset
 from charrnn.data.tokenizer import ByteTokenizer, CharTokenizer
 from charrnn.errors import ConfigError, CorpusError
@@ -415,8 +415,8 @@ def _loaded(path, tokenizer="char"):
 def test_commonest(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("abbccc")
-    assert commonest(*_loaded(path), 2) == [("c", 3), ("b", 2)]
-    assert commonest(*_loaded(path, "byte"), 9) == [
+    assert most_common(*_loaded(path), 2) == [("c", 3), ("b", 2)]
+    assert most_common(*_loaded(path, "byte"), 9) == [
         ("c", 3),
         ("b", 2),
         ("a", 1),
