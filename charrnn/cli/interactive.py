@@ -20,9 +20,10 @@ from charrnn.atomic import write_atomically
 from charrnn.cli import console
 from charrnn.config import ESCAPES, GenerationConfig, RunConfig, escaped, unescaped
 from charrnn.errors import ConfigError
-from charrnn.generation.generator import TextGenerator, TextStream
+from charrnn.generation.generator import TextGenerator
 from charrnn.generation.pipeline import LogitsPipeline
 from charrnn.generation.sampling_params import SEEDS, SamplingParams
+from charrnn.generation.text import TextStream
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

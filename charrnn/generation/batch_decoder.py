@@ -1,8 +1,8 @@
-"""Many texts side by side through a packed model: the products by PyTorch, all else by loops that numba compiles.
+"""A decoder of many texts with a packed model: the products by PyTorch, all else by loops that numba compiles.
 
-The texts are dealt out to threads that never meet, for a text needs nothing of another: cores that share each product
-spend more time waiting for one another than multiplying. All that reads a layer's h, the layer itself at the next step
-and the layer above or the head at this one, is one product.
+Texts are independent, so each thread gets its own rows. This is faster than sharing every matrix product between cores,
+which then wait for one another. All products with a layer's h, for the layer itself at the next step and for the layer
+above or the head at this one, are one product.
 """
 
 import threading
@@ -11,22 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.generation.logits import Cut, checked
-from charrnn.generation.numba_decoder import Floats, NumbaDecoder, PackedWeights, cells, draw, out_of_range
-from charrnn.types import Tokens
+from charrnn.generation.logits import Truncation, checked
+from charrnn.generation.numba_decoder import NumbaDecoder, PackedWeights, batch_draw, batch_step, out_of_range
+from charrnn.generation.pipeline import LogitsPipeline
+from charrnn.kernels.numba_math import Fp32, as_array
+from charrnn.types import Floats, Tokens
 
 FEWEST = 16  # texts that are worth a thread
 
 
 class BatchDecoder:
-    """B texts at a time through a packed model, as `decoder.Decoder` wants it.
+    """A `decoder.Decoder` of B texts with a packed model.
 
     Args:
         packed: the model.
-        precision: of the factors of the products and of what they give, `fp32` or `bf16`.
+        precision: of the products and their factors, `fp32` or `bf16`.
     """
 
     def __init__(self, packed: PackedWeights, precision: str = "fp32"):
@@ -35,12 +36,12 @@ class BatchDecoder:
         self._packed = packed
         self._weights = [torch.from_numpy(np.hstack(both)).to(dtype) for both in zip(own, above, strict=True)]
         none = np.zeros((len(own), 0, own.shape[1]), np.float32)
-        shard = _Shard(packed, self._weights, none, none)  # compiles the loops, or loads them: see `NumbaDecoder`
+        shard = Shard(packed, self._weights, none, none)  # compiles the loops, or loads them: see `NumbaDecoder`
         shard.decode(np.zeros(0, np.int64))
-        shard.decode_n(np.zeros((1, 0)), np.ones(1), Cut())
+        shard.decode_n(np.zeros((1, 0)), np.ones(1), Truncation())
 
     def prefill(self, prompts: Sequence[Tokens]) -> Floats:
-        """Start with these prompts, read one by one, so that each is as it would be alone; logits `(B, V)`."""
+        """Start with these prompts, read one by one; logits `(B, V)`."""
         alone = NumbaDecoder(self._packed)
         logits, states = [], []
         for prompt in prompts:
@@ -53,43 +54,38 @@ class BatchDecoder:
 
     def decode(self, tokens: Tokens) -> Floats:
         """Read one more token of each text, `(B,)`; logits `(B, V)`."""
-        return np.concatenate(
-            list(self._pool.map(_Shard.decode, self._shards, np.array_split(tokens, len(self._shards))))
-        )
+        parts = np.array_split(tokens, len(self._shards))
+        return np.concatenate(list(self._pool.map(Shard.decode, self._shards, parts)))
+
+    def decode_n(self, uniform: Floats, pipeline: LogitsPipeline, step: int) -> Tokens:
+        """Draw tokens `(N, B)` one after another for each text and read them."""
+        truncation = pipeline.truncation
+        if truncation is None:
+            logits = np.concatenate([shard.logits() for shard in self._shards])
+            return pipeline.decode_n(self, logits, uniform, step)
+        temperatures = pipeline.temperatures(step, len(uniform))
+        parts = np.array_split(uniform, len(self._shards), axis=1)
+        drawn = self._pool.map(lambda shard, part: shard.decode_n(part, temperatures, truncation), self._shards, parts)
+        return np.concatenate(list(drawn), axis=1)
 
     def reorder(self, rows: Tokens) -> None:
         """Go on with the texts at these places."""
         states = ((shard.h, shard.c) for shard in self._shards)
         self._distribute(*(np.concatenate(part, axis=1)[:, rows] for part in zip(*states, strict=True)))
 
-    def decode_n(self, uniform: NDArray[np.float64], temperatures: NDArray[np.float64], cut: Cut) -> Tokens:
-        """Draw tokens `(N, B)` one after another for each text and read them.
-
-        Args:
-            uniform: for each a number in [0, 1), `(N, B)`.
-            temperatures: for each step, `(N,)`.
-            cut: what is left out of the draw.
-
-        Raises:
-            ValueError: a logit is NaN or infinite, or all of a text are -inf.
-        """
-        dealt = np.array_split(uniform, len(self._shards), axis=1)
-        written = self._pool.map(lambda shard, part: shard.decode_n(part, temperatures, cut), self._shards, dealt)
-        return np.concatenate(list(written), axis=1)
-
-    def _distribute(self, h: Floats, c: Floats) -> None:
+    def _distribute(self, h: Fp32, c: Fp32) -> None:
         """Go on from these states, `(L, B, H)` each."""
         count = min(self._threads, h.shape[1])
         parts = zip(np.array_split(h, count, axis=1), np.array_split(c, count, axis=1), strict=True)
-        self._shards = [_Shard(self._packed, self._weights, *map(np.ascontiguousarray, part)) for part in parts]
+        self._shards = [Shard(self._packed, self._weights, *map(np.ascontiguousarray, part)) for part in parts]
 
 
 def _one_core_each(threads: int) -> ThreadPoolExecutor:
-    """So many threads, in each of which PyTorch uses no other."""
+    """A pool of threads, in each of which PyTorch uses no other."""
     before, begun = torch.get_num_threads(), threading.Barrier(threads + 1)
 
     def begin() -> None:
-        torch.get_num_threads()  # the first time a thread needs the number, it takes the process's, whatever it set
+        torch.get_num_threads()  # a thread's first call takes the process's number, whatever the thread had set
         torch.set_num_threads(1)
         begun.wait()
 
@@ -97,26 +93,26 @@ def _one_core_each(threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(int)
     begun.wait()
-    torch.set_num_threads(before)  # for the threads of others: each takes, when it begins, what was last set anywhere
+    torch.set_num_threads(before)  # a new thread starts with the number that any thread set last
     return pool
 
 
-class _Shard:
-    """The texts that one thread writes, from states h and c `(L, B, H)` on."""
+class Shard:
+    """The texts of one thread, from states h and c `(L, B, H)` on."""
 
-    def __init__(self, packed: PackedWeights, weights: list[Tensor], h: Floats, c: Floats):
+    def __init__(self, packed: PackedWeights, weights: list[Tensor], h: Fp32, c: Fp32):
         self.h, self.c = h, c
-        self._packed, self._weights, self._cells = packed, weights, cells(packed.kind)
+        self._packed, self._weights, self._step = packed, weights, batch_step(packed.kind)
         (dtype,) = {weight.dtype for weight in weights}
         batch_size, vocab_size = h.shape[1], len(packed.head_bias)
-        # memory is asked for once, and not again at each step
-        self._x = np.zeros_like(h[0])  # what the layer above reads, where that is not h
+        # all memory is allocated here, none at a step
+        self._x = np.zeros_like(h[0])  # the input of the layer above, where that is not h
         self._logits = np.zeros((batch_size, vocab_size), np.float32)
         factors = [torch.empty(2, *self._x.shape, dtype=dtype, device="cpu") for _ in h]
         self._factors = [(both[0], both[1 if packed.residual else 0]) for both in factors]
         self._products = [torch.empty(batch_size, weight.shape[1], dtype=dtype, device="cpu") for weight in weights]
-        self._seen = [tuple(map(_numbers, both)) for both in self._factors]
-        self._results = [_numbers(product) for product in self._products]
+        self._factor_arrays = [tuple(map(as_array, both)) for both in self._factors]
+        self._results = [as_array(product) for product in self._products]
         self._scores = self._results[-1][:, -vocab_size:]
         for layer, own in enumerate(h):
             self._x += own
@@ -129,27 +125,32 @@ class _Shard:
         if len(tokens) and not (tokens.min() >= 0 and tokens.max() < vocab_size):
             raise out_of_range(tokens, vocab_size)
         self._advance(tokens)
-        return self._products[-1][:, -len(self._packed.head_bias) :].float().numpy() + self._packed.head_bias
+        return self.logits()
 
-    def decode_n(self, uniform: NDArray[np.float64], temperatures: NDArray[np.float64], cut: Cut) -> Tokens:
-        """As `BatchDecoder.write`."""
-        *settings, possible = cut
+    def logits(self) -> Floats:
+        """The logits `(B, V)` after the last token of each text."""
+        bias = self._packed.head_bias
+        logits: Floats = self._products[-1][:, -len(bias) :].float().numpy() + bias
+        return logits
+
+    def decode_n(self, uniform: Floats, temperatures: Floats, truncation: Truncation) -> Tokens:
+        """Draw tokens `(N, B)` one after another for each text and read them."""
         tokens = np.empty(uniform.shape, np.int64)
         bias, logits = self._packed.head_bias, self._logits
         for drawn, numbers, temperature in zip(tokens, uniform, temperatures, strict=True):
-            if not draw(self._scores, bias, possible, numbers, temperature, *settings, logits, drawn):
+            if not batch_draw(self._scores, bias, numbers, temperature, truncation, logits, drawn):
                 checked(logits)
             self._advance(drawn)
         return tokens
 
     def _advance(self, tokens: Tokens) -> None:
         results = self._results
-        for layer, (h, c, seen) in enumerate(zip(self.h, self.c, self._seen, strict=True)):
-            self._cells(self._packed, layer, tokens, results[layer - 1], results[layer], h, c, self._x, *seen)
+        for layer, (h, c, factors) in enumerate(zip(self.h, self.c, self._factor_arrays, strict=True)):
+            self._step(self._packed, layer, tokens, results[layer - 1], results[layer], h, c, self._x, *factors)
             self._multiply(layer)
 
     def _multiply(self, layer: int) -> None:
-        """What the layer reads at the next step and what is above it at this one, side by side."""
+        """The products for the layer itself at the next step and for the one above at this step, side by side."""
         weight, result, (h, x) = self._weights[layer], self._products[layer], self._factors[layer]
         if not self._packed.residual:
             torch.mm(h, weight, out=result)
@@ -157,8 +158,3 @@ class _Shard:
         width = self._packed.weight_hh.shape[2]
         torch.mm(h, weight[:, :width], out=result[:, :width])
         torch.mm(x, weight[:, width:], out=result[:, width:])
-
-
-def _numbers(tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
-    """The tensor's memory, of bf16 the bits: numpy has no such numbers."""
-    return (tensor if tensor.dtype == torch.float32 else tensor.view(torch.uint16)).numpy()

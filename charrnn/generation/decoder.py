@@ -1,4 +1,4 @@
-"""Decoders step a model token by token. `ModelDecoder` is the plain one: it takes any model on any device."""
+"""Decoders step a model token by token; they keep its state. `ModelDecoder` takes any model on any device."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,39 +9,52 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.device import autocast
-from charrnn.models.recurrent import CharModel, evaluation_view
+from charrnn.generation.pipeline import LogitsPipeline
+from charrnn.models.recurrent import evaluation_view
 from charrnn.models.state import State, map_state
 from charrnn.types import Floats, Tokens
 
 
 class Decoder(Protocol):
-    """A model that reads B texts side by side; it keeps their states."""
+    """Reads and writes B texts side by side."""
 
     def prefill(self, prompts: Sequence[Tokens]) -> Floats:
-        """Start with these B prompts; logits `(B, V)` after each, as it would be alone."""
+        """Start with these B prompts; logits `(B, V)` after each, the same as if it were alone."""
 
     def decode(self, tokens: Tokens) -> Floats:
-        """Read one more token of each, `(B,)`; logits `(B, V)` after it."""
+        """Read one more token of each text, `(B,)`; logits `(B, V)` after it."""
+
+    def decode_n(self, uniform: Floats, pipeline: LogitsPipeline, step: int) -> Tokens:
+        """Draw N tokens of each text, `(N, B)`, one after another, and read them.
+
+        Args:
+            uniform: a number in [0, 1) for each, `(N, B)`.
+            pipeline: processes the logits before each draw.
+            step: number of the first draw, counted from the beginning of the text.
+
+        Raises:
+            ValueError: a logit is NaN or infinite, or all of a text are -inf.
+        """
 
     def reorder(self, rows: Tokens) -> None:
         """Go on with the texts at these places `(B',)`; one may be taken twice."""
 
 
 class ResumableDecoder(Decoder, Protocol):
-    """A decoder for one text that can go back."""
+    """A decoder of one text that can return to an earlier place."""
 
     def extend(self, tokens: Tokens) -> Floats:
         """Read more tokens, `(T,)`; logits `(1, V)` after them."""
 
     def snapshot(self) -> Any:
-        """The state and the logits as they are now."""
+        """The state and the logits as they are now, for `restore`."""
 
     def restore(self, snapshot: Any) -> Floats:
-        """Go back to where `snapshot` was taken; logits `(1, V)`."""
+        """Go back to the place where `snapshot` was taken; logits `(1, V)`."""
 
 
 class ModelDecoder:
-    """A model that reads B texts side by side, as a `Decoder` does, without dropout.
+    """The plain decoder: each step is a call of the model, without dropout.
 
     Args:
         model: anything with the contract `logits, state = model(tokens, state)`.
@@ -49,26 +62,27 @@ class ModelDecoder:
         chunk: tokens of a prompt that are read at once.
     """
 
-    def __init__(self, model: CharModel, precision: str = "fp32", chunk: int = 1024):
+    def __init__(self, model: torch.nn.Module, precision: str = "fp32", chunk: int = 1024):
         self._model, self._precision, self._chunk = evaluation_view(model), precision, chunk
         self._device = next(model.parameters()).device
         self._state: State = None
         self._logits = np.zeros((1, 0), np.float32)
 
     def prefill(self, prompts: Sequence[Tokens]) -> NDArray[np.float32]:
-        """Start with these prompts, read one by one, so that each is as it would be alone; logits `(B, V)`."""
+        """Start with these prompts, read one by one; logits `(B, V)`."""
         logits, states = [], []
         for prompt in prompts:
             self._state = None
             logits.append(self.extend(prompt))
             states.append(self._state)
         self._state = map_state(lambda *parts: torch.cat(parts), *states)
-        return np.concatenate(logits)
+        self._logits = np.concatenate(logits)
+        return self._logits
 
     def extend(self, tokens: Tokens) -> NDArray[np.float32]:
         """Read more tokens of the one text, `(T,)`; logits `(1, V)` after them."""
-        for part in torch.from_numpy(tokens).split(self._chunk):
-            self._run(part[None])
+        for start in range(0, len(tokens), self._chunk):
+            self._run(torch.from_numpy(tokens[None, start : start + self._chunk]))
         return self._logits
 
     def snapshot(self) -> tuple[State, NDArray[np.float32]]:
@@ -76,13 +90,17 @@ class ModelDecoder:
         return self._state, self._logits
 
     def restore(self, snapshot: tuple[State, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Go back to where `snapshot` was taken; logits `(1, V)`."""
+        """Go back to the place where `snapshot` was taken; logits `(1, V)`."""
         self._state, self._logits = snapshot
         return self._logits
 
     def decode(self, tokens: Tokens) -> NDArray[np.float32]:
         """Read one more token of each text, `(B,)`; logits `(B, V)`."""
-        return self._run(torch.from_numpy(tokens)[:, None])
+        return self._run(torch.from_numpy(tokens[:, None]))
+
+    def decode_n(self, uniform: Floats, pipeline: LogitsPipeline, step: int) -> Tokens:
+        """Draw tokens `(N, B)` one after another and read them."""
+        return pipeline.decode_n(self, self._logits, uniform, step)
 
     def reorder(self, rows: Tokens) -> None:
         """Go on with the texts at these places."""

@@ -1,98 +1,83 @@
 """Text out of a model: one, many, streamed, or the likeliest that a beam search finds.
 
 The next token is drawn by inverting the cumulative distribution at one uniform number of the Mersenne Twister, the
-generator behind a CPU's `torch.Generator`. A text depends on its prompt, its settings and its seed: not on how it is
-asked for, streamed or whole, alone or in a batch. A model of documents begins a text with its end token, and ends one
-where it draws that token.
+generator behind a CPU's `torch.Generator`. A text depends on its prompt, its settings and its seed, and not on the way
+it is asked for, streamed or whole, alone or in a batch. A model of documents begins a text with its end token, and ends
+one where it draws that token.
 """
 
-import copy
 import functools
 import itertools
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from charrnn.checkpoint import Checkpoint, load_checkpoint
-from charrnn.config import LONGEST_STOP, ModelConfig
-from charrnn.data.tokenizer import StreamDecoder, Tokenizer
+from charrnn.config import ModelConfig, RunConfig
+from charrnn.data.tokenizer import Tokenizer
 from charrnn.generation.beam_search import Beam, search
-from charrnn.generation.logits import Cut, checked
 from charrnn.generation.pipeline import LogitsPipeline
-from charrnn.generation.sampling_params import BeamSearchParams, SamplingParams, SamplingSettings, list_prompts
-from charrnn.generation.text import _Text, _Uniform
+from charrnn.generation.sampling_params import BeamSearchParams, SamplingParams, list_prompts, takes_sampling_params
+from charrnn.generation.text import LARGEST_BLOCK, GeneratedText, TextStream, UniformNumbers, draw_blocks
 from charrnn.kernels.availability import disabling_numba_on_failure, numba_available
 from charrnn.types import Floats, Tokens
 
-if TYPE_CHECKING:  # PyTorch takes seconds to load, and the fast path does without it
+if TYPE_CHECKING:  # PyTorch and numba take seconds to load, and writing a text needs only one of them
     from charrnn.generation.decoder import Decoder, ResumableDecoder
+    from charrnn.generation.numba_decoder import PackedWeights
     from charrnn.models.recurrent import CharModel
 
-LARGEST_UNSORTED = 1024  # vocabulary size
+Weights = Mapping[str, NDArray[np.float32]]
 
-CHARACTERS_AT_ONCE = 1 << 16  # of a batch, between two steps of its progress, if all are wanted
-
-CHUNK = 1024  # tokens of a prompt that are read between two of its pieces
-
-LARGEST_BLOCK, LONGEST_BLOCK = 64, 0.01  # tokens, and about as many seconds, between two pieces of a streamed text
-
-
-def sample(logits: ArrayLike, uniform: ArrayLike) -> Tokens:
-    """Draw a token from each distribution.
-
-    Args:
-        logits: `(..., V)`; -inf is never drawn.
-        uniform: numbers `(...)` in [0, 1).
-
-    Returns:
-        Tokens `(...)`, int64.
-
-    Raises:
-        ValueError: a logit is NaN or infinite, or all are -inf.
-    """
-    logits = checked(logits)
-    cumulative = np.exp(logits - logits.max(axis=-1, keepdims=True)).cumsum(axis=-1)
-    point = np.asarray(uniform)[..., None] * cumulative[..., -1:]
-    return (cumulative <= point).sum(axis=-1)
+TOKENS_AT_ONCE = 1 << 16  # of a batch, between two steps of its progress, if all are wanted
 
 
 class TextGenerator:
     """Text out of a model.
 
     Args:
-        model: anything with the contract `logits, state = model(tokens, state)`.
+        model: anything with the contract `logits, state = model(tokens, state)`; or a checkpoint, whose model is made
+            when it is first asked for, since writing a text needs only its weights.
         tokenizer: the one it was trained with.
-        config: the run it comes from; carried along, so that nothing is lost when it is saved again.
-        training_state: how far that run was; carried along, too.
+        config: the run it comes from; kept so that it can be saved again.
+        training_state: the progress of that run; kept, too.
     """
 
     def __init__(
         self,
-        model: "CharModel",
+        model: "CharModel | Checkpoint",
         tokenizer: Tokenizer,
-        config: Any = None,
+        config: RunConfig | None = None,
         training_state: dict[str, Any] | None = None,
     ):
-        self.model = model
+        self._checkpoint = model if isinstance(model, Checkpoint) else None
+        if not isinstance(model, Checkpoint):
+            self.model = model
         self.tokenizer = tokenizer
         self.config = config
         self.training_state = training_state or {}
+        self._packed: tuple[ModelConfig, Weights, PackedWeights] | None = None
 
-    def generate(self, prompt: str = "", length: int = 1000, **settings: Unpack[SamplingSettings]) -> str:
+    @functools.cached_property
+    def model(self) -> "CharModel":
+        """The model; that of a checkpoint is on the CPU."""
+        assert self._checkpoint is not None
+        return self._checkpoint.model
+
+    @takes_sampling_params
+    def generate(self, prompt: str = "", length: int = 1000, **settings: Any) -> str:
         """`prompt` and `length` more characters.
 
         Args:
             prompt: text to go on from; empty starts after a newline, a model of documents at the start of one.
             length: characters to generate, exactly; at most, if there is a `stop` or the model ends its texts.
-            **settings: fields of `SamplingParams`, each described there: temperature, top_k, top_p, min_p, typical_p,
-                repetition_penalty, allow, forbid, stop, seed. A text ends right after the first stop string of which
-                any part was generated; its beginning may be the end of the prompt.
+            **settings: the other fields of `SamplingParams`, each described there. A text ends right after the first
+                stop string of which any part was generated; its beginning may be the end of the prompt.
 
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
@@ -100,7 +85,8 @@ class TextGenerator:
         """
         return self.generate_batch([prompt], length, **settings)[0]
 
-    def stream(self, prompt: str = "", length: int | None = 1000, **settings: Unpack[SamplingSettings]) -> "TextStream":
+    @takes_sampling_params
+    def stream(self, prompt: str = "", length: int | None = 1000, **settings: Any) -> TextStream:
         """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None sets no limit.
 
         A long prompt comes in pieces, too, each before it is read.
@@ -108,38 +94,39 @@ class TextGenerator:
         params = SamplingParams(prompt=prompt, length=length, **settings)
         return TextStream(self.tokenizer, self._decoder(1), params, self.encode_prompt(prompt))
 
+    @takes_sampling_params
     def generate_batch(
         self,
         prompts: Iterable[str],
         length: int = 1000,
         progress: Callable[[Iterable[Tokens]], Iterable[Tokens]] = iter,
         precision: Literal["fp32", "bf16"] = "fp32",
-        **settings: Unpack[SamplingSettings],
+        **settings: Any,
     ) -> list[str]:
         """One text for each prompt, side by side: text i is `generate(prompts[i], …, seed=seed + i)`.
 
-        With `precision="bf16"` the large products are rounded to three digits, which is faster where the processor has
-        this type; the texts are as good, but others. `progress` wraps the loop over blocks of tokens `(N, B)`, to show
-        how far it is; there may be more than needed.
+        With `precision="bf16"` the factors of the large products are rounded to three digits, which is faster on a
+        processor with this type; the texts are as good, but not the same. `progress` wraps the loop over blocks of
+        tokens `(N, B)`, as `tqdm` does; there may be more than needed.
         """
         prompts = list_prompts(prompts)
         params = SamplingParams(prompt="", length=length, **settings)
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision: expected fp32 or bf16, got {precision!r}")
         if length is None:
-            raise ValueError("length: expected a number for a text that comes whole, got None; stream has no end")
-        texts = [_Text(self.tokenizer, length, params.stop, prompt) for prompt in prompts]
+            raise ValueError("length: expected a number for a text that comes whole, got None; use stream instead")
+        texts = [GeneratedText(self.tokenizer, length, params.stop, prompt) for prompt in prompts]
         parts = [[prompt] for prompt in prompts]
         size = min(length, LARGEST_BLOCK)
         if length and len(prompts) > 1 and self.tokenizer.end is None and not params.stop:
-            most = min(max(CHARACTERS_AT_ONCE // len(prompts), 16), 4 * LARGEST_BLOCK)
-            size = math.ceil(length / math.ceil(length / most))  # blocks of one size: none is drawn in vain
-        reshape, uniform = LogitsPipeline(self.tokenizer, params), _Uniform(len(prompts), params.seed)
+            most = min(max(TOKENS_AT_ONCE // len(prompts), 16), 4 * LARGEST_BLOCK)
+            size = math.ceil(length / math.ceil(length / most))  # equal blocks, so that no token is drawn in vain
+        pipeline, uniform = LogitsPipeline(self.tokenizer, params), UniformNumbers(len(prompts), params.seed)
         encoded = [self.encode_prompt(prompt) for prompt in prompts]
         if length:
             decoder = self._decoder(len(prompts), precision)
-            blocks = _draw(decoder, decoder.prefill(encoded), reshape, uniform, itertools.repeat(size))
-            for block in progress(blocks):
+            decoder.prefill(encoded)
+            for block in progress(draw_blocks(decoder, pipeline, uniform, itertools.repeat(size))):
                 for text, part, tokens in zip(texts, parts, block.T.tolist(), strict=True):
                     part.append(text.push(tokens))
                 if all(text.ended for text in texts):
@@ -152,50 +139,76 @@ class TextGenerator:
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
         """
-        return self._decoder(1).prefill([self.encode_prompt(prompt)])[0]
+        logits: Floats = self._decoder(1).prefill([self.encode_prompt(prompt)])[0]
+        return logits
 
     def beam_search(
         self, prompt: str = "", length: int = 100, width: int = 4, alpha: float = 0.0, stop: str | None = None
     ) -> list[Beam]:
-        """The likeliest texts that a beam search finds, the best first; it draws nothing.
+        """The likeliest texts that a beam search finds, the best first; nothing is drawn at random.
 
         Args:
             prompt: as for `generate`.
             length: tokens to generate, at most.
             width: texts that are followed side by side.
-            alpha: how much the score makes up for length, see `beams`; only where texts end early do lengths differ.
-            stop: a text is at its end right after this string.
+            alpha: how much the score makes up for length, see `beam_search`; lengths differ only where texts end early.
+            stop: a text ends right after this string.
 
         Raises:
             UnknownCharacterError: the prompt has a character outside the vocabulary.
             ValueError: a setting that `BeamSearchParams` refuses, or NaN in the logits.
         """
-        params = BeamSearchParams(prompt=prompt, length=length, width=width, alpha=alpha, stop=stop)
+        settings: dict[str, Any] = {"prompt": prompt, "length": length, "width": width, "alpha": alpha, "stop": stop}
+        params = BeamSearchParams(**settings)
 
         def read(tokens: Tokens) -> tuple[str, bool]:
-            text = _Text(self.tokenizer, None, params.stop, prompt)
+            text = GeneratedText(self.tokenizer, None, params.stop, prompt)
             return prompt + text.push(tokens), text.ended
 
         return search(self._decoder(width), self.encode_prompt(prompt), read, length, width, alpha)
 
+    @overload
+    def _decoder(self, batch_size: Literal[1]) -> "ResumableDecoder": ...
+
+    @overload
+    def _decoder(self, batch_size: int, precision: str = "fp32") -> "Decoder": ...
+
     def _decoder(self, batch_size: int, precision: str = "fp32") -> "Decoder":
-        """What reads `batch_size` texts: the fused path where there is one for this model on this machine."""
+        """A decoder of `batch_size` texts: a compiled one if there is one for this model on this machine."""
         parts = self._parts()
         if parts is not None and numba_available():
             with disabling_numba_on_failure():
-                from charrnn.generation.numba_decoder import NumbaDecoder, pack_weights
+                from charrnn.generation.numba_decoder import NumbaDecoder
 
+                packed = self._pack(*parts)
                 if batch_size == 1 and precision == "fp32":
-                    return NumbaDecoder(pack_weights(*parts))
+                    return NumbaDecoder(packed)
                 from charrnn.generation.batch_decoder import BatchDecoder
 
-                return BatchDecoder(pack_weights(*parts), precision)
+                return BatchDecoder(packed, precision)
         from charrnn.generation.decoder import ModelDecoder
 
         return ModelDecoder(self.model, precision)
 
-    def _parts(self) -> "tuple[Mapping[str, Floats], ModelConfig] | None":
+    def _pack(self, weights: Weights, config: ModelConfig) -> "PackedWeights":
+        """The packed weights, kept from an earlier call unless the weights have changed since.
+
+        To compare them takes a tenth of the time, and sees every change: by training, in place, through numpy.
+        """
+        from charrnn.generation.numba_decoder import pack_weights
+
+        kept = self._packed
+        if kept and kept[0] == config and all(np.array_equal(kept[1][name], weights[name]) for name in weights):
+            return kept[2]
+        weights = {name: weight.copy() for name, weight in weights.items()}  # they may change while they are packed
+        packed = pack_weights(weights, config)
+        self._packed = config, weights, packed
+        return packed
+
+    def _parts(self) -> tuple[Weights, ModelConfig] | None:
         """The weights by name and the architecture, if they are all there is to the model, in fp32 on a CPU."""
+        if self._checkpoint is not None and "model" not in vars(self):  # once made, the model may be trained
+            return self._checkpoint.weights, self._checkpoint.config.model
         from charrnn.models.build import MODELS
 
         if type(self.model) not in MODELS.values():  # another forward may be another model
@@ -203,195 +216,55 @@ class TextGenerator:
         if any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules()):
             return None
         weights = self.model.state_dict()
-        if {name: tuple(weight.shape) for name, weight in weights.items()} != self.model.config.shapes(
-            self.tokenizer.vocab_size
-        ):
+        shapes = self.model.config.shapes(self.tokenizer.vocab_size)
+        if {name: tuple(weight.shape) for name, weight in weights.items()} != shapes:
             return None
         if any(weight.device.type != "cpu" or weight.dtype.itemsize != 4 for weight in weights.values()):
             return None
         return {name: weight.numpy() for name, weight in weights.items()}, self.model.config
 
     def encode_prompt(self, prompt: str) -> Tokens:
-        """Tokens `(T,)` that a text with this prompt goes on from; an empty one is a newline, or else the first token.
+        """The tokens `(T,)` that the model reads for this prompt; for an empty one a newline, or else the first token.
 
-        A model of documents reads its end token first, and nothing else where the prompt is empty.
+        A model of documents reads its end token first, and nothing else if the prompt is empty.
 
         Raises:
             UnknownCharacterError: it has a character outside the vocabulary.
         """
-        end = self.tokenizer.end
-        if prompt:
-            tokens = self.tokenizer.encode(prompt)
-            if self.tokenizer.unknown is not None and self.tokenizer.unknown in tokens:
-                warnings.warn(
-                    f"prompt: {(tokens == self.tokenizer.unknown).sum()} of its {len(tokens)} tokens are not in the "
-                    "vocabulary; the model reads U+FFFD in their place",
-                    stacklevel=4,
-                )
-        elif end is not None:
-            tokens = []
-        else:
-            try:
-                tokens = self.tokenizer.encode("\n")
-            except ValueError:  # no newline in the vocabulary
-                tokens = [0]
-        return np.array([*([] if end is None else [end]), *tokens], dtype=np.int64)
-
-
-# ------------------------------------------------------------------------------------------------------ one by one
-
-
-def _draw(
-    decoder: "Decoder", logits: Floats, reshape: "LogitsPipeline", uniform: "_Uniform", sizes: Iterator[int]
-) -> Iterator[Tokens]:
-    """Blocks `(N, B)` of tokens, of these sizes N, each token drawn from what the ones before leave; first `logits`."""
-    write = getattr(decoder, "decode_n", None) if reshape.cut else None
-    if logits.shape[-1] > LARGEST_UNSORTED and reshape.cut and reshape.cut[:3] != Cut()[:3]:
-        write = None  # it looks for the likeliest one by one, which is slow among many
-    step = 0
-    for size in sizes:
-        numbers = uniform.draw(size)
-        if write:
-            block = write(numbers, reshape.temperatures(step, size), reshape.cut)
-        else:
-            block = np.empty(numbers.shape, dtype=np.int64)
-            for i, row in enumerate(block):
-                row[:] = sample(reshape(logits, step + i), numbers[i])
-                reshape.remember(row)
-                logits = decoder.decode(row)
-        step += size
-        yield block
-
-
-def _growing() -> Iterator[int]:
-    """Sizes that double as long as what they are asked for comes quickly."""
-    size, asked = 1, time.perf_counter()
-    while True:
-        yield size
-        now = time.perf_counter()
-        if now - asked < LONGEST_BLOCK / 2 and size < LARGEST_BLOCK:
-            size *= 2
-        asked = now
-
-
-class TextStream(Iterator[str]):
-    """A text that comes piece by piece, as `TextGenerator.stream` gives it; `go_on` continues it where it is."""
-
-    def __init__(self, tokenizer: Tokenizer, decoder: "ResumableDecoder", params: SamplingParams, tokens: Tokens):
-        prompt, count = params.prompt, math.ceil(len(tokens) / CHUNK)
-        borders = [len(prompt) * i // count for i in range(count + 1)]
-        self._unread = [
-            (prompt[start:end], tokens[i * CHUNK : (i + 1) * CHUNK])
-            for i, (start, end) in enumerate(itertools.pairwise(borders))
-        ]
-        self._tokenizer, self._decoder = tokenizer, decoder
-        # where the text is: the state of the model, the tokens beyond it that were shown, characters half written
-        self._state, self._shown, self._text_decoder = decoder.snapshot(), tokens[:0], StreamDecoder(tokenizer)
-        self._tail = ""  # as much of what was shown as a stop string may begin in
-        self._begin(params)
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def go_on(self, length: int | None = 1000, **settings: Unpack[SamplingSettings]) -> "TextStream":
-        """Continue after the last piece, which may be any, without reading the text again; this stream is at its end.
-
-        If it stopped within its prompt, the rest of that comes first.
-
-        Args:
-            length: as for `TextGenerator.stream`, counted from here.
-            **settings: likewise; none is taken over from this stream, so another seed is wise.
-        """
-        other = copy.copy(self)
-        other._begin(SamplingParams(prompt="", length=length, **settings))
-        self._pieces = iter(())
-        return other
-
-    def _begin(self, params: SamplingParams) -> None:
-        # wrong settings are reported here and now, not when the first piece is asked for
-        self._pieces = self._write(params, LogitsPipeline(self._tokenizer, params), _Uniform(1, params.seed))
-
-    def _write(self, params: SamplingParams, reshape: "LogitsPipeline", uniform: "_Uniform") -> Iterator[str]:
-        logits = self._read()
-        while self._unread:
-            (piece, self._shown), self._unread = self._unread[0], self._unread[1:]
-            if piece:
-                yield self._noted(piece)
-            logits = self._read()
-        text = _Text(self._tokenizer, params.length, params.stop, self._tail)
-        blocks = _draw(self._decoder, logits, reshape, uniform, _growing())
-        while not text.ended:
-            tokens = next(blocks)[:, 0]
-            text.text_decoder = self._text_decoder.copy()
-            piece = text.push(tokens.tolist())
-            if text.ended:
-                self._shown, self._text_decoder = self._part(tokens, piece)
-            else:
-                self._state, self._text_decoder = self._decoder.snapshot(), text.text_decoder
-            if piece:
-                yield self._noted(piece)
-
-    def _read(self) -> Floats:
-        """Read what was shown but not read, from the last known state on; an interrupt may have left another."""
-        logits = self._decoder.restore(self._state)
-        if len(self._shown):
-            logits = self._decoder.extend(self._shown)
-            self._state, self._shown = self._decoder.snapshot(), self._shown[:0]
-        return logits
-
-    def _noted(self, piece: str) -> str:
-        self._tail = (self._tail + piece)[-LONGEST_STOP:]
-        return piece
-
-    def _part(self, tokens: Tokens, piece: str) -> tuple[Tokens, StreamDecoder]:
-        """Those of the last tokens that spell `piece`, which may end within one, and the decoder after them."""
-        decoder, missing = self._text_decoder.copy(), piece
-        for i, token in enumerate(tokens.tolist()):
-            if not missing or token == self._tokenizer.end:
-                return tokens[:i], decoder
-            characters = decoder.push([token])
-            if len(characters) > len(missing):
-                spelled = self._tokenizer.encode(missing).astype(np.int64)
-                return np.concatenate([tokens[:i], spelled]), StreamDecoder(self._tokenizer)
-            missing = missing[len(characters) :]
-        return tokens, decoder
+        tokenizer = self.tokenizer
+        start = [] if tokenizer.end is None else [tokenizer.end]
+        if not prompt and start:
+            return np.array(start, dtype=np.int64)
+        try:
+            tokens = tokenizer.encode(prompt or "\n")
+        except ValueError:
+            if prompt:
+                raise
+            return np.zeros(1, dtype=np.int64)  # no newline in the vocabulary
+        if prompt and tokenizer.unknown is not None and tokenizer.unknown in tokens:
+            warnings.warn(
+                f"prompt: {(tokens == tokenizer.unknown).sum()} of its {len(tokens)} tokens are not in the "
+                "vocabulary; the model reads U+FFFD in their place",
+                stacklevel=4,
+            )
+        return np.array([*start, *tokens], dtype=np.int64)
 
 
 def load_model(path: str | Path, device: str = "cpu") -> TextGenerator:
-    """The model in a checkpoint directory, or the best one of a run's directory.
+    """Load the model in a checkpoint directory, or the best one of a run's directory.
 
     Args:
         path: the directory.
-        device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`, wherever it was trained. Single texts come fastest from a CPU.
+        device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`, whatever it was trained on. A CPU is fastest for single texts.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
         ConfigError: `device` is not on this machine.
     """
     checkpoint = load_checkpoint(path)
-    if device == "cpu":
-        return _Stored(checkpoint)
-    from charrnn.device import select_device
+    model: CharModel | Checkpoint = checkpoint
+    if device != "cpu":
+        from charrnn.device import select_device
 
-    model = checkpoint.model.to(select_device(device))
+        model = checkpoint.model.to(select_device(device))
     return TextGenerator(model, checkpoint.tokenizer, checkpoint.config, checkpoint.training_state)
-
-
-class _Stored(TextGenerator):
-    """A generator whose model is made when it is first asked for: to write a text, its weights are enough."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        self._checkpoint = checkpoint
-        self.tokenizer = checkpoint.tokenizer
-        self.config = checkpoint.config
-        self.training_state = checkpoint.training_state
-
-    @functools.cached_property
-    def model(self) -> "CharModel":
-        """The model, on the CPU."""
-        return self._checkpoint.model
-
-    def _parts(self) -> tuple[Mapping[str, NDArray[np.float32]], ModelConfig] | None:
-        if "model" in vars(self):  # it may have been trained since
-            return super()._parts()
-        return self._checkpoint.weights, self._checkpoint.config.model

@@ -1,10 +1,10 @@
-"""Transforms reshape the distribution of the next token: logits in, logits out, `(..., V)`; what is left out is -inf.
+"""Logits processors: logits in, logits out, `(..., V)`; -inf removes a token.
 
     z  logits        p = softmax(z)  probabilities        H = -sum_i p_i ln p_i  their entropy
 
-Each function below takes a setting and gives a transform. They compose: `top_p(0.9)(temperature(0.7)(logits))`. They
-take arrays of numpy and give float64, or tensors of PyTorch and give their like. A logit of -inf stays where it is; NaN
-is an error. A setting that `SamplingParams` refuses is a ConfigError, which is a ValueError.
+Each function below takes a setting and returns a processor. They compose: `top_p(0.9)(temperature(0.7)(logits))`. They
+take numpy arrays and return float64, or PyTorch tensors and return tensors of the same kind. A logit of -inf stays
+-inf; NaN is an error. A setting that `SamplingParams` refuses is a ConfigError, which is a ValueError.
 """
 
 import math
@@ -15,26 +15,49 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from charrnn.generation.sampling_params import SamplingParams
+from charrnn.types import Tokens
 
 LogitsProcessor = Callable[[Any], Any]
 
 Array = NDArray[np.floating]
 
-ROUNDING = 1e-12  # the share that arithmetic may take from a probability that reaches its border exactly
+ROUNDING = 1e-12  # relative error allowed where a cumulative probability reaches its limit exactly
 
-COLDEST = float(np.finfo(np.float64).tiny)  # a temperature below it has no finite reciprocal, so it counts as 0
+COLDEST = float(np.finfo(np.float64).tiny)  # a lower temperature has no finite reciprocal, so it counts as 0
+
+
+def sample(logits: ArrayLike, uniform: ArrayLike) -> Tokens:
+    """Draw a token from each distribution.
+
+    Args:
+        logits: `(..., V)`; -inf is never drawn.
+        uniform: numbers `(...)` in [0, 1).
+
+    Returns:
+        Tokens `(...)`, int64.
+
+    Raises:
+        ValueError: a logit is NaN or infinite, or all are -inf.
+    """
+    logits = checked(logits)
+    cumulative = np.exp(logits - logits.max(axis=-1, keepdims=True)).cumsum(axis=-1)
+    point = np.asarray(uniform)[..., None] * cumulative[..., -1:]
+    tokens: Tokens = (cumulative <= point).sum(axis=-1)
+    return tokens
 
 
 def log_softmax(logits: Array) -> Array:
     """Log-probabilities of `logits` `(..., V)`, natural: z - ln sum_i exp z_i."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted: Array = logits - logits.max(axis=-1, keepdims=True)
+    log_p: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return log_p
 
 
 def softmax(logits: Array) -> Array:
     """Probabilities of `logits` `(..., V)`."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    p: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return p
 
 
 def checked(logits: ArrayLike) -> NDArray[np.float64]:
@@ -55,30 +78,31 @@ def checked(logits: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def _of_arrays(transform: Callable[[Array], Array]) -> LogitsProcessor:
-    """`transform`, computed in float64, for PyTorch tensors, too."""
+def _of_arrays(process: Callable[[Array], Array]) -> LogitsProcessor:
+    """Compute `process` in float64, for PyTorch tensors, too."""
 
-    def either(logits: Any) -> Any:
+    def processor(logits: Any) -> Any:
         if isinstance(logits, np.ndarray):
-            return transform(checked(logits))
-        return logits.new_tensor(transform(checked(logits.cpu().double().numpy(force=True))))  # numpy has no bfloat16
+            return process(checked(logits))
+        return logits.new_tensor(process(checked(logits.cpu().double().numpy(force=True))))  # numpy has no bfloat16
 
-    return either
+    return processor
 
 
 def temperature(value: float) -> LogitsProcessor:
-    """z_i / value. Below 1 sharpens, above 1 flattens; 0 leaves only the likeliest token, the first of equals.
+    """z_i / value. Below 1 sharpens, above 1 flattens; 0 keeps only the likeliest token, the first of equals.
 
-    So does one below 2.2e-308, which has no finite reciprocal. The temperature of Boltzmann's distribution, as in
-    Ackley, Hinton & Sejnowski (1985).
+    A value below 2.2e-308 counts as 0. The temperature of Boltzmann's distribution, as in Ackley, Hinton & Sejnowski
+    (1985).
     """
     SamplingParams(temperature=value)
     if value < COLDEST:
         return top_k(1)
 
     def divide(logits: Array) -> Array:
-        with np.errstate(over="ignore"):  # the largest is moved to 0 first, so that only the others can leave the range
-            return (logits - logits.max(axis=-1, keepdims=True)) / value
+        with np.errstate(over="ignore"):  # the largest becomes 0 first, so that only the others can overflow, to -inf
+            divided: Array = (logits - logits.max(axis=-1, keepdims=True)) / value
+            return divided
 
     return _of_arrays(divide)
 
@@ -109,10 +133,10 @@ def min_p(share: float) -> LogitsProcessor:
 
 
 def typical_p(p: float) -> LogitsProcessor:
-    """Keep the tokens whose surprisal is nearest to the mean surprisal, until they hold probability p together.
+    """Keep the tokens of the most typical surprisal that hold probability p together.
 
     Locally typical sampling (Meister et al., 2023, arXiv:2202.00666): in order of |-ln p_i - H|, the smallest set with
-    sum p_i >= p. It may leave out the likeliest token, where that would tell too little.
+    sum p_i >= p. It may remove the likeliest token, if its surprisal is far below the entropy.
     """
     SamplingParams(typical_p=p)
 
@@ -125,19 +149,19 @@ def typical_p(p: float) -> LogitsProcessor:
 
 
 def repetition_penalty(penalty: float, recent: ArrayLike) -> LogitsProcessor:
-    """Multiply ln p_i by `penalty` for each token in `recent` `(..., N)`: above 1, less likely beside all others.
+    """Multiply ln p_i by `penalty` for each token in `recent` `(..., N)`: above 1 makes it less likely.
 
     A token counts once, however often it is in `recent`. One that the model is sure of, with ln p_i near 0, stays.
     After Keskar et al. (2019, arXiv:1909.05858), who divide z_i. That makes a token with a negative logit *more*
-    likely, and changes when a number is added to all logits, which softmax does not see. A log-probability is never
+    likely, and depends on a constant added to all logits, which softmax does not see. A log-probability is never
     positive and has no such freedom.
     """
     SamplingParams(repetition_penalty=penalty)
-    recent = np.asarray(recent, dtype=np.int64)
+    tokens = np.asarray(recent, dtype=np.int64)
 
     def penalise(logits: Array) -> Array:
         log_p = log_softmax(logits)
-        places = np.broadcast_to(recent, (*logits.shape[:-1], recent.shape[-1]))
+        places = np.broadcast_to(tokens, (*logits.shape[:-1], tokens.shape[-1]))
         np.put_along_axis(log_p, places, np.take_along_axis(log_p, places, -1) * penalty, -1)
         return log_p
 
@@ -150,19 +174,19 @@ def only(allowed: ArrayLike) -> LogitsProcessor:
     Raises:
         ValueError: none is.
     """
-    allowed = np.asarray(allowed, dtype=bool)
-    if not allowed.any():
+    mask = np.asarray(allowed, dtype=bool)
+    if not mask.any():
         raise ValueError("expected at least one token that is allowed, got none")
-    return _of_arrays(lambda logits: np.where(allowed, logits, -np.inf))
+    return _of_arrays(lambda logits: np.where(mask, logits, -np.inf))
 
 
-class Cut(NamedTuple):
-    """The settings of the transforms that need only the order of the logits; these values leave everything in."""
+class Truncation(NamedTuple):
+    """The settings of the processors that compiled code applies, too; the defaults keep all tokens."""
 
     top_k: int = 2**31
     top_p: float = 1.0
     min_p: float = 0.0
-    possible: NDArray[np.bool_] = np.zeros(0, bool)  # of `only`, (V,); empty: all
+    allowed: NDArray[np.bool_] = np.zeros(0, bool)  # (V,), as for `only`; empty: all
 
 
 def _keep_first(logits: Array, keys: Array, chosen: Callable[[Array], NDArray[np.bool_]]) -> Array:
@@ -175,13 +199,14 @@ def _keep_first(logits: Array, keys: Array, chosen: Callable[[Array], NDArray[np
 
 
 def _until(ordered: Array, p: float) -> NDArray[np.bool_]:
-    """The first tokens, in this order, that hold probability p together: those before which there is less."""
+    """The first tokens, in this order, that hold probability p together."""
     held = np.cumsum(softmax(ordered), axis=-1)
     before = np.concatenate([np.zeros_like(held[..., :1]), held[..., :-1]], axis=-1)
-    return (before < p * (1 - ROUNDING)) | (p == 1)  # with 1, no tail is so thin that rounding may cut it off
+    kept: NDArray[np.bool_] = (before < p * (1 - ROUNDING)) | (p == 1)  # with p = 1 rounding must not remove the tail
+    return kept
 
 
-# ---------------------------------------------------------------------------------------- temperatures over a text
+# ------------------------------------------------------------------------------------------- temperature schedules
 
 
 def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
@@ -190,7 +215,7 @@ def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
     Raises:
         ValueError: a temperature out of range, or steps < 1.
     """
-    _check_course(start, end, "steps", steps)
+    _check_schedule(start, end, "steps", steps)
     return lambda step: start + (end - start) * min(step / steps, 1.0)
 
 
@@ -200,13 +225,13 @@ def cyclic(low: float, high: float, period: int) -> Callable[[int], float]:
     Raises:
         ValueError: a temperature out of range, or period < 1.
     """
-    _check_course(low, high, "period", period)
+    _check_schedule(low, high, "period", period)
     return lambda step: low + (high - low) * (1 - math.cos(2 * math.pi * step / period)) / 2
 
 
-def _check_course(first: float, last: float, name: str, steps: int) -> None:
-    """What is wrong with a course of temperatures is said before the text, not in the middle of it."""
+def _check_schedule(first: float, last: float, name: str, steps: int) -> None:
+    """Refuse a wrong schedule before the text, not in the middle of it."""
     for value in (first, last):
-        temperature(value)
+        SamplingParams(temperature=value)
     if not steps >= 1:
         raise ValueError(f"{name}: expected at least 1, got {steps}")

@@ -1,31 +1,32 @@
-"""One token after another through a model on a CPU, its weights packed for that and the whole step compiled by numba.
+"""A compiled decoder for a CPU: the whole step is one loop that numba compiles. Its readable twin is `ModelDecoder`.
 
     rows = embedding @ weight_ih.T + biases    of the first layer, (V, G·H): the input product of a token is a look-up
     gates = row + weight_hh @ h                and for the other layers the same with weight_ih @ h of the layer below
 
-A step through the plain path is dozens of framework calls, each dearer than its arithmetic at batch size 1. Here it is
-one loop, and so are the softmax and the draw after it: what is left is to read each weight once. PyTorch is not needed,
-and it takes longer to load than a page of text to write.
+A step through the plain path is dozens of framework calls, each slower than its arithmetic at batch size 1. Here the
+weights are packed for one loop, which includes the softmax and the draw; what remains is the time to read each weight
+once. PyTorch is not needed: loading it takes longer than writing a page of text.
 
     L  layers      H  hidden_size      G  gates      V  vocab_size      B  streams side by side
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.config import ModelConfig
-from charrnn.generation.logits import COLDEST, ROUNDING, Cut, checked
+from charrnn.config import EPS, ModelConfig
+from charrnn.generation.logits import COLDEST, ROUNDING, Truncation, checked
+from charrnn.generation.pipeline import LogitsPipeline
 from charrnn.kernels.cache import cached_jit, jit
-from charrnn.kernels.numba_math import LARGEST, ZERO, copy, exp, sigmoid, tanh
-from charrnn.types import Tokens
+from charrnn.kernels.numba_math import LARGEST, ZERO, Fp32, Fp32OrBf16, copy, exp, sigmoid, tanh
+from charrnn.types import Floats, Tokens
 
-Floats = NDArray[np.float32]
+Fp64 = NDArray[np.float64]
 
-EPS = 1e-5  # as in `cells`, which needs PyTorch
+Mask = NDArray[np.bool_]
 
 KINDS = RNN, GRU, LSTM, LAYER_NORM_LSTM = range(4)
 
@@ -33,95 +34,94 @@ CHUNK = 1024  # tokens that are read in one compiled call, which Ctrl-C cannot i
 
 
 class PackedWeights(NamedTuple):
-    """A model's weights, packed; what a kind of model has none of is there all the same, and not used."""
+    """A model's weights, packed. Where a kind of model lacks a weight, a neutral one stands in its place."""
 
     kind: int
     residual: bool
-    rows: Floats  # (V, G·H)
-    weight_ih: Floats  # (L - 1, H, G·H), of the layers above the first
-    bias_ih: Floats  # (L - 1, G·H)
-    weight_hh: Floats  # (L, H, G·H)
-    bias_hh: Floats  # (L, G·H), of what a GRU's reset gate acts on
-    gain_ih: Floats  # (L - 1, G·H), of layer normalisation, as the next three
-    gain_hh: Floats  # (L, G·H)
-    gain_c: Floats  # (L, H)
-    bias_c: Floats  # (L, H)
-    head: Floats  # (H, V)
-    head_bias: Floats  # (V,)
+    rows: Fp32  # (V, G·H)
+    weight_ih: Fp32  # (L - 1, H, G·H), of the layers above the first
+    bias_ih: Fp32  # (L - 1, G·H)
+    weight_hh: Fp32  # (L, H, G·H)
+    bias_hh: Fp32  # (L, G·H), separate because of a GRU's reset gate
+    gain_ih: Fp32  # (L - 1, G·H), of layer normalisation, as the next three
+    gain_hh: Fp32  # (L, G·H)
+    gain_c: Fp32  # (L, H)
+    bias_c: Fp32  # (L, H)
+    head: Fp32  # (H, V)
+    head_bias: Fp32  # (V,)
 
 
-def pack_weights(weights: Mapping[str, Floats], config: ModelConfig) -> PackedWeights:
-    """The weights of a `CharModel`, by their names in its state_dict, packed."""
+def pack_weights(weights: Mapping[str, Fp32], config: ModelConfig) -> PackedWeights:
+    """Pack the weights of a `CharModel`, given by their names in its state_dict."""
     kind = LAYER_NORM_LSTM if config.layer_norm else {"rnn": RNN, "gru": GRU, "lstm": LSTM}[config.type]
-    layers = [_layer(weights, i, kind) for i in range(config.num_layers)]
-    first, above = layers[0], layers[1:]
+    layers = [_layer(weights, f"layers.{i}.", kind) for i in range(config.num_layers)]
+    first, (size, width) = layers[0], layers[0]["weight_hh"].shape
     with np.errstate(invalid="ignore", over="ignore"):  # damaged weights are found in the logits
         rows = weights["embedding.weight"] @ first["weight_ih"]
         if kind == LAYER_NORM_LSTM:
-            rows = _normalised(rows) * first["gain_ih"]
-    size = config.hidden_size
-    empty = {"weight_ih": (0, *first["weight_hh"].shape), "bias_ih": (0, *first["bias_ih"].shape)}
-    empty["gain_ih"] = empty["bias_ih"]
-
-    def stacked(name: str, among: Sequence[dict[str, Floats]]) -> Floats:
-        return np.stack([layer[name] for layer in among]) if among else np.zeros(empty[name], np.float32)
-
+            rows = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + np.float32(EPS))
+            rows = rows * first["gain_ih"]
+    above = {"weight_ih": (size, width), "bias_ih": (width,), "gain_ih": (width,)}
     return PackedWeights(
         kind=kind,
         residual=config.residual,
         rows=rows + first["bias_ih"],
-        **{name: stacked(name, above) for name in ("weight_ih", "bias_ih")},
-        **{name: stacked(name, layers) for name in ("weight_hh", "bias_hh")},
-        gain_ih=stacked("gain_ih", above),
-        **{name: stacked(name, layers) for name in ("gain_hh", "gain_c", "bias_c")},
-        head=np.ascontiguousarray(weights["head.weight"].T[:size]),
+        head=np.ascontiguousarray(weights["head.weight"].T),
         head_bias=weights["head.bias"].copy(),
+        **{name: np.stack([layer[name] for layer in layers]) for name in first if name not in above},
+        **{
+            name: np.array([layer[name] for layer in layers[1:]], np.float32).reshape(-1, *shape)  # may be none
+            for name, shape in above.items()
+        },
     )
 
 
-def _layer(weights: Mapping[str, Floats], i: int, kind: int) -> dict[str, Floats]:
-    """One layer's weights under the names of `PackedWeights`, matrices turned around, all but a GRU's biases in one."""
-    own = {name: np.asarray(value) for name, value in _of_layer(weights, i).items()}
-    matrices = {name: np.ascontiguousarray(own[name].T) for name in ("weight_ih", "weight_hh")}
-    width, size = matrices["weight_hh"].shape[1], matrices["weight_hh"].shape[0]
-    one = {name: np.ones(width if "h" in name else size, np.float32) for name in ("gain_ih", "gain_hh", "gain_c")}
-    rest = {**one, "bias_c": np.zeros(size, np.float32), "bias_hh": np.zeros(width, np.float32)}
+def _layer(weights: Mapping[str, Fp32], prefix: str, kind: int) -> dict[str, Fp32]:
+    """One layer's weights under the names of `PackedWeights`, matrices transposed, biases summed where they can be."""
+    own = {name.removeprefix(prefix).removesuffix("_l0"): w for name, w in weights.items() if name.startswith(prefix)}
+    own |= {name: np.ascontiguousarray(own[name].T) for name in ("weight_ih", "weight_hh")}
+    size, width = own["weight_hh"].shape
     if kind == LAYER_NORM_LSTM:
-        return {**matrices, **rest, "bias_ih": own["bias"], **{name: own[name] for name in (*one, "bias_c")}}
-    if kind == GRU:
-        return {**matrices, **rest, "bias_ih": own["bias_ih"], "bias_hh": own["bias_hh"]}
-    return {**matrices, **rest, "bias_ih": own["bias_ih"] + own["bias_hh"]}
+        own["bias_ih"] = own.pop("bias")
+    elif kind != GRU:
+        own["bias_ih"] = own["bias_ih"] + own.pop("bias_hh")
+    neutral = {"gain_ih": np.ones(width), "gain_hh": np.ones(width), "gain_c": np.ones(size)}
+    neutral |= {"bias_hh": np.zeros(width), "bias_c": np.zeros(size)}
+    return {name: value.astype(np.float32) for name, value in neutral.items()} | own
 
 
-def _of_layer(weights: Mapping[str, Floats], i: int) -> dict[str, Floats]:
-    prefix = f"layers.{i}."
-    return {name.removeprefix(prefix).removesuffix("_l0"): w for name, w in weights.items() if name.startswith(prefix)}
+class Buffers(NamedTuple):
+    """The memory of a `NumbaDecoder`: the state, and what a step computes."""
 
-
-def _normalised(x: Floats) -> Floats:
-    return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + np.float32(EPS))
+    h: Fp32  # (L, H)
+    c: Fp32  # (L, H)
+    inputs: Fp32  # (G, H)
+    product: Fp32  # (G, H)
+    x: Fp32  # (H,), the input of the layer above or of the head
+    logits: Fp32  # (V,)
+    weights: Fp64  # (V,), of the draw
 
 
 NO_TOKENS, NO_NUMBERS = np.zeros(0, np.int64), np.zeros(0)
 
 
 class NumbaDecoder:
-    """One text at a time through a packed model, as `decoder.Decoder` wants it."""
+    """A `decoder.ResumableDecoder` of one text with a packed model."""
 
     def __init__(self, packed: PackedWeights):
-        self._packed = packed
         num_layers, size, width = packed.weight_hh.shape
         vocab_size = len(packed.head_bias)
         h, c = np.zeros((2, num_layers, size), np.float32)
         inputs, product = np.zeros((2, width // size, size), np.float32)
-        self._logits = np.zeros(vocab_size, np.float32)
-        self._state = h, c, inputs, product, np.zeros(size, np.float32), self._logits, np.zeros(vocab_size)
+        logits = np.zeros(vocab_size, np.float32)
+        self._packed = packed
+        self._buffers = Buffers(h, c, inputs, product, np.zeros(size, np.float32), logits, np.zeros(vocab_size))
         self.decode(NO_TOKENS)  # compiles the loop, or loads it: if that fails, it fails here
 
     def prefill(self, prompts: Sequence[Tokens]) -> Floats:
         """Start with this prompt, `[(T,)]`; logits `(1, V)` after it."""
         (prompt,) = prompts
-        for array in self._state:
+        for array in self._buffers:
             array[:] = 0
         return self.extend(prompt)
 
@@ -129,18 +129,16 @@ class NumbaDecoder:
         """Read more tokens of the text, `(T,)`; logits `(1, V)` after them."""
         for start in range(0, len(tokens), CHUNK):
             self.decode(tokens[start : start + CHUNK])
-        return self._logits[None]
+        return self._buffers.logits[None]
 
-    def snapshot(self) -> tuple[Floats, Floats, Floats]:
+    def snapshot(self) -> tuple[Fp32, Fp32, Fp32]:
         """A copy of h and c, `(L, H)` each, and of the logits `(V,)`, for `restore`."""
-        h, c, *_ = self._state
-        return h.copy(), c.copy(), self._logits.copy()
+        return self._buffers.h.copy(), self._buffers.c.copy(), self._buffers.logits.copy()
 
-    def restore(self, snapshot: tuple[Floats, Floats, Floats]) -> Floats:
-        """Go back to where `snapshot` was taken; logits `(1, V)`."""
-        h, c, *_ = self._state
-        h[:], c[:], self._logits[:] = snapshot
-        return self._logits[None]
+    def restore(self, snapshot: tuple[Fp32, Fp32, Fp32]) -> Floats:
+        """Go back to the place where `snapshot` was taken; logits `(1, V)`."""
+        self._buffers.h[:], self._buffers.c[:], self._buffers.logits[:] = snapshot
+        return self._buffers.logits[None]
 
     def decode(self, tokens: Tokens) -> Floats:
         """Read one more token, `(1,)`, or several; logits `(1, V)` after the last.
@@ -148,41 +146,43 @@ class NumbaDecoder:
         Raises:
             IndexError: a token that is not in the vocabulary.
         """
-        if not _run(self._packed, tokens, NO_TOKENS, NO_NUMBERS, NO_NUMBERS, *Cut(), *self._state):
+        if not _run(self._packed, tokens, NO_TOKENS, NO_NUMBERS, NO_NUMBERS, Truncation(), self._buffers):
             raise out_of_range(tokens, len(self._packed.rows))
-        return self._logits[None]
+        return self._buffers.logits[None]
+
+    def decode_n(self, uniform: Floats, pipeline: LogitsPipeline, step: int) -> Tokens:
+        """Draw tokens `(N, 1)` one after another and read them."""
+        logits, truncation = self._buffers.logits, pipeline.truncation
+        if truncation is None:
+            return pipeline.decode_n(self, logits[None], uniform, step)
+        tokens, temperatures = np.empty(len(uniform), np.int64), pipeline.temperatures(step, len(uniform))
+        if not _run(
+            self._packed,
+            NO_TOKENS,
+            tokens,
+            np.array(uniform[:, 0], np.float64),
+            temperatures,
+            truncation,
+            self._buffers,
+        ):
+            checked(logits)
+        return tokens[:, None]
 
     def reorder(self, rows: Tokens) -> None:
-        """Go on with the text."""
-
-    def decode_n(self, uniform: NDArray[np.float64], temperatures: NDArray[np.float64], cut: Cut) -> Tokens:
-        """Draw tokens `(N, 1)` one after another and read them.
-
-        Args:
-            uniform: for each a number in [0, 1), `(N, 1)`.
-            temperatures: for each, `(N,)`.
-            cut: what is left out of the draw.
-
-        Raises:
-            ValueError: a logit is NaN or infinite, or all are -inf.
-        """
-        tokens = np.empty(len(uniform), np.int64)
-        if not _run(self._packed, NO_TOKENS, tokens, uniform[:, 0].copy(), temperatures, *cut, *self._state):
-            checked(self._logits)
-        return tokens[:, None]
+        """Go on with the one text."""
 
 
 def out_of_range(tokens: Tokens, vocab_size: int) -> IndexError:
-    """What to raise where compiled code would read outside its memory."""
+    """The error to raise before compiled code would read outside its memory."""
     return IndexError(f"expected tokens from 0 to {vocab_size - 1}, got {min(tokens)} to {max(tokens)}")
 
 
-# ------------------------------------------------------------------------------------------------ what numba compiles
+# ------------------------------------------------------------------------------------------------ compiled by numba
 
 
 @jit()
-def _add_product(x, weight, out):
-    """Add x @ weight to out: four rows of the weight at a time, for each pass reads and writes all of out."""
+def _add_product(x: Fp32, weight: Fp32, out: Fp32) -> None:
+    """Add x @ weight to out, four rows of the weight at a time, since each pass reads and writes all of out."""
     size = len(x)
     for k in range(0, size - 3, 4):
         x0, x1, x2, x3 = x[k], x[k + 1], x[k + 2], x[k + 3]
@@ -195,8 +195,8 @@ def _add_product(x, weight, out):
 
 
 @jit()
-def _finish(kind, product, gain, bias):
-    """What is done to a product before the gates see it."""
+def _finish(kind: int, product: Fp32, gain: Fp32, bias: Fp32) -> None:
+    """Normalise a product, if the kind of model asks for it, and add the bias."""
     if kind == LAYER_NORM_LSTM:
         mean = variance = 0.0
         for value in product:
@@ -212,11 +212,11 @@ def _finish(kind, product, gain, bias):
 
 
 @jit()
-def _cell(kind, inputs, product, gain_c, bias_c, h, c):
-    """One step of one layer of one text, from what was multiplied of x and of h, `(G, H)` each: h and c (H) change.
+def _cell(kind: int, inputs: Fp32, product: Fp32, gain_c: Fp32, bias_c: Fp32, h: Fp32, c: Fp32) -> None:
+    """One step of one layer of one text, from the products of x and of h, `(G, H)` each: h and c (H) change.
 
-    A gate is a row of those two, found by its number, for a view costs as much as a dozen of its elements. An LSTM has
-    two loops, for in one the compiler runs out of registers.
+    The equations are those of `models.cells`. A gate is indexed by its number, since a view costs as much as a dozen of
+    its elements. An LSTM has two loops, since in one the compiler runs out of registers.
     """
     size = len(h)
     if kind == RNN:
@@ -242,8 +242,9 @@ def _cell(kind, inputs, product, gain_c, bias_c, h, c):
 
 
 @jit()
-def _advance(model, token, h, c, inputs, product, x):
-    """One step of one text: h and c (L, H) change, x (H) becomes what the head reads."""
+def _advance(model: PackedWeights, token: int, buffers: Buffers) -> None:
+    """One step of one text: h and c change, x becomes the input of the head."""
+    h, c, inputs, product, x = buffers.h, buffers.c, buffers.inputs, buffers.product, buffers.x
     all_inputs, all_product = inputs.ravel(), product.ravel()
     for layer in range(len(h)):
         if layer == 0:
@@ -262,35 +263,44 @@ def _advance(model, token, h, c, inputs, product, x):
 
 
 @jit()
-def _score(model, x, logits):
+def _score(model: PackedWeights, x: Fp32, logits: Fp32) -> None:
     copy(model.head_bias, logits)
     _add_product(x, model.head, logits)
 
 
 @cached_jit()
-def _run(model, given, drawn, uniform, temperatures, k, p, share, possible, h, c, inputs, product, x, logits, weights):
-    """Read the tokens that are given, then draw tokens one after another and read each; whether all went well."""
+def _run(
+    model: PackedWeights,
+    given: Tokens,
+    drawn: Tokens,
+    uniform: Fp64,
+    temperatures: Fp64,
+    truncation: Truncation,
+    buffers: Buffers,
+) -> bool:
+    """Read the given tokens, then draw tokens one after another and read each; False if a token or a logit is wrong."""
+    x, logits, allowed = buffers.x, buffers.logits, truncation.allowed
     for token in given:
         if not 0 <= token < len(model.rows):
             return False
-        _advance(model, token, h, c, inputs, product, x)
+        _advance(model, token, buffers)
     if len(given):
         _score(model, x, logits)
     for n in range(len(drawn)):
-        for j in range(len(possible)):
-            if not possible[j]:
+        for j in range(len(allowed)):
+            if not allowed[j]:
                 logits[j] = -np.inf
-        drawn[n] = _draw(logits, uniform[n], temperatures[n], k, p, share, weights)
+        drawn[n] = _draw(logits, uniform[n], temperatures[n], truncation, buffers.weights)
         if drawn[n] < 0:
             return False
-        _advance(model, drawn[n], h, c, inputs, product, x)
+        _advance(model, drawn[n], buffers)
         _score(model, x, logits)
     return True
 
 
 @jit()
-def _draw(logits, uniform, temperature, k, p, share, weights):
-    """The token that `sampling.sample` draws after temperature, top_k, top_p and min_p; -1 if logits are no numbers."""
+def _draw(logits: Fp32, uniform: float, temperature: float, truncation: Truncation, weights: Fp64) -> int:
+    """The token that `logits.sample` draws after temperature, top_k, top_p and min_p; -1 if the logits are damaged."""
     likeliest, numbers = 0, True
     for j in range(len(logits)):
         numbers &= not np.isnan(logits[j])
@@ -304,11 +314,11 @@ def _draw(logits, uniform, temperature, k, p, share, weights):
     total = 0.0
     for j in range(len(logits)):
         z = np.float32((logits[j] - largest) / temperature)
-        weights[j] = exp(z) if z > -LARGEST else ZERO  # what is less likely by e^80 is never drawn
+        weights[j] = exp(z) if z > -LARGEST else ZERO  # a token less likely by e^80 is never drawn
     for weight in weights:
         total += weight
-    if k < len(logits) or p < 1 or share > 0:
-        total = _leave_out(k, p, share, weights)
+    if truncation.top_k < len(logits) or truncation.top_p < 1 or truncation.min_p > 0:
+        total = _truncate(truncation.top_k, truncation.top_p, truncation.min_p, weights)
     point = uniform * total
     held, drawn = 0.0, 0
     for weight in weights:
@@ -318,11 +328,10 @@ def _draw(logits, uniform, temperature, k, p, share, weights):
 
 
 @jit()
-def _leave_out(k, p, share, weights):
-    """Make the weights 0 that top_k, top_p and min_p do not keep; what the others add up to.
+def _truncate(k: int, p: float, share: float, weights: Fp64) -> float:
+    """Set the weights to 0 that top_k, top_p and min_p do not keep; the sum of the others.
 
-    The likeliest are found one by one, of equals the first, which beats sorting where few are kept of a small
-    vocabulary.
+    The likeliest are found one by one, of equals the first, which is faster than sorting a small vocabulary.
     """
     taken = np.zeros(len(weights), np.bool_)
     if k < len(weights):
@@ -343,7 +352,7 @@ def _leave_out(k, p, share, weights):
 
 
 @jit()
-def _likeliest(weights, taken):
+def _likeliest(weights: Fp64, taken: Mask) -> int:
     best = -1
     for j in range(len(weights)):
         if not taken[j] and (best < 0 or weights[j] > weights[best]):
@@ -352,8 +361,8 @@ def _likeliest(weights, taken):
 
 
 @jit()
-def _drop(weights, taken):
-    """Make the others 0; what is left."""
+def _drop(weights: Fp64, taken: Mask) -> float:
+    """Set the weights that are not taken to 0; the sum of the others."""
     total = 0.0
     for j in range(len(weights)):
         if not taken[j]:
@@ -363,15 +372,26 @@ def _drop(weights, taken):
 
 
 @functools.cache
-def cells(kind):
-    """The step of one layer of B texts, compiled for one kind of model: the branches of the others cost a tenth."""
+def batch_step(kind: int) -> Callable[..., None]:
+    """Compile the step of one layer of B texts for one kind of model: the branches of the others would cost a tenth."""
 
     @cached_jit()
-    def step(model, layer, tokens, below, own, h, c, x, factor, factor_above):
-        """Change h, c and x (B, H), and with them the factors of the next products.
+    def step(
+        model: PackedWeights,
+        layer: int,
+        tokens: Tokens,
+        below: Fp32OrBf16,
+        own: Fp32OrBf16,
+        h: Fp32,
+        c: Fp32,
+        x: Fp32,
+        factor: Fp32OrBf16,
+        factor_above: Fp32OrBf16,
+    ) -> None:
+        """Update h, c and x (B, H), and the factors of the next products.
 
-        `below` and `own` hold what was multiplied of the layer below and of this one, in fp32 or in the bits of bf16:
-        what the layer itself reads and, after that, what the layer above does. x is used with residual connections.
+        `below` and `own` hold the products of the layer below and of this one, in fp32 or bf16: first the part for the
+        layer itself, then the part for the layer above. x is used with residual connections.
         """
         size, width = h.shape[1], model.weight_hh.shape[2]
         inputs, product = np.empty((width // size, size), np.float32), np.empty((width // size, size), np.float32)
@@ -384,7 +404,7 @@ def cells(kind):
                 copy(below[b, width:], all_inputs)
                 _finish(kind, all_inputs, model.gain_ih[layer - 1], model.bias_ih[layer - 1])
             copy(own[b, :width], all_product)
-            if kind in (GRU, LAYER_NORM_LSTM):  # the others have all in bias_ih
+            if kind in (GRU, LAYER_NORM_LSTM):  # the others have all biases in bias_ih
                 _finish(kind, all_product, model.gain_hh[layer], model.bias_hh[layer])
             _cell(kind, inputs, product, gain_c, bias_c, h[b], c[b])
             copy(h[b], factor[b])
@@ -397,20 +417,28 @@ def cells(kind):
 
 
 @cached_jit()
-def draw(products, bias, possible, uniform, temperature, k, p, share, logits, tokens):
-    """A token for each of B texts, as `_draw` draws it; whether all went well.
+def batch_draw(
+    products: Fp32OrBf16,
+    bias: Fp32,
+    uniform: Fp64,
+    temperature: float,
+    truncation: Truncation,
+    logits: Fp32,
+    tokens: Tokens,
+) -> bool:
+    """Draw a token for each of B texts, as `_draw` does; False if a logit is wrong.
 
-    Logits (B, V) are the products, in fp32 or in the bits of bf16, and the bias.
+    Logits (B, V) are the sum of the products, in fp32 or bf16, and the bias.
     """
-    weights = np.empty(len(bias))
+    weights, allowed = np.empty(len(bias)), truncation.allowed
     for b in range(len(tokens)):
         copy(products[b], logits[b])
         for j in range(len(bias)):
             logits[b, j] += bias[j]
-        for j in range(len(possible)):
-            if not possible[j]:
+        for j in range(len(allowed)):
+            if not allowed[j]:
                 logits[b, j] = -np.inf
-        tokens[b] = _draw(logits[b], uniform[b], temperature, k, p, share, weights)
+        tokens[b] = _draw(logits[b], uniform[b], temperature, truncation, weights)
         if tokens[b] < 0:
             return False
     return True

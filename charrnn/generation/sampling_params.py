@@ -1,11 +1,13 @@
 """The settings of text generation: each is named, described and bounded once, and checked before any work begins.
 
-`SamplingParams` extends the generation section of a run's configuration by what only a call can give: a seed, a
-temperature that changes over the text, several stop strings.
+`SamplingParams` extends the generation section of a run's configuration by the settings that only a call can give: a
+seed, a temperature that changes over the text, several stop strings. The keyword arguments of `TextGenerator`'s methods
+are its fields, see `takes_sampling_params`.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, field_validator, model_validator
@@ -18,26 +20,14 @@ SEEDS = 2**32  # the Mersenne Twister takes 32 bits
 
 StopString = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 
-Temperature = float | Callable[[int], float]  # a function gives the temperature of each step, counted from 0
+# a function gives the temperature of each step, counted from 0
+Temperature = Annotated[float, Field(ge=0)] | SkipJsonSchema[Callable[[int], float]]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-class SamplingSettings(TypedDict, total=False):
-    """The fields of `SamplingParams` that `generate`, `stream` and `generate_batch` take by keyword, as types."""
-
-    temperature: Temperature
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    typical_p: float | None
-    repetition_penalty: float | None
-    allow: str | None
-    forbid: str | None
-    stop: str | Iterable[str] | None
-    seed: int | None
-
-
-class _Call(BaseModel):
-    """Takes numbers of Python and NumPy, never a string for a number; explains what is wrong in one sentence."""
+class _CallParams(BaseModel):
+    """Takes numbers of Python and NumPy, never a string for a number; an error is one sentence."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -62,20 +52,23 @@ class _Call(BaseModel):
         return tuple(stop)
 
 
-class SamplingParams(_Call, GenerationConfig):
-    """How a text is generated.
+def _described(name: str, default: Any, **bounds: Any) -> Any:
+    """A field that a run's configuration has, too, with another default or type."""
+    return Field(default, description=GenerationConfig.model_fields[name].description, **bounds)
+
+
+class SamplingParams(_CallParams, GenerationConfig):
+    """How a text is generated. A call may give more than a file can hold, so some fields are wider than their base's.
 
     Raises:
         ConfigError: an unknown setting, or a value of the wrong type or out of range; it is a ValueError.
     """
 
-    prompt: InstanceOf[str] = Field("", description="text to go on from")  # a byte model's may be no valid Unicode
-    length: int | None = Field(1000, ge=0, description="characters to generate; None: no limit")
-    temperature: Annotated[float, Field(ge=0)] | SkipJsonSchema[Callable[[int], float]] = Field(
-        1.0, description=GenerationConfig.model_fields["temperature"].description
-    )
-    top_p: float | None = Field(None, gt=0, le=1, description=GenerationConfig.model_fields["top_p"].description)
-    stop: tuple[StopString, ...] = Field(
+    prompt: InstanceOf[str] = Field("", description="text to go on from")  # need not be valid Unicode
+    length: int | None = Field(1000, ge=0, description="characters to generate; None: no limit")  # type: ignore[assignment]
+    temperature: Temperature = _described("temperature", 1.0)  # type: ignore[assignment]
+    top_p: float | None = _described("top_p", None, gt=0, le=1)
+    stop: tuple[StopString, ...] = Field(  # type: ignore[assignment]
         (), description="end right after this string, or after the first of several to be complete"
     )
     seed: int | None = Field(
@@ -83,7 +76,22 @@ class SamplingParams(_Call, GenerationConfig):
     )
 
 
-class BeamSearchParams(_Call):
+def takes_sampling_params(method: Method) -> Method:
+    """Give `method` a signature that lists the fields of `SamplingParams` in place of its `**settings`."""
+    signature = inspect.signature(method)
+    own = {name: parameter for name, parameter in signature.parameters.items() if name != "settings"}
+    settings = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=field.default or None, annotation=field.annotation
+        )
+        for name, field in SamplingParams.model_fields.items()
+        if name not in (*own, "prompt")
+    ]
+    method.__signature__ = signature.replace(parameters=[*own.values(), *settings])  # type: ignore[attr-defined]
+    return method
+
+
+class BeamSearchParams(_CallParams):
     """How `TextGenerator.beam_search` searches.
 
     Raises:

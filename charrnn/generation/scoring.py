@@ -1,4 +1,4 @@
-"""How surprising a text is to a model, token by token.
+"""The surprisal of a text for a model, token by token.
 
 T  tokens of the text     p  probability that the model gave the token     surprisal  -log2 p, in bits (Shannon, 1948)
 """
@@ -22,12 +22,12 @@ class Score:
     """A text as a model reads it: T tokens.
 
     Attributes:
-        tokens: their texts.
+        tokens: the text of each token.
         surprisal: `(T,)`, in bits.
-        entropy: `(T,)`, in bits: the surprisal that the model expected on average.
-        likeliest: the text of the token that the model thought likeliest, for each.
+        entropy: `(T,)`, in bits: the expected surprisal.
+        likeliest: the text of the token that the model found likeliest at each place.
         characters: length of the text.
-        spelling: bits that it takes to spell what is unknown, as `Tokenizer.spelling` does.
+        spelling: bits to spell the unknown tokens, as `Tokenizer.spelling` does.
     """
 
     tokens: list[str]
@@ -39,17 +39,17 @@ class Score:
 
     @property
     def probability(self) -> NDArray[np.float64]:
-        """`(T,)`, what the model gave each token."""
+        """`(T,)`, the probability that the model gave each token."""
         return np.exp2(-self.surprisal)
 
     @property
     def bpc(self) -> float:
-        """Bits per character; the spelling of what is unknown is charged."""
+        """Bits per character, with the spelling of unknown tokens."""
         return (float(self.surprisal.sum()) + self.spelling) / self.characters
 
     def worst(self, count: int) -> list[int]:
         """Places of the `count` most surprising tokens, the most surprising first."""
-        return np.argsort(-self.surprisal, kind="stable")[:count].tolist()
+        return [int(place) for place in np.argsort(-self.surprisal, kind="stable")[:count]]
 
 
 def score(
@@ -60,14 +60,14 @@ def score(
 ) -> Score:
     """Read `text` and measure how well each token was predicted from all before it.
 
-    The text is read as a generator reads it: after the newline that an empty prompt stands for, with one state carried
-    from end to end, without dropout.
+    The text is read as a generator reads it: after the newline of an empty prompt, with the state carried from end to
+    end, without dropout.
 
     Args:
         generator: its model reads; the model's mode is not touched.
         text: of any length above 0.
         chunk: tokens that are read at once; the result does not depend on it.
-        progress: wraps the loop over chunks, as `tqdm` does, to show how far it is.
+        progress: wraps the loop over chunks, as `tqdm` does.
 
     Raises:
         UnknownCharacterError: a character outside the vocabulary.
@@ -77,18 +77,18 @@ def score(
         raise ValueError("expected a text of at least one character, got an empty one")
     model, tokenizer = evaluation_view(generator.model), generator.tokenizer
     tokens = torch.from_numpy(np.asarray(tokenizer.encode(text), dtype=np.int64))  # (T,)
-    start = torch.from_numpy(generator.encode_prompt(""))  # what an empty prompt reads
+    start = torch.from_numpy(generator.encode_prompt(""))
     inputs = torch.cat([start, tokens])[:-1]
     device = next(model.parameters()).device
     state, measured, likeliest = None, [], []
     with torch.inference_mode():
-        for read, wanted in progress(list(zip(inputs.split(chunk), tokens.split(chunk), strict=True))):
+        for read, wanted in progress(list(zip(torch.split(inputs, chunk), torch.split(tokens, chunk), strict=True))):
             logits, state = model(read[None].to(device), state)  # (1, chunk, V)
             log_p = logits[0].double().log_softmax(-1).cpu() / np.log(2)
             expected = (log_p.exp2() * log_p).sum(-1)
             measured.append(torch.stack([log_p.gather(1, wanted[:, None])[:, 0], expected]))
             likeliest += log_p.argmax(-1).tolist()
-    surprisal, entropy = 0.0 - torch.cat(measured, dim=1).numpy()  # not the negative: it makes a -0.0 of certainty
+    surprisal, entropy = 0.0 - torch.cat(measured, dim=1).numpy()  # minus would turn certainty into -0.0
     spelling = 0.0 if tokenizer.unknown is None else float(tokenizer.spelling(text)["bits"].sum())
     names, guesses = ([tokenizer.decode([token]) for token in ids] for ids in (tokens, likeliest))
     return Score(names, surprisal, entropy, guesses, len(text), spelling)

@@ -20,7 +20,7 @@ from charrnn.data.streams import DocumentDataset, find_ends
 from charrnn.data.tokenizer import ByteTokenizer, CharTokenizer, DocumentTokenizer, StreamDecoder, tokenizer_from_json
 from charrnn.errors import CheckpointError, ConfigError, CorpusError
 from charrnn.generation.generator import TextGenerator, load_model
-from charrnn.generation.text import _Text
+from charrnn.generation.text import GeneratedText
 from charrnn.models.build import build_model
 from charrnn.models.state import begin_rows
 from charrnn.training.evaluation import evaluate
@@ -339,7 +339,7 @@ def test_a_text_is_what_the_tokens_up_to_the_end_say(ending):
 
 
 def test_a_byte_that_no_end_completes_comes_out_as_unknown():
-    text = _Text(DocumentTokenizer(ByteTokenizer()), None, (), "")
+    text = GeneratedText(DocumentTokenizer(ByteTokenizer()), None, (), "")
     assert text.push([0xC3, 256, 65]) == "\ufffd"  # half of é, the end, and what was drawn in vain
     assert text.ended
 

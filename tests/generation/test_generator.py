@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from charrnn.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, WordTokenizer
 from charrnn.errors import UnknownCharacterError
 from charrnn.generation.decoder import ModelDecoder
-from charrnn.generation.generator import TextGenerator, _growing
+from charrnn.generation.generator import TextGenerator
+from charrnn.generation.text import _growing
 from charrnn.models.recurrent import CharGRU, CharLSTM
 
 

@@ -1,4 +1,4 @@
-"""What each transform draws, against its definition written out once more in plain Python."""
+"""What each processor draws, against its definition written out once more in plain Python."""
 
 import math
 
@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from charrnn.data.tokenizer import CharTokenizer
-from charrnn.generation import logits as transforms
-from charrnn.generation.generator import sample
+from charrnn.generation import logits as processors
 from charrnn.generation.logits import (
     COLDEST,
     cyclic,
@@ -20,6 +19,7 @@ from charrnn.generation.logits import (
     min_p,
     only,
     repetition_penalty,
+    sample,
     softmax,
     temperature,
     top_k,
@@ -28,7 +28,7 @@ from charrnn.generation.logits import (
 )
 from charrnn.generation.pipeline import LogitsPipeline
 from charrnn.generation.sampling_params import SamplingParams
-from charrnn.generation.text import _Uniform
+from charrnn.generation.text import UniformNumbers
 
 DRAWS = 100_000
 INF = math.inf
@@ -106,7 +106,7 @@ DISTRIBUTIONS = {
     "one token has nearly all": [0.0, -60.0, 300.0, -40.0, 1.0, 2.0, 3.0, 4.0],
 }
 EVERY_OTHER = [True, False] * 4
-TRANSFORMS = {
+PROCESSORS = {
     "temperature 0": (temperature(0), lambda p: naive_temperature(p, 0)),
     "temperature 0.5": (temperature(0.5), lambda p: naive_temperature(p, 0.5)),
     "temperature 1": (temperature(1), lambda p: p),
@@ -148,16 +148,16 @@ def assert_draws_follow(logits, expected, seed=1):
         assert stats.chisquare(counts, expected * (sum(counts) / expected.sum())).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("shape", DISTRIBUTIONS)
 def test_draws_follow_the_definition(name, shape):
-    transform, define = TRANSFORMS[name]
+    processor, define = PROCESSORS[name]
     logits = np.array(DISTRIBUTIONS[shape])
     expected = define(naive_softmax(logits.tolist()))
-    reshaped = transform(logits)
-    np.testing.assert_allclose(softmax(reshaped), expected, rtol=1e-9, atol=1e-300)
-    assert (np.isneginf(reshaped) >= np.isneginf(logits)).all()
-    assert_draws_follow(reshaped, expected)
+    processed = processor(logits)
+    np.testing.assert_allclose(softmax(processed), expected, rtol=1e-9, atol=1e-300)
+    assert (np.isneginf(processed) >= np.isneginf(logits)).all()
+    assert_draws_follow(processed, expected)
 
 
 LETTERS = "abcdefgh"
@@ -227,16 +227,16 @@ COMPOSITIONS = {
 @pytest.mark.parametrize("shape", ["as a model's", "some already out", "one token has nearly all"])
 def test_draws_follow_the_settings_in_their_order(name, shape):
     values, drawn, definitions = COMPOSITIONS[name]
-    reshape = LogitsPipeline(CharTokenizer(LETTERS), SamplingParams(**values))
+    pipeline = LogitsPipeline(CharTokenizer(LETTERS), SamplingParams(**values))
     for token in drawn:
-        reshape.remember(np.array([token]))
+        pipeline.remember(np.array([token]))
     logits = np.array(DISTRIBUTIONS[shape])
     expected = naive_softmax(logits.tolist())
     for define in definitions:
         expected = define(expected)
-    reshaped = reshape(logits[None], len(drawn))[0]
-    np.testing.assert_allclose(softmax(reshaped), expected, rtol=1e-9, atol=1e-300)
-    assert_draws_follow(reshaped, expected)
+    processed = pipeline(logits[None], len(drawn))[0]
+    np.testing.assert_allclose(softmax(processed), expected, rtol=1e-9, atol=1e-300)
+    assert_draws_follow(processed, expected)
 
 
 def test_the_order_of_the_settings_matters():
@@ -248,23 +248,23 @@ def test_the_order_of_the_settings_matters():
 
 
 def test_a_schedule_gives_each_step_its_temperature():
-    reshape = LogitsPipeline(CharTokenizer(LETTERS), SamplingParams(temperature=linear(0.5, 2.0, 3)))
+    pipeline = LogitsPipeline(CharTokenizer(LETTERS), SamplingParams(temperature=linear(0.5, 2.0, 3)))
     logits = np.array(DISTRIBUTIONS["as a model's"])
     for step, value in enumerate([0.5, 1.0, 1.5, 2.0, 2.0]):
         expected = naive_temperature(naive_softmax(logits.tolist()), value)
-        np.testing.assert_allclose(softmax(reshape(logits[None], step)[0]), expected, rtol=1e-12)
+        np.testing.assert_allclose(softmax(pipeline(logits[None], step)[0]), expected, rtol=1e-12)
 
 
 def test_the_penalty_forgets_after_32_tokens_and_sees_each_text_alone():
-    reshape = LogitsPipeline(CharTokenizer(LETTERS), SamplingParams(repetition_penalty=2.0))
+    pipeline = LogitsPipeline(CharTokenizer(LETTERS), SamplingParams(repetition_penalty=2.0))
     logits = np.zeros((2, 8))
     for token in [0] + [1] * 31:
-        reshape.remember(np.array([token, 2]))
-    odds = softmax(reshape(logits, 32))
+        pipeline.remember(np.array([token, 2]))
+    odds = softmax(pipeline(logits, 32))
     assert odds[0, 0] == odds[0, 1] < odds[0, 2]
     assert odds[1, 2] < odds[1, 0] == odds[1, 1]
-    reshape.remember(np.array([1, 2]))
-    odds = softmax(reshape(logits, 33))
+    pipeline.remember(np.array([1, 2]))
+    odds = softmax(pipeline(logits, 33))
     assert odds[0, 1] < odds[0, 0] == odds[0, 2]
 
 
@@ -287,7 +287,7 @@ def test_the_first_and_the_last_uniform_number_draw_the_first_and_the_last_token
 @pytest.mark.parametrize("seed", [0, 1, 5, 1337, 2**31, 2**32 - 3])
 def test_uniform_numbers_are_those_of_torch(seed):
     texts = 3
-    numbers = _Uniform(texts, seed)
+    numbers = UniformNumbers(texts, seed)
     drawn = np.concatenate([numbers.draw(size) for size in (1, 32, 7)])  # (40, 3)
     for text in range(texts):
         expected = torch.rand(40, generator=torch.Generator().manual_seed(seed + text), dtype=torch.float64)
@@ -297,7 +297,7 @@ def test_uniform_numbers_are_those_of_torch(seed):
 @given(st.integers(0, 2**32 - 1))
 def test_uniform_numbers_are_those_of_torch_for_any_seed(seed):
     expected = torch.rand(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    assert _Uniform(1, seed).draw(2)[:, 0].tolist() == expected.tolist()
+    assert UniformNumbers(1, seed).draw(2)[:, 0].tolist() == expected.tolist()
 
 
 # --------------------------------------------------------------------------------------------------- what is left out
@@ -375,8 +375,8 @@ def test_a_token_just_at_the_border_of_min_p_stays():
 @given(st.integers(0, 2**32 - 1))
 def test_what_should_keep_all_keeps_all(seed):
     logits = np.random.default_rng(seed).normal(size=200) * 8  # some far below what a sum near 1 can show
-    for transform in (top_p(1), typical_p(1), min_p(0), top_k(200)):
-        np.testing.assert_array_equal(transform(logits), logits)
+    for processor in (top_p(1), typical_p(1), min_p(0), top_k(200)):
+        np.testing.assert_array_equal(processor(logits), logits)
 
 
 def test_the_smallest_share_keeps_one():
@@ -428,28 +428,28 @@ MAKERS = st.one_of(
 
 
 @given(rows, MAKERS, st.integers(-30, 30))
-def test_a_number_added_to_all_logits_changes_nothing(logits, transform, number):
-    np.testing.assert_allclose(softmax(transform(logits + number)), softmax(transform(logits)), rtol=1e-9, atol=1e-300)
+def test_a_number_added_to_all_logits_changes_nothing(logits, processor, number):
+    np.testing.assert_allclose(softmax(processor(logits + number)), softmax(processor(logits)), rtol=1e-9, atol=1e-300)
 
 
 @given(without_ties, MAKERS, st.randoms(use_true_random=False))
-def test_the_order_of_the_vocabulary_changes_nothing(logits, transform, random):
+def test_the_order_of_the_vocabulary_changes_nothing(logits, processor, random):
     order = list(range(1, len(logits)))
     random.shuffle(order)
     order = [0, *order]  # the token that the penalty knows as 0 stays where it is
     entropy = -(softmax(logits) * log_softmax(logits)).sum()
     far = np.sort(np.abs(-log_softmax(logits) - entropy))
     assume(len(far) < 2 or np.diff(far).min() > 1e-9)  # nothing is equally typical
-    np.testing.assert_allclose(transform(logits[order]), transform(logits)[order], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(processor(logits[order]), processor(logits)[order], rtol=1e-9, atol=1e-12)
 
 
 @given(st.lists(st.lists(st.integers(-9, 9), min_size=5, max_size=5), min_size=1, max_size=6), MAKERS)
-def test_rows_are_treated_as_they_would_be_alone(batch, transform):
+def test_rows_are_treated_as_they_would_be_alone(batch, processor):
     logits = np.array(batch, float)
-    together = transform(logits)
-    alone = np.stack([transform(row) for row in logits])
+    together = processor(logits)
+    alone = np.stack([processor(row) for row in logits])
     np.testing.assert_allclose(together, alone, rtol=1e-12)
-    packed = transform(np.stack([logits, logits])[:, :, None])  # (2, B, 1, V)
+    packed = processor(np.stack([logits, logits])[:, :, None])  # (2, B, 1, V)
     np.testing.assert_array_equal(packed[1, :, 0], together)
 
 
@@ -462,9 +462,9 @@ def test_recent_tokens_of_each_row():
 @given(rows, st.integers(1, 15), st.floats(0, 1))
 def test_what_is_done_twice_as_if_once(logits, k, share):
     allowed = np.arange(len(logits)) % 3 != 1
-    for transform in (temperature(0), top_k(k), min_p(share), only(allowed)):
-        once = transform(logits)
-        np.testing.assert_array_equal(transform(once), once)
+    for processor in (temperature(0), top_k(k), min_p(share), only(allowed)):
+        once = processor(logits)
+        np.testing.assert_array_equal(processor(once), once)
 
 
 @given(rows, shares)
@@ -512,7 +512,7 @@ def every_transform():
     ]
 
 
-@pytest.mark.parametrize("transform", every_transform())
+@pytest.mark.parametrize("processor", every_transform())
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -523,9 +523,9 @@ def every_transform():
         ([-INF, -INF, -INF], "expected at least one token with a probability above 0, got none"),
     ],
 )
-def test_logits_that_are_no_distribution(transform, row, message):
+def test_logits_that_are_no_distribution(processor, row, message):
     fine = [0.0, 1.0, 2.0]
-    for each in (transform, only([True, False, False])):  # which would hide them
+    for each in (processor, only([True, False, False])):  # which would hide them
         for logits in (np.array(row), np.array([fine, row]), torch.tensor([fine, row])):
             with pytest.raises(ValueError, match=message):
                 each(logits)
@@ -541,29 +541,29 @@ def test_what_leaves_nothing_is_an_error_of_the_next():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("transform", every_transform())
-def test_tensors_give_their_like(transform, dtype):
+@pytest.mark.parametrize("processor", every_transform())
+def test_tensors_give_their_like(processor, dtype):
     logits = torch.tensor([[2.0, 0.5, -1.0], [0.0, 0.25, -torch.inf]], dtype=dtype, requires_grad=True)
-    result = transform(logits)
+    result = processor(logits)
     assert (result.dtype, result.shape, result.device) == (dtype, logits.shape, logits.device)
-    expected = transform(logits.detach().double().numpy())
+    expected = processor(logits.detach().double().numpy())
     assert expected.dtype == np.float64
     assert torch.equal(result, torch.tensor(expected, dtype=dtype))
     assert logits.tolist() == [[2.0, 0.5, -1.0], [0.0, 0.25, -torch.inf]]
 
 
-@pytest.mark.parametrize("transform", every_transform())
-def test_arrays_are_left_as_they_were_and_give_float64(transform):
+@pytest.mark.parametrize("processor", every_transform())
+def test_arrays_are_left_as_they_were_and_give_float64(processor):
     for dtype in (np.float32, np.float64):
         logits = np.array([[2.0, 0.5, -1.0], [0.0, 0.25, -INF]], dtype)
         logits.flags.writeable = False
-        assert transform(logits).dtype == np.float64
-    assert transform(np.array([3])).shape == (1,)  # V = 1, whole numbers
+        assert processor(logits).dtype == np.float64
+    assert processor(np.array([3])).shape == (1,)  # V = 1, whole numbers
 
 
-@pytest.mark.parametrize("transform", every_transform())
-def test_a_vocabulary_of_one(transform):
-    assert softmax(transform(np.array([[-7.0]]))).tolist() == [[1.0]]
+@pytest.mark.parametrize("processor", every_transform())
+def test_a_vocabulary_of_one(processor):
+    assert softmax(processor(np.array([[-7.0]]))).tolist() == [[1.0]]
 
 
 @pytest.mark.parametrize(
@@ -592,7 +592,7 @@ def test_a_vocabulary_of_one(transform):
 def test_settings_out_of_range(name, value, message):
     rest = [[0]] if name == "repetition_penalty" else []
     with pytest.raises(ValueError, match=message):
-        getattr(transforms, name)(value, *rest)
+        getattr(processors, name)(value, *rest)
     if name != "only":
         with pytest.raises(ValueError, match=message):
             SamplingParams(**{name: value})

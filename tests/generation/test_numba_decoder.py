@@ -11,8 +11,8 @@ import charrnn
 from charrnn.config import ModelConfig
 from charrnn.data.tokenizer import CharTokenizer
 from charrnn.generation.decoder import ModelDecoder
-from charrnn.generation.generator import TextGenerator, sample
-from charrnn.generation.logits import cyclic
+from charrnn.generation.generator import TextGenerator
+from charrnn.generation.logits import cyclic, sample
 from charrnn.generation.pipeline import LogitsPipeline
 from charrnn.generation.sampling_params import SamplingParams
 from charrnn.models.build import MODELS, build_model
@@ -197,17 +197,17 @@ EQUAL, TIES, TAIL = np.ones(12), np.array([2, 6, 3, 2, 6, 2, 2, 3, 2, 6, 1, 0]),
         (TAIL, {"min_p": 1e-20, "top_p": 1.0}),
     ],
 )
-def test_ties_and_borders_are_those_of_the_transforms(weights, settings, number):
+def test_ties_and_borders_are_those_of_the_processors(weights, settings, number):
     """Tokens as likely as one another, a share that they fill exactly, the first and the last uniform number."""
     model = made({"type": "rnn"})
     with torch.no_grad(), np.errstate(divide="ignore"):
         model.head.weight.zero_()
         model.head.bias.copy_(torch.from_numpy(np.log(weights)))
-    reshape = LogitsPipeline(TOKENIZER, SamplingParams(**settings))
-    expected = sample(reshape(model.head.bias.detach().numpy()[None], 0), [number])
+    pipeline = LogitsPipeline(TOKENIZER, SamplingParams(**settings))
+    expected = sample(pipeline(model.head.bias.detach().numpy()[None], 0), [number])
     for decoder in (NumbaDecoder(packed(model)), BatchDecoder(packed(model))):
         decoder.prefill([np.array([1])])
-        assert decoder.decode_n(np.array([[number]]), reshape.temperatures(0, 1), reshape.cut)[0] == expected
+        assert decoder.decode_n(np.array([[number]]), pipeline, 0)[0] == expected
 
 
 def test_what_trains_on_is_what_writes_next(model):
@@ -220,6 +220,70 @@ def test_what_trains_on_is_what_writes_next(model):
     finally:
         with torch.no_grad():
             model.head.bias[3] -= 100
+
+
+def add_in_place(model):
+    with torch.no_grad():
+        model.head.bias[3] += 100
+
+
+def add_to_data(model):  # which PyTorch's version counters do not see
+    model.head.bias.data[3] += 100
+
+
+def add_through_numpy(model):
+    model.head.bias.detach().numpy()[3] += 100
+
+
+def replace(model):
+    bias = model.head.bias.detach().clone()
+    bias[3] += 100
+    model.head.bias = torch.nn.Parameter(bias)
+
+
+def load(model):
+    model.load_state_dict(model.state_dict() | {"head.bias": model.head.bias.detach() + 100 * torch.eye(12)[3]})
+
+
+def train(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e4)
+    logits, _ = model(torch.full((1, 9), 3))
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.full((9,), 3)).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", [add_in_place, add_to_data, add_through_numpy, replace, load, train])
+def test_weights_are_packed_once_until_they_change(change, monkeypatch):
+    packed = []
+    monkeypatch.setattr(
+        "charrnn.generation.numba_decoder.pack_weights",
+        lambda *parts: packed.append(pack_weights(*parts)) or packed[-1],
+    )
+    generator = TextGenerator(made({"type": "lstm"}), TOKENIZER)
+    for _ in range(3):
+        generator.generate(length=5, seed=1)
+        generator.generate_batch(["a", "b"], 5, seed=1)
+        generator.next_logits("a")
+    assert len(packed) == 1
+    change(generator.model)
+    fresh = TextGenerator(generator.model, TOKENIZER)
+    np.testing.assert_array_equal(generator.next_logits("a"), fresh.next_logits("a"))
+    assert generator.generate(length=5, temperature=0) == TOKENIZER.decode([3]) * 5
+    assert len(packed) == 3  # once for each generator
+
+
+def test_a_loaded_model_is_packed_once_before_and_after_it_is_made(tmp_path, model, monkeypatch):
+    packed = []
+    monkeypatch.setattr(
+        "charrnn.generation.numba_decoder.pack_weights",
+        lambda *parts: packed.append(pack_weights(*parts)) or packed[-1],
+    )
+    charrnn.save_model(TextGenerator(model, TOKENIZER), tmp_path / "m")
+    loaded = charrnn.load_model(tmp_path / "m")
+    before = loaded.generate(length=60, seed=2)
+    assert loaded.model is loaded.model
+    assert loaded.generate(length=60, seed=2) == before
+    assert len(packed) == 1
 
 
 def test_a_loaded_model_that_is_changed_writes_by_its_new_weights(tmp_path, model):

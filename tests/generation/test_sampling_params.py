@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -15,7 +14,8 @@ from charrnn.data.tokenizer import CharTokenizer
 from charrnn.errors import ConfigError
 from charrnn.generation.generator import TextGenerator
 from charrnn.generation.logits import COLDEST, repetition_penalty
-from charrnn.generation.sampling_params import BeamSearchParams, SamplingParams, SamplingSettings
+from charrnn.generation.sampling_params import BeamSearchParams, SamplingParams
+from charrnn.generation.text import TextStream
 from charrnn.models.recurrent import CharLSTM
 
 
@@ -26,8 +26,16 @@ def generator():
 
 
 def test_every_setting_is_named_once_for_all_ways_to_generate():
-    assert set(get_type_hints(SamplingSettings)) | {"prompt", "length"} == set(SamplingParams.model_fields)
     assert set(GenerationConfig.model_fields) | {"seed"} == set(SamplingParams.model_fields)
+    defaults = {name: field.default or None for name, field in SamplingParams.model_fields.items()}
+    for method in (TextGenerator.generate, TextGenerator.stream, TextGenerator.generate_batch, TextStream.go_on):
+        signature = inspect.signature(method).parameters
+        own = set(signature) - set(defaults)
+        assert own <= {"self", "prompts", "progress", "precision"}
+        assert set(defaults) - set(signature) <= {"prompt"}
+        assert {name: signature[name].default or None for name in set(signature) - own} == {
+            name: value for name, value in defaults.items() if name in signature
+        }
     signature = inspect.signature(TextGenerator.beam_search).parameters
     defaults = {name: field.default for name, field in BeamSearchParams.model_fields.items()}
     assert {name: parameter.default or () for name, parameter in signature.items() if name != "self"} == {

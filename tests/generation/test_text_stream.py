@@ -9,7 +9,8 @@ from charrnn.cli.interactive import Session
 from charrnn.config import GenerationConfig
 from charrnn.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, WordTokenizer
 from charrnn.errors import ConfigError, UnknownCharacterError
-from charrnn.generation.generator import CHUNK, TextGenerator
+from charrnn.generation.generator import TextGenerator
+from charrnn.generation.text import CHUNK
 from charrnn.lab.panels.worker import Writer
 from charrnn.models.recurrent import CharGRU, CharLSTM
 from tests.generation.test_generator import SOME_TEXT, letters

@@ -8,7 +8,8 @@ import ipywidgets
 import numpy as np
 
 from charrnn.data.characters import visible
-from charrnn.generation.generator import TextGenerator, sample
+from charrnn.generation.generator import TextGenerator
+from charrnn.generation.logits import sample
 from charrnn.lab.figures.labels import percent
 from charrnn.lab.figures.sampling import plot_choice
 from charrnn.lab.figures.surprisal import surprisal_to_html

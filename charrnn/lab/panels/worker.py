@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from charrnn.generation.generator import TextGenerator, TextStream
+from charrnn.generation.generator import TextGenerator
 from charrnn.generation.sampling_params import SEEDS
+from charrnn.generation.text import TextStream
 
 
 class Worker:

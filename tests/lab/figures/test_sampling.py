@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from charrnn.data.tokenizer import CharTokenizer
-from charrnn.generation.generator import TextGenerator, sample
+from charrnn.generation.generator import TextGenerator
+from charrnn.generation.logits import sample
 from charrnn.lab.figures.sampling import (
     plot_draw,
     plot_following,
