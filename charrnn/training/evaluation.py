@@ -49,7 +49,7 @@ def evaluate(
     """
     if len(tokens) < 2:
         raise ValueError(f"expected at least 2 tokens to evaluate on, got {len(tokens)}; use a longer text or split")
-    device, model = next(model.parameters()).device, evaluation_view(model)
+    device, view = next(model.parameters()).device, evaluation_view(model)
     state, total = None, 0.0
     if end is not None:
         dataset = DocumentDataset(tokens, 64, max(1, min(256, 2**18 // model.vocab_size)), end)  # logits up to 64 MiB
@@ -60,11 +60,11 @@ def evaluate(
         chunk = max(1, min(256, 2**24 // (streams * model.vocab_size)))  # logits up to 64 MiB
         if streams > 1:  # the end of a row comes before the row below
             for batch in _stream_batches(tokens, streams - 1, length, max(0, length - warmup), chunk, device):
-                _, state = model(batch.inputs, state)
+                _, state = view(batch.inputs, state)
             state = map_state(lambda tensor: F.pad(tensor, (0, 0, 1, 0)), state)  # the first row starts from zeros
         steps, batches = range(0, length, chunk), _stream_batches(tokens, streams, length, 0, chunk, device)
     for _, batch in zip(progress(steps), batches, strict=True):
-        logits, state = model(batch.inputs, begin_rows(state, batch.begins))  # (B, T, V)
+        logits, state = view(batch.inputs, begin_rows(state, batch.begins))  # (B, T, V)
         total += F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="sum").item()
     return total / (len(tokens) - 1)
 

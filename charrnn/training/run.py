@@ -98,11 +98,11 @@ class Run:
         checkpoint = load_checkpoint(path, resume=True)
         directory = _run_directory(checkpoint.path)
         config = _resumed_config(checkpoint, overrides or {})
-        state, tensors = checkpoint.training_state, checkpoint.tensors or {}
+        tensors = checkpoint.tensors or {}
         share_pipe(config.data.name, distributed.broadcast_each)
         corpus = _same_corpus(config.data, checkpoint)
         _check_prompt(config, checkpoint.tokenizer)
-        generator = TextGenerator(checkpoint.model, checkpoint.tokenizer, config, state)
+        generator = TextGenerator(checkpoint.model, checkpoint.tokenizer, config, checkpoint.training_state)
         run = cls._assemble(config, corpus, generator, directory)
         streams = next((len(value) for name, value in tensors.items() if name.startswith("state.")), None)
         if streams not in (None, run.trainer.dataset.batch_size):
@@ -111,7 +111,7 @@ class Run:
                 "the text is too short for more; leave seq_length as it was"
             )
         try:
-            run.trainer.load_state_dict(state["progress"], tensors)
+            run.trainer.load_state_dict(checkpoint.training_state["progress"], tensors)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{checkpoint.path}: expected a whole training_state.json and optimizer.safetensors, got damaged ones "
@@ -132,18 +132,17 @@ class Run:
                 "got different ones; copy the file to every machine"
             )
         fractions = config.data.train_frac, config.data.val_frac
-        splits, extent = corpus.split(*fractions), corpus.predicted("val", *fractions)
-
-        def to_bpc(loss: float) -> float:
-            return extent.bpc(loss / math.log(2))
-
-        sections = config.training, config.device, config.logging.log_interval
+        train, val, _ = corpus.split(*fractions)
+        extent = corpus.predicted("val", *fractions)
+        settings = config.training, config.device, config.logging.log_interval
         try:
-            trainer = Trainer(generator.model, splits.train, splits.val, *sections, to_bpc, corpus.end)
+            trainer = Trainer(
+                generator.model, train, val, *settings, lambda loss: extent.bpc(loss / math.log(2)), corpus.end
+            )
         except CorpusError as error:
             raise CorpusError(f"{corpus.name} ({len(corpus.tokens):,} tokens): {error}") from error
-        if len(splits.val) < 2:
-            _check_evaluations_not_needed(config, corpus, len(splits.val))
+        if len(val) < 2:
+            _check_evaluations_not_needed(config, corpus, len(val))
         return cls(config, corpus, generator, trainer, directory if distributed.rank() == 0 else None)
 
     def fit(self, *callbacks: Callback) -> TextGenerator:
@@ -211,11 +210,8 @@ class Run:
         if self.directory is None:
             return []
         logging, step = self.config.logging, self.trainer.progress.step
-        metrics = MetricsFile(self.directory / "metrics.jsonl", step)
-        callbacks: list[Callback] = [
-            CheckpointSaver(self.directory, self._save, logging.save_top_k, self.config.model.type),
-            metrics,
-        ]
+        saver = CheckpointSaver(self.directory, self._save, logging.save_top_k, self.config.model.type)
+        callbacks: list[Callback] = [saver, MetricsFile(self.directory / "metrics.jsonl", step)]
         if logging.tensorboard:
             generator = TextGenerator(self.trainer.evaluated_model, self.generator.tokenizer, self.config)
             callbacks.append(TensorBoardWriter(Path(logging.log_dir) / self.directory.name, generator, step))

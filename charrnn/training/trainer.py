@@ -233,12 +233,8 @@ class Trainer:
 
     def share_used(self) -> float:
         """Share of the budget used, 0 … 1; of several budgets the one nearest its end."""
-        config, progress = self.config, self.progress
-        used = (
-            (progress.step, config.max_steps),
-            (self.epoch, config.max_epochs),
-            (progress.seconds, config.max_seconds),
-        )
+        budgets = self.config.max_steps, self.config.max_epochs, self.config.max_seconds
+        used = zip(self._now(), budgets, strict=True)
         return min(1.0, max(amount / budget for amount, budget in used if budget is not None))
 
     def done(self) -> bool:
@@ -421,8 +417,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- reporting
 
     def _reset_means(self) -> None:
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._norm_sum = torch.zeros((), device=self.device)
+        self._loss_sum, self._norm_sum = torch.zeros(2, device=self.device)
         self._tokens, self._steps, self._busy = 0, 0, 0.0
 
     def _log(self) -> Logged:

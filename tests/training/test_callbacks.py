@@ -45,7 +45,7 @@ def test_a_progress_bar_that_cannot_be_drawn_stops_nothing(monkeypatch, failure)
         monkeypatch.undo()
 
 
-def test_metrics_are_a_line_an_event(tmp_path):
+def test_metrics_are_one_line_per_event(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     for event in (Stepped(9, 0.4, 0.9, 0.4), LOGGED, EVALUATED, CheckpointDue(20, 1.0, 2.0), FINISHED):
         metrics(event)
@@ -54,7 +54,7 @@ def test_metrics_are_a_line_an_event(tmp_path):
     assert records[0] == {"event": "logged", **vars(LOGGED)}
 
 
-def test_resuming_drops_what_comes_again_and_lines_cut_short(tmp_path):
+def test_resuming_removes_later_lines_and_lines_cut_short(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"event": "logged", "step": step}) for step in (5, 10, 15)]
     path.write_text("\n".join(lines) + '\n{"event": "lo')
@@ -80,7 +80,7 @@ def test_checkpoints_best_when_better_last_when_due(tmp_path):
 
 
 def read_tensorboard(folder):
-    """What TensorBoard itself reads in a folder, all of it."""
+    """Read everything in a folder with TensorBoard itself."""
     pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
     from tensorboard.backend.event_processing import event_accumulator
 
@@ -109,7 +109,7 @@ def test_tensorboard_scalars(tmp_path):
 
 
 @pytest.mark.parametrize(("event", "tag"), [(LOGGED, "loss/train"), (EVALUATED, "loss/val")])
-def test_tensorboard_loses_nothing_of_a_run_that_is_killed(tmp_path, event, tag):
+def test_tensorboard_loses_nothing_if_a_run_is_killed(tmp_path, event, tag):
     pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
     writer = TensorBoardWriter(tmp_path)
     writer(event)
@@ -157,7 +157,7 @@ def test_tensorboard_leaves_the_training_as_it_is(tiny, tmp_path):
     assert torch.equal(*weights)
 
 
-def test_tensorboard_of_a_resumed_run_tells_each_step_once(tmp_path):
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path):
     pytest.importorskip("tensorboard", reason="the tensorboard group is not installed")
     first = TensorBoardWriter(tmp_path)
     for step in (5, 10, 15):  # stopped at 15, while the last checkpoint is of step 10

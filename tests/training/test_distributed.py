@@ -32,7 +32,7 @@ SETTINGS = {"batch_size": 4, "save_interval": 6, "eval_interval": 6, "log_interv
 
 
 def run(folder, *arguments, expected=0, target=main):
-    """What two ranks of `charrnn train` say; started as by torchrun, but without loading PyTorch twice.
+    """The output of two ranks of `charrnn train`, started as by torchrun, but without loading PyTorch twice.
 
     `target` is called in each rank with the arguments of the command line.
     """
@@ -45,7 +45,7 @@ def run(folder, *arguments, expected=0, target=main):
         process.start()
     for process in ranks:
         process.join(60)
-        process.kill()  # one that waits for another forever
+        process.kill()  # in case it waits for the other forever
         process.join()
     said = "".join(log.read_text(encoding="utf-8") for log in logs)
     assert [process.exitcode for process in ranks] == [expected, expected], said
@@ -53,7 +53,7 @@ def run(folder, *arguments, expected=0, target=main):
 
 
 def context():
-    """Where processes start from: in one that has loaded PyTorch, where the system can."""
+    """A start method for processes; on most systems they fork from one that has loaded PyTorch."""
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     forkserver = multiprocessing.get_context("forkserver")
@@ -84,7 +84,7 @@ def test_two_ranks_make_the_steps_of_one(tiny, tmp_path):
     """The same weights, state, losses and evaluations as one process with the same batch_size."""
     config = config_file(tiny, tmp_path, dropout=0, max_steps=12, optimizer="muon", micro_batches=2)
     output = run(tmp_path, config, "--out", tmp_path / "two")
-    assert output.count("2 processes") == 1  # one of them speaks
+    assert output.count("2 processes") == 1  # only rank 0 writes
     one = Run.start(tiny.override({**SETTINGS, "dropout": 0, "max_steps": 12, "optimizer": "muon"}), tmp_path / "one")
     one.fit()
     ours, theirs = load(tmp_path / "one" / "last"), load(tmp_path / "two" / "last")
@@ -148,7 +148,7 @@ def test_streams_that_cannot_be_shared_out_are_refused(tiny, tmp_path):
 
 @together
 def test_a_script_joins_its_processes_and_leaves_them_and_one_reads_standard_input(tmp_path):
-    """Two runs in one script, on a text that is piped in: all ranks get the same model, the best of each run."""
+    """Two runs in one script on a piped text: all ranks get the same model, the best of each run."""
     run(tmp_path, str(tmp_path), target=script)
 
 
@@ -242,8 +242,8 @@ def benchmark_on_one_thread():
 
 
 def watch_threads(expected):
-    """Fail where an update of a trainer begins or ends with another number of threads."""
-    os.environ["NUMBA_NUM_THREADS"] = "3"  # what its threads, once launched, would leave to PyTorch
+    """Fail if an update of a trainer begins or ends with another number of threads."""
+    os.environ["NUMBA_NUM_THREADS"] = "3"  # the number that its threads, once launched, would set for PyTorch
     update = Trainer._update
 
     def watched(self, window):
@@ -261,7 +261,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-def test_alone_there_is_nothing_to_agree_on():
+def test_one_process_has_nothing_to_agree_on():
     with distributed.process_group():
         assert (distributed.rank(), distributed.world_size()) == (0, 1)
         assert distributed.broadcast("x") == "x"

@@ -8,7 +8,7 @@ from charrnn.training.stopwatch import Stopwatch
 
 
 def test_a_slow_step_counts_in_full(monkeypatch):
-    """A step of many times the longest look counts, for the thread looks at the clock meanwhile."""
+    """A step much longer than PAUSE counts in full, because the thread keeps reading the clock."""
     monkeypatch.setattr(stopwatch, "BEAT", 0.01)
     monkeypatch.setattr(stopwatch, "PAUSE", 0.15)
     with Stopwatch() as watch:

@@ -46,7 +46,7 @@ def events_of(trainer, kind):
     return [event for event in trainer if isinstance(event, kind)]
 
 
-# ------------------------------------------------------------------------------------------------- stop and go on
+# ------------------------------------------------------------------------------------------- stopping and resuming
 
 
 needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
@@ -76,8 +76,13 @@ RECIPES = {
     "plateau": {"schedule": "plateau", "decay_patience": 1, "eval_interval": 3, "min_delta": 0.05},
     "early stopping": {"patience": 3, "min_delta": 0.2, "eval_interval": 3, "max_steps": 400},
     "growing windows": {"seq_length_start": 2, "seq_length_warmup_epochs": 0.4, "optimizer": "muon"},
-    "mean of the weights": {"ema_decay": 0.9, "eval_interval": 10},
-    "parts, smoothed": {"micro_batches": 2, "label_smoothing": 0.1, "optimizer": "muon", "ema_decay": 0.5},
+    "moving average": {"ema_decay": 0.9, "eval_interval": 10},
+    "micro-batches, smoothing": {
+        "micro_batches": 2,
+        "label_smoothing": 0.1,
+        "optimizer": "muon",
+        "ema_decay": 0.5,
+    },
 }
 
 
@@ -93,7 +98,7 @@ def assert_resumes(config, settings, left_at):
 
     first = make_trainer(config, **settings)
     next(event for event in first if isinstance(event, CheckpointDue) and event.step == left_at)
-    torch.rand(7)  # what the caller draws in between changes nothing
+    torch.rand(7)  # random numbers that the caller draws change nothing
     second = make_trainer(config, **settings, seed=99)
     second._device_config = first._device_config
     second.dataset = first.dataset
@@ -154,13 +159,13 @@ def test_stop_saves_and_ends_without_evaluating(tiny):
     assert [type(event) for event in events[-3:]] == [Logged, CheckpointDue, Finished]
     assert events[-1].stopped
     assert events[-1].step == 5
-    trainer.fit()  # and goes on from there
+    trainer.fit()  # and continues from there
     assert trainer.progress.step == 12
 
 
 @pytest.mark.parametrize("left_at", [5, 8, 10, 12])
 def test_breaking_out_loses_no_event(tiny, left_at):
-    """What was due at a step comes when the loop is taken up again: an evaluation at 5 and 10, saves at 8 and 12."""
+    """Events due at a step come when the loop continues: evaluations at 5 and 10, saves at 8 and 12."""
     told = []
     trainer = make_trainer(tiny)
     for event in trainer:
@@ -172,8 +177,8 @@ def test_breaking_out_loses_no_event(tiny, left_at):
         assert [event.step for event in told if isinstance(event, kind)] == steps
 
 
-def test_fp16_scales_its_loss_and_goes_on_with_that_scale(tiny, monkeypatch):
-    """No CPU is offered fp16, but a GRU's can be computed there, and the road is the same as a GPU's."""
+def test_fp16_scales_its_loss_and_resumes_with_that_scale(tiny, monkeypatch):
+    """A CPU does not offer fp16, but it can compute a GRU in it, along the same code path as a GPU."""
     monkeypatch.setattr("charrnn.training.trainer.autotune", lambda *_: ("torch", "fp16"))
     whole, parts = (make_trainer(tiny, model_type="gru", max_steps=8, save_interval=1) for _ in range(2))
     whole.fit()
@@ -291,10 +296,10 @@ def test_a_backend_is_measured_once_and_kept(tiny, monkeypatch):
     trainer = make_trainer(tiny, backend="auto", precision="auto")
     assert {trainer.model.backend for event in trainer} == {trainer.progress.backend}
     assert trainer.progress.backend in ("torch", "fused")
-    assert trainer.model.backend == "torch"  # as it was
+    assert trainer.model.backend == "torch"  # unchanged
     asked = make_trainer(tiny, backend=trainer.progress.backend, precision=trainer.progress.precision)
     asked.fit()
-    assert torch.equal(weights(asked), weights(trainer))  # measuring leaves nothing behind
+    assert torch.equal(weights(asked), weights(trainer))  # measuring changed nothing
     monkeypatch.setattr("charrnn.training.trainer.autotune", None)
     resumed = make_trainer(tiny, backend="auto", precision="auto", max_steps=20)
     resumed.load_state_dict(vars(trainer.progress), trainer.state_dict())
@@ -340,10 +345,10 @@ def test_a_backend_that_the_model_has_not_is_refused(tiny):
 
 @pytest.mark.parametrize("backend", ["fused", "reference"])
 def test_the_backend_does_not_change_what_is_learned(tiny, backend):
-    native, other = make_trainer(tiny, max_steps=30), make_trainer(tiny, max_steps=30, backend=backend)
-    native.fit()
+    ours, other = make_trainer(tiny, max_steps=30), make_trainer(tiny, max_steps=30, backend=backend)
+    ours.fit()
     other.fit()
-    assert other.progress.best_loss == pytest.approx(native.progress.best_loss, abs=1e-4)
+    assert other.progress.best_loss == pytest.approx(ours.progress.best_loss, abs=1e-4)
 
 
 def test_state_is_carried_within_an_epoch_and_starts_anew_with_it(tiny):
@@ -373,7 +378,7 @@ def test_best_is_the_best_ever(tiny):
     for event in evaluated:
         assert event.best == (event.loss < best)
         best = min(best, event.loss)
-    assert any(not event.best for event in evaluated)  # else the test showed nothing
+    assert any(not event.best for event in evaluated)  # else the test shows nothing
 
 
 def test_it_learns(tmp_path, tiny):
@@ -383,7 +388,7 @@ def test_it_learns(tmp_path, tiny):
     assert events_of(trainer, Evaluated)[-1].loss < 0.05
 
 
-# ------------------------------------------------------------------------------------------------- what goes wrong
+# ------------------------------------------------------------------------------------------------- failures
 
 
 def test_a_run_that_diverges_stops_before_it_saves(tiny):
@@ -429,7 +434,7 @@ def test_a_validation_loss_that_is_no_number_is_not_the_best(tiny, monkeypatch, 
 
 
 def test_each_token_weighs_the_same(tiny):
-    """The gradient of a window cut short is that of its summed loss over the size of a full window."""
+    """The gradient of a shortened window is that of its summed loss divided by the size of a full window."""
     tiny = tiny.override({"dropout": 0.0})
     trainer = make_trainer(tiny, grad_clip=1e9, max_steps=1)
     gradients = {}
@@ -444,7 +449,7 @@ def test_each_token_weighs_the_same(tiny):
     (loss / (tiny.training.batch_size * tiny.training.seq_length)).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad)
-    assert all(parameter.grad is None for parameter in trainer.model.parameters())  # the next step starts anew
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())  # the next step starts from zero
 
 
 def test_gradients_are_clipped_by_their_whole_norm(tiny):
@@ -459,7 +464,7 @@ def test_gradients_are_clipped_by_their_whole_norm(tiny):
     trainer.optimizers[0].step = spy
     logged = events_of(trainer, Logged)
     assert norms == pytest.approx([1e-3] * 3, rel=1e-3)
-    assert all(event.grad_norm > 1e-3 for event in logged)  # reported as it was before
+    assert all(event.grad_norm > 1e-3 for event in logged)  # reported before clipping
 
 
 # ------------------------------------------------------------------------------------------------- evaluation
@@ -550,11 +555,11 @@ def test_evaluate_never_makes_more_logits_than_it_says(tiny):
     assert model.largest * 5000 <= 2**24
 
 
-# ------------------------------------------------------------------------------------------------------ ingredients
+# ------------------------------------------------------------------------------------------------ options of a step
 
 
-def test_a_step_in_parts_is_the_step(tiny):
-    """Gradients, loss and state of three parts (of 4, 3 and 3 streams) are those of the whole, window by window."""
+def test_a_step_in_micro_batches_is_the_step(tiny):
+    """Gradients, loss and state of three micro-batches (4, 3 and 3 streams) are those of the whole, in each window."""
     runs = [
         make_trainer(tiny, dropout=0, batch_size=10, max_steps=12, precision="fp32", micro_batches=n) for n in (1, 3)
     ]
@@ -565,7 +570,7 @@ def test_a_step_in_parts_is_the_step(tiny):
     assert all(torch.allclose(states[0][key], states[1][key], atol=1e-4) for key in states[0])
 
 
-def test_more_parts_than_streams_are_as_many_as_streams(tiny):
+def test_more_micro_batches_than_streams_are_as_many_as_streams(tiny):
     make_trainer(tiny, batch_size=2, micro_batches=5, max_steps=2).fit()
 
 
@@ -584,7 +589,7 @@ def test_label_smoothing_is_that_of_torch_and_never_reported(tiny):
 
 
 def test_early_stopping_stops(tiny):
-    """A tiny rate brings a better loss, but not by min_delta: the third evaluation after the first ends."""
+    """A tiny rate lowers the loss, but not by min_delta: the third evaluation after the first ends the run."""
     trainer = make_trainer(
         tiny, patience=3, min_delta=1e-2, learning_rate=1e-5, eval_interval=5, max_steps=1000, log_interval=1
     )
@@ -604,9 +609,9 @@ def test_patience_is_not_lost_where_the_loss_falls(tiny):
     assert trainer.progress.step == 60
 
 
-def test_the_mean_of_the_weights_is_what_is_evaluated(tiny):
+def test_the_moving_average_of_the_weights_is_evaluated(tiny):
     settings = {"dropout": 0, "max_steps": 30, "eval_interval": 30}
-    trainer = make_trainer(tiny, ema_decay=0.9, precision="bf16", **settings)  # which is not that of evaluations
+    trainer = make_trainer(tiny, ema_decay=0.9, precision="bf16", **settings)  # evaluations use fp32
     mean = parameters(trainer.ema_model)
     for event in trainer:
         if isinstance(event, Stepped):
@@ -665,7 +670,7 @@ def test_every_optimizer_learns(tiny, optimizer, tmp_path):
     path.write_text("abcd" * 500, encoding="utf-8")
     rate = {"sgd": 1.0}.get(optimizer, 0.03)
     trainer = make_trainer(tiny, data=str(path), optimizer=optimizer, learning_rate=rate, max_steps=60, dropout=0)
-    assert events_of(trainer, Evaluated)[-1].loss < 0.3  # to guess is ln 4 = 1.39
+    assert events_of(trainer, Evaluated)[-1].loss < 0.3  # guessing gives ln 4 = 1.39
 
 
 # -------------------------------------------------------------------------------------------------- other devices
@@ -690,7 +695,7 @@ def assert_same_as_cpu(config, device, precision):
     assert ends[0] == pytest.approx(ends[1], rel=1e-3 if precision == "fp32" else 3e-2)
 
 
-# ---------------------------------------------------------------------------------------- one iteration after another
+# ---------------------------------------------------------------------------------------- one iteration at a time
 
 
 def test_training_leaves_the_random_state_alone(tiny):
@@ -701,14 +706,14 @@ def test_training_leaves_the_random_state_alone(tiny):
 
 
 def test_an_iteration_that_is_still_held_does_not_disturb_the_next(tiny):
-    """As a traceback holds it in a notebook."""
+    """A traceback in a notebook may keep it alive."""
     trainer = make_trainer(tiny, max_steps=50, backend="reference")
     held = iter(trainer)
     next(held)
     for event in trainer:
         if event.step == 5 and held:
             trainer.stop()
-            held = None  # its end must not take the wish to stop back
+            held = None  # its end must not cancel the stop
     assert (type(event), event.stopped, event.step) == (Finished, True, 5)
     assert trainer.model.backend == "torch"
 
@@ -725,7 +730,7 @@ def test_a_rank_reads_its_own_streams_alone(tiny, monkeypatch):
 
 
 def test_where_a_gradient_overflows_no_optimizer_steps(tiny):
-    """In fp16 a loss scaler skips the step; here one weight of AdamW's overflows, and none of Muon's."""
+    """In fp16 a loss scaler skips the step; here a gradient of AdamW overflows, and none of Muon."""
     trainer = make_trainer(tiny, optimizer="muon", max_steps=3)
     trainer._scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     trainer.model.head.bias.register_hook(lambda gradient: gradient * (math.inf if trainer.progress.step == 1 else 1))
@@ -740,8 +745,8 @@ def test_where_a_gradient_overflows_no_optimizer_steps(tiny):
     assert trainer._scaler.get_scale() == 32
 
 
-def test_speed_counts_what_a_gpu_had_still_to_do(tiny, monkeypatch):
-    """Work that was handed over ends when the device is waited for: at a log, and before an evaluation and a save."""
+def test_speed_counts_the_work_that_a_gpu_had_queued(tiny, monkeypatch):
+    """Queued work ends when the device is synchronized: at a log, and before an evaluation and a save."""
     waits = []
     monkeypatch.setattr("charrnn.training.trainer.synchronize", lambda device: waits.append(time.sleep(0.03)))
     trainer = make_trainer(tiny, max_steps=12, log_interval=1000)
@@ -751,20 +756,20 @@ def test_speed_counts_what_a_gpu_had_still_to_do(tiny, monkeypatch):
     assert tokens / logged.tokens_per_second >= 0.03 * 5
 
 
-def test_an_error_of_a_monitor_ends_the_iteration(tiny):
-    """What a callback raises keeps the loop's frame alive, as a notebook keeps the last traceback."""
+def test_an_error_in_a_callback_ends_the_iteration(tiny):
+    """The error keeps the loop's frame alive, as a notebook keeps the last traceback."""
     trainer = make_trainer(tiny, backend="reference")
     with pytest.raises(ZeroDivisionError) as held:
         trainer.fit(lambda event: 1 / (event.step < 5))
     assert trainer.model.backend == "torch"
-    trainer.stop()  # is for the next iteration
+    trainer.stop()  # takes effect in the next iteration
     events = list(trainer)
     assert held.tb
     assert (events[-1].step, events[-1].stopped) == (5, True)
 
 
 def test_a_break_loses_no_event_and_no_mean(tiny):
-    """Leaving the loop at any event and coming back tells what a loop without a break does."""
+    """A loop left at every event and taken up again yields the same events as one without a break."""
     whole, parts = make_trainer(tiny), make_trainer(tiny)
     expected = [(type(event), event.step) for event in whole]
     losses = [event.loss for event in make_trainer(tiny) if isinstance(event, Logged)]
@@ -779,7 +784,7 @@ def test_a_break_loses_no_event_and_no_mean(tiny):
 
 
 def test_a_pause_is_not_training_time(tiny):
-    """A process that is stopped, as by a laptop's lid or Ctrl-Z, has as much of its budget afterwards as before."""
+    """A suspended process (a closed laptop, Ctrl-Z) has as much of its budget left afterwards as before."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -804,8 +809,8 @@ def test_a_pause_is_not_training_time(tiny):
         os.waitpid(child, 0)
 
 
-def test_while_one_rank_is_stopped_no_rank_counts(tiny, monkeypatch):
-    """The others wait for it; here the other rank counts nothing, and asks to stop at its fourth step."""
+def test_while_one_rank_is_suspended_no_rank_counts_time(tiny, monkeypatch):
+    """The others wait for it; here the other rank counts no time, and asks to stop at its fourth step."""
     others = itertools.chain([(0.0, False)] * 3, [(0.0, True)])
     monkeypatch.setattr(distributed, "all_reduce_max", lambda *mine: tuple(map(max, mine, next(others))))
     trainer = make_trainer(tiny, max_steps=None, max_seconds=1e-9, eval_interval=1000)
