@@ -196,7 +196,7 @@ def test_the_sliders_of_the_streams_draw_what_the_functions_do(batch_size, seq_l
     values = {"batch_size": batch_size, "seq_length": seq_length, "window": window, "epoch": epoch}
     for name, value in values.items():
         panel.controls[name].value = value
-    assert panel.image.value == lab.plot_streams(LINE * 6, **values).to_html(unfolded=True)
+    assert panel.image.value == lab.plot_streams(LINE * 6, **values).to_html(folded=False)
     assert panel.words.value == text_to_html(lab.window_table(LINE * 6, **values))
     for name, control in panel.controls.items():
         assert f"t-{name}" in control._dom_classes

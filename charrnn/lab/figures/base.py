@@ -72,7 +72,7 @@ class CaptionedFigure:
         image.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
         return small.getvalue()
 
-    def to_html(self, unfolded: bool = False) -> str:
+    def to_html(self, folded: bool = True) -> str:
         """Give the figure as HTML: the image with its alt text, the caption, and the description, folded by default.
 
         The alt text is the caption, because a screen reader cannot pause in an alt text or go back in it. The numbers
@@ -81,12 +81,13 @@ class CaptionedFigure:
         caption, png = html.escape(self.caption), self.png()
         width, height = struct.unpack(">II", png[16:24])  # reserve the space of the image while it loads
         size = f'width="{width}" height="{height}" style="max-width:100%;height:auto"'
+        description = _without_formulas(html.escape(self.description))
+        details = f"<details><summary>Description</summary>{description}</details>"
         return (
             '<figure style="margin:0">'
             f'<img alt="{caption}" src="data:image/png;base64,{base64.b64encode(png).decode()}" {size}>'
-            f"<figcaption>{_without_formulas(caption)}"
-            f"<details{' open' * unfolded}><summary>Description</summary>"
-            f"{_without_formulas(html.escape(self.description))}</details></figcaption></figure>"
+            f"<figcaption>{_without_formulas(caption)}{details if folded else ''}</figcaption></figure>"
+            f"{'' if folded else f'<p>{description}</p>'}"
         )
 
     def _ipython_display_(self) -> None:

@@ -72,7 +72,7 @@ class FigureBox:
         """
         try:
             with course_style():
-                image = draw().to_html(unfolded=True)
+                image = draw().to_html(folded=False)
             self.words.value = words()
         except Exception as error:
             self.image.layout.display = "none"

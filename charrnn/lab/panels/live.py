@@ -48,6 +48,6 @@ class LivePlot:
 
     def _draw(self) -> None:
         begin = time.monotonic()
-        self._image.value = plot_losses(self.records, self._vocab_size).to_html(unfolded=True)
+        self._image.value = plot_losses(self.records, self._vocab_size).to_html(folded=False)
         end = time.monotonic()
         self._next = end + (max(self._every, 9 * (end - begin)) if self._every else 0)

@@ -34,10 +34,10 @@ def test_a_panel_draws_what_its_controls_say():
     panel = Bars()
     first = panel.image.value
     assert '<img alt="One bar &amp; its height" src="data:image/png;base64,' in first
-    assert "<details open><summary>Description</summary>2.</details>" in first
+    assert "</figure><p>2.</p>" in first
     assert panel.words.value == ""
     panel.controls["height"].value = 3
-    assert panel.image.value == panel.make_figure(height=3).to_html(unfolded=True) != first
+    assert panel.image.value == panel.make_figure(height=3).to_html(folded=False) != first
     assert "t-height" in panel.controls["height"]._dom_classes
     assert panel.values() == {"height": 3}
 

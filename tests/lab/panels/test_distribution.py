@@ -172,7 +172,7 @@ def test_the_sliders_draw_what_the_function_does(generator, monkeypatch, tempera
 def test_the_figure_in_the_panel_is_that_of_the_function(generator):
     panel = DistributionPanel(generator, "ab")
     panel.controls["top_k"].value = 3
-    assert panel.image.value == plot_distribution(generator, "ab", top_k=3).to_html(unfolded=True)
+    assert panel.image.value == plot_distribution(generator, "ab", top_k=3).to_html(folded=False)
 
 
 def test_a_wrong_prompt_is_a_sentence_and_a_right_one_heals_it(generator):

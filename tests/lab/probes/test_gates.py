@@ -196,7 +196,7 @@ def test_the_panel_draws_what_the_functions_do(name, gate, units, count, text):
     chosen = panel.chosen_units(values)
     assert len(set(chosen)) == min(count, 6)
     assert panel.image.value.startswith(
-        lab.plot_gates(text[:LONGEST], values, gate, chosen).to_html(unfolded=True).partition("</details>")[0]
+        lab.plot_gates(text[:LONGEST], values, gate, chosen).to_html(folded=False).partition("</p>")[0]
     )
     assert ("Only the first" in panel.image.value) == (len(text) > LONGEST)
     for control_name, control in panel.controls.items():

@@ -113,6 +113,6 @@ def test_the_sliders_draw_what_the_functions_do(radius, matrix, recurrence, seed
     for name, value in values.items():
         panel.controls[name].value = value
     figure = lab.plot_radius(**values)
-    assert panel.image.value == figure.to_html(unfolded=True)
+    assert panel.image.value == figure.to_html(folded=False)
     for name, control in panel.controls.items():
         assert f"t-{name}" in control._dom_classes

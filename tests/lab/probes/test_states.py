@@ -149,7 +149,7 @@ def test_the_panel_draws_what_the_function_does(generator, text, step):
     whole = lab.read_states(generator.model, torch.tensor(generator.tokenizer.encode(TEXT).astype("int64"))[None])[0]
     points = panel.components.project(whole)
     figure = lab.plot_reading(text, states, panel.components, points, lab.word_places(TEXT), step)
-    assert panel.image.value == figure.to_html(unfolded=True)
+    assert panel.image.value == figure.to_html(folded=False)
     assert "alert" not in panel.words.value
 
 
