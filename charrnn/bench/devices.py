@@ -19,7 +19,7 @@ from torch import distributed
 from charrnn.api import get_model_info
 from charrnn.bench.processes import run_apart, take_turns
 from charrnn.bench.report import Report, Row, Table, add_rounds, describe_shape
-from charrnn.config import DeviceConfig, ModelConfig, RunConfig, TrainingConfig, config_fields
+from charrnn.config import DeviceConfig, ModelConfig, RunConfig, TrainingConfig, dump_config
 from charrnn.device import candidate_precisions, synchronize
 from charrnn.models.build import build_model
 from charrnn.training.callbacks import read_metrics
@@ -156,20 +156,17 @@ def together(
         MeasurementError: a process failed.
     """
     threads = max(1, (os.cpu_count() or 1) // processes)
-    fields = {key: name.replace("_", "-") for _, key, name, _ in config_fields("model")}
-    flags = [f"--{fields[key]}={value}" for key, value in model.model_dump().items() if not isinstance(value, bool)]
-    flags += [f"--{fields[key]}" for key, value in model.model_dump().items() if value is True]
     settings = {"device": "cpu", "threads": threads, "batch_size": batch_size, "seq_length": seq_length}
     settings |= {"max_steps": steps, "log_interval": max(1, steps // 2), "eval_interval": NEVER, "val_frac": 0}
-    flags += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     with tempfile.TemporaryDirectory() as folder:
-        text, run = Path(folder) / "text.txt", Path(folder) / "run"
+        text, run, settings_file = (Path(folder) / name for name in ("text.txt", "run", "settings.yaml"))
+        config = RunConfig(model=model).override({**settings, "data": str(text)})
+        settings_file.write_text(dump_config(config), encoding="utf-8")
         characters = np.random.default_rng(0).integers(VOCAB_SIZE, size=batch_size * seq_length * 100) + ord("0")
         text.write_text("".join(map(chr, characters)), encoding="utf-8")
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "charrnn"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        arguments = ["train", "--quiet", f"--data={text}", f"--out={run}", *flags]
-        run_apart([*command, *arguments], environment)
+        run_apart([*command, "train", str(settings_file), "--quiet", f"--out={run}"], environment)
         logged = [record for record in read_metrics(run) if record["event"] == "logged"]
         progress = get_model_info(run / "last")["training"]["progress"]
     chosen = {name: progress[name] for name in ("device", "precision", "backend")}
