@@ -18,7 +18,7 @@ from charrnn.errors import ConfigError
 
 @dataclass(frozen=True)
 class Profile:
-    """How much work a notebook does.
+    """The amount of work that a notebook does.
 
     Attributes:
         name: `ci`, `laptop` or `gpu`.

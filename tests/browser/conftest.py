@@ -1,4 +1,4 @@
-"""One JupyterLab, one browser and one page for all these tests; what goes wrong in the background fails them."""
+"""One JupyterLab, one browser and one page for all these tests; an error in the background fails a test."""
 
 import io
 import os
@@ -28,26 +28,28 @@ FLAGS = (
 CONTEXT = pytest.StashKey[BrowserContext]()
 FOLDER = pytest.StashKey[Path]()
 MEASURED = pytest.StashKey[list[str]]()
-LARGEST = 60_000  # bytes of a picture for the README
+LARGEST = 60_000  # bytes of a screenshot for the README
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--pictures", type=Path, metavar="DIR", help="put the pictures of the README into this folder")
+    parser.addoption(
+        "--screenshots", type=Path, metavar="DIR", help="save the screenshots of the README in this folder"
+    )
 
 
-# Of this folder's scope: in a run of all tests the browser's event loop and the servers must not outlive these.
+# Scoped to this folder: in a run of all tests the browser's event loop and the servers must end with these tests.
 
 
 @pytest.fixture(scope="package")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For the servers' files and for pictures of what failed."""
+    """A folder for the servers' files and for screenshots of failed tests."""
     request.config.stash[FOLDER] = tmp_path_factory.mktemp("browser")
     return request.config.stash[FOLDER]
 
 
 @pytest.fixture(scope="package")
 def context(request: pytest.FixtureRequest, folder: Path) -> Iterator[BrowserContext]:
-    """A window of the system's Chromium, offline."""
+    """The system's Chromium, offline."""
     program = os.environ.get("CHARRNN_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip(f"no browser: expected one of {', '.join(NAMES)} on the PATH, or CHARRNN_CHROMIUM to name one")
@@ -62,20 +64,20 @@ def context(request: pytest.FixtureRequest, folder: Path) -> Iterator[BrowserCon
 
 @pytest.fixture(scope="package")
 def everything(context: BrowserContext) -> Watch:
-    """Listens from the first page on."""
+    """A watch over all pages from the first one."""
     return Watch(context)
 
 
 @pytest.fixture(autouse=True)
 def watch(everything: Watch) -> Iterator[Watch]:
-    """Each test ends with the question of what went wrong in the background."""
+    """Check after each test for errors in the background."""
     yield everything
     everything.check()
 
 
 @pytest.fixture(scope="package")
 def lab(context: BrowserContext, everything: Watch, folder: Path) -> Iterator[Page]:
-    """JupyterLab, open."""
+    """An open page with JupyterLab."""
     (folder / "lab").mkdir()
     with servers.jupyterlab(folder / "lab") as address:
         page = context.new_page()
@@ -87,7 +89,7 @@ def lab(context: BrowserContext, everything: Watch, folder: Path) -> Iterator[Pa
 
 @pytest.fixture(scope="package")
 def page_of_its_own(context: BrowserContext, everything: Watch, folder: Path) -> Iterator[Page]:
-    """The playground through Voilà, open."""
+    """An open page with the playground in Voilà."""
     (folder / "voila").mkdir()
     with servers.voila(folder / "voila", "notebooks/playground.ipynb") as address:
         page = context.new_page()
@@ -98,7 +100,7 @@ def page_of_its_own(context: BrowserContext, everything: Watch, folder: Path) ->
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Takes a sentence with a number, to be read at the end of the run."""
+    """A function that takes a measurement as a sentence and prints it at the end of the run."""
     return request.config.stash.setdefault(MEASURED, []).append
 
 
@@ -108,9 +110,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture
-def picture(request: pytest.FixtureRequest) -> Callable[[Locator, str], None]:
-    """With --pictures, takes a picture of a part of a page, under a name; else does nothing."""
-    folder = request.config.getoption("--pictures", None)
+def screenshot(request: pytest.FixtureRequest) -> Callable[[Locator, str], None]:
+    """A function that saves a named screenshot of a part of a page if --screenshots is given."""
+    folder = request.config.getoption("--screenshots", None)
 
     def take(part: Locator, name: str) -> None:
         if folder is not None:
@@ -125,12 +127,12 @@ def picture(request: pytest.FixtureRequest) -> Callable[[Locator, str], None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
-    """Of each page that is open when a test fails, a picture, and where it lies."""
+    """Save a screenshot of each open page when a test fails, and report its path."""
     report = yield
     if call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception):
         context = item.config.stash.get(CONTEXT, None)
         for number, page in enumerate(context.pages if context else ()):
             path = item.config.stash[FOLDER] / f"{item.name}-{call.when}-{number}.png"
             page.screenshot(path=path)
-            report.sections.append(("picture of the page", str(path)))
+            report.sections.append(("screenshot of the page", str(path)))
     return report

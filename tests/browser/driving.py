@@ -1,4 +1,4 @@
-"""What a person does with a notebook and its widgets, in a browser: by keyboard, by mouse, and by reading."""
+"""Drive a notebook and its widgets in a browser: by keyboard, by mouse, and by reading."""
 
 import re
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.watching import Watch
 
-PATIENCE = 60_000  # milliseconds for what a kernel computes
+PATIENCE = 60_000  # milliseconds for a computation in a kernel
 
-# "Run All" is silently dropped until the kernel answers, so the answer is waited for; resolves when all cells have run
+# JupyterLab silently drops "Run All" until the kernel answers, so wait for it; resolves when all cells have run
 OPEN = """async path => {
     const app = window.jupyterapp;
     await app.restored;
@@ -30,7 +30,7 @@ CLOSE = """async () => {
     notebook.close();
 }"""
 
-# from now on window.told holds when Stop was pressed, when the text changed last, and whether writing has ended
+# record in window.told when Stop was pressed, when the text last changed, and whether writing has ended
 LISTEN = """root => {
     const told = window.told = {stopped: 0, changed: 0, ended: false};
     const button = name => Array.from(root.querySelectorAll('button')).find(each => each.textContent.trim() == name);
@@ -44,8 +44,8 @@ LISTEN = """root => {
 
 @contextmanager
 def notebook(page: Page, path: str) -> Iterator[Locator]:
-    """A notebook in JupyterLab, all of whose cells have run without an error; its kernel ends with it."""
-    page.bring_to_front()  # what is behind another page draws once a second and answers the mouse as slowly
+    """Open a notebook in JupyterLab, run all its cells without an error, and end its kernel afterwards."""
+    page.bring_to_front()  # a page in the background draws only once a second
     try:
         cells = page.evaluate(OPEN, path)
         for cell in cells:
@@ -62,7 +62,7 @@ def is_problem(output: dict) -> bool:
 
 
 def outputs_of(panel: Locator, code: str) -> Locator:
-    """The output of the cell whose source has this line of code."""
+    """Find the output of the cell whose source contains this line of code."""
     return panel.locator(".jp-CodeCell", has_text=code).locator(".jp-OutputArea-output").first
 
 
@@ -80,7 +80,7 @@ class Widget:
         self._watch = watch
 
     def settle(self) -> None:
-        """Wait until the kernel has dealt with what was done."""
+        """Wait until the kernel has handled all actions."""
         self._watch.settle(self.page)
 
     def control(self, name: str) -> Locator:
@@ -90,11 +90,11 @@ class Widget:
         return self.control(name).get_by_role("slider")
 
     def value(self, name: str) -> float:
-        """What a slider's readout says."""
+        """Read the value of a slider."""
         return float(self.control(name).locator(".widget-readout").inner_text().replace(",", "").replace("−", "-"))
 
     def press(self, name: str, *keys: str) -> float:
-        """Put the focus on a slider, press keys, and read its value."""
+        """Focus a slider, press keys, and read its value."""
         self.handle(name).focus()
         for key in keys:
             self.page.keyboard.press(key)
@@ -102,7 +102,7 @@ class Widget:
         return self.value(name)
 
     def drag(self, name: str, place: float) -> float:
-        """Drag a slider's handle in ten steps to a place, 0 left to 1 right, and read its value."""
+        """Drag a slider's handle in ten steps to a place, from 0 (left) to 1 (right), and read its value."""
         handle, base = self.handle(name), self.control(name).locator(".noUi-base")
         handle.scroll_into_view_if_needed()
         grip, track = handle.bounding_box(), base.bounding_box()
@@ -115,7 +115,7 @@ class Widget:
         return self.value(name)
 
     def write(self, name: str, text: str) -> None:
-        """Type a text in the place of what stands in a box, and leave the box."""
+        """Replace the text of a box, and leave the box."""
         box = self.control(name).locator("textarea, input").first
         box.fill(text)
         box.blur()
@@ -134,7 +134,7 @@ class Widget:
 
     @property
     def message(self) -> Locator:
-        """Where a panel that writes says what is wrong."""
+        """The message of a panel that writes."""
         return self.root.locator(".t-message")
 
     @property
@@ -153,13 +153,13 @@ class Widget:
         return self.written()
 
     def written(self) -> str:
-        """Wait until what was begun since `LISTEN` has ended, and read the text."""
+        """Wait for the end of the writing begun since `LISTEN`, and read the text."""
         self.page.wait_for_function("window.told.ended", timeout=PATIENCE)
         self.settle()
         return self.text.text_content()
 
     def stop_in_mid_stream(self) -> float:
-        """Generate an endless text, press Stop, and see that it ends there.
+        """Generate an endless text, press Stop, and check that it ends there.
 
         Returns:
             Seconds from the click to the last change of the text.
@@ -176,7 +176,7 @@ class Widget:
 
 
 def changed(locator: Locator, before: str) -> str:
-    """Wait until a text is another one, and give it."""
+    """Wait until a text changes, and return it."""
     expect(locator).not_to_have_text(before, timeout=PATIENCE)
     return locator.text_content()
 

@@ -1,4 +1,4 @@
-"""Runs a command for as long as standard input is open: a server that ends even if the tests that use it are killed."""
+"""Run a command while standard input is open, so that a server ends even if the tests are killed."""
 
 import subprocess
 import sys
@@ -6,13 +6,13 @@ import threading
 
 
 def end(server: subprocess.Popen[bytes], patience: float = 15.0) -> None:
-    """When nobody holds the other end of the pipe any more, let the server end its kernels, or end it."""
+    """When the pipe closes, let the server end its kernels, or kill it."""
     sys.stdin.buffer.read()
     server.terminate()
     try:
         server.wait(patience)
     except subprocess.TimeoutExpired:
-        server.kill()  # a kernel ends by itself when its server is gone
+        server.kill()  # a kernel ends when its server is gone
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Servers for a browser to visit: started in folders of their own, and gone afterwards whatever happens."""
+"""Servers for the browser, in temporary folders; they end with the tests."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
 TOKEN = "charrnn"
-SHIPPED = ("shakespeare-lstm", "shakespeare-rnn")  # of checkpoints/; a reader's own runs stay out of the tests
-# where Jupyter and what runs in it keep their files: empty folders, so that no setting of the machine matters
+SHIPPED = ("shakespeare-lstm", "shakespeare-rnn")  # of checkpoints/; the tests do not see a reader's own runs
+# folders of Jupyter and its kernels: empty ones, so that the machine's settings do not matter
 FOLDERS = (
     "HOME",
     "TMPDIR",
@@ -33,20 +33,20 @@ FOLDERS = (
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
     "docmanager-extension/plugin": {"autosave": False},
-    # cells that are off the screen exist as well, for selectors to find
+    # render cells off the screen too, so that selectors find them
     "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
 }
 
 
 def copy_of_the_course(folder: Path) -> Path:
-    """Notebooks, configs and shipped checkpoints, laid out as in the checkout, free to be written over."""
+    """Copy notebooks, configs and shipped checkpoints, laid out as in the checkout."""
     for name in ("notebooks", "config", *(f"checkpoints/{name}" for name in SHIPPED)):
         shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     return folder
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of a server that keeps everything in `folder`, with the notebooks' smallest profile."""
+    """Make the environment of a server that keeps its files in `folder` and uses the smallest profile."""
     own = {name: folder / name.lower() for name in FOLDERS}
     for path in own.values():
         path.mkdir(parents=True)
@@ -65,7 +65,7 @@ def free_port() -> int:
 
 @contextmanager
 def jupyterlab(folder: Path) -> Iterator[str]:
-    """JupyterLab on a copy of the course; yields its address."""
+    """Run JupyterLab on a copy of the course; yield its address."""
     root, port = copy_of_the_course(folder / "course"), free_port()
     flags = (
         "--no-browser",
@@ -84,7 +84,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def voila(folder: Path, notebook: str) -> Iterator[str]:
-    """One notebook of a copy of the course as a page of its own, as `make playground` serves it; yields its address."""
+    """Serve a notebook of a copy of the course as `make playground` does; yield its address."""
     root, port = copy_of_the_course(folder / "course"), free_port()
     flags = ("--no-browser", f"--Voila.port={port}", *flags_of_a_page())
     with running(["voila", notebook, *flags], root, folder, f"http://127.0.0.1:{port}/voila/static/voila.js"):
@@ -92,14 +92,14 @@ def voila(folder: Path, notebook: str) -> Iterator[str]:
 
 
 def flags_of_a_page() -> list[str]:
-    """What the Makefile hands to Voilà."""
+    """Read the options of Voilà from the Makefile."""
     makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     return shlex.split(re.search(r"^PAGE := (.*)$", makefile, re.MULTILINE)[1])
 
 
 @contextmanager
 def running(arguments: list[str], root: Path, folder: Path, answers: str, patience: float = 60.0) -> Iterator[None]:
-    """A Python module as a server, from its first answer on.
+    """Run a Python module as a server, from its first answer.
 
     Args:
         arguments: the module and its arguments.
@@ -117,7 +117,7 @@ def running(arguments: list[str], root: Path, folder: Path, answers: str, patien
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the tests, which then end it
+            start_new_session=True,  # Ctrl-C goes to the tests, which then end the server
         )
         try:
             wait_for_answer(server, answers, patience, folder / "server.log")
@@ -134,7 +134,7 @@ def wait_for_answer(server: subprocess.Popen[bytes], address: str, patience: flo
             urllib.request.urlopen(address, timeout=5).close()
         except urllib.error.HTTPError as error:
             error.close()
-            return  # an answer, if not the one that was asked for
+            return  # an error is an answer, too
         except OSError:
             time.sleep(0.1)
         else:

@@ -1,4 +1,4 @@
-"""The playground, in JupyterLab and as a page of its own: writing, stopping, going on, and being read by everyone."""
+"""The playground in JupyterLab and as a page: writing, stopping, continuing, and accessibility."""
 
 import re
 from pathlib import Path
@@ -135,7 +135,7 @@ def test_at_200_percent_nothing_is_cut_off(magnified):
     assert magnified.locator(".t-playground").evaluate(OUTSIDE) == []
 
 
-def test_the_page_is_worth_a_picture(page_of_its_own, everything, picture):
+def test_the_page_follows_the_text_to_its_end(page_of_its_own, everything, screenshot):
     playground = Widget(page_of_its_own.locator(".t-playground"), everything)
     playground.write("prompt", "ROMEO:\n")
     playground.press("temperature", "Home", *["ArrowRight"] * 14)
@@ -143,6 +143,6 @@ def test_the_page_is_worth_a_picture(page_of_its_own, everything, picture):
     text = playground.generate()
     assert len(text) == len("ROMEO:\n") + 300
     expect(playground.control("status")).to_contain_text("bits per character")
-    expect(playground.figure).to_contain_text(text[-9:].splitlines()[-1])  # the views have followed to the very end
-    page_of_its_own.set_viewport_size({"width": 1080, "height": 1300})  # what is scrolled out of sight is cut off
-    picture(playground.root, "playground")
+    expect(playground.figure).to_contain_text(text[-9:].splitlines()[-1])  # the views have followed the text to its end
+    page_of_its_own.set_viewport_size({"width": 1080, "height": 1300})  # a screenshot shows only the visible part
+    screenshot(playground.root, "playground")

@@ -1,4 +1,4 @@
-"""Notebook 06 in JupyterLab: what each of its three widgets says follows the keyboard and the mouse."""
+"""Notebook 06 in JupyterLab: its three widgets follow the keyboard and the mouse."""
 
 import pytest
 from playwright.sync_api import expect
@@ -43,7 +43,7 @@ def test_bars_by_mouse(bars, name, off, cut):
     expect(bars.figure).to_contain_text("kept are 70 of 70")
 
 
-def test_bars_after_another_prompt(bars, picture):
+def test_bars_after_another_prompt(bars, screenshot):
     bars.press("temperature", "Home", *["ArrowRight"] * 14)
     bars.write("prompt", "The q")
     expect(bars.figure).to_contain_text("u is the likeliest")
@@ -54,7 +54,7 @@ def test_bars_after_another_prompt(bars, picture):
     bars.press("top_k", "Home", *["ArrowRight"] * 8)
     expect(bars.figure).to_contain_text("kept are 8 of 70")
     expect(bars.root.locator("img")).to_be_visible()
-    picture(bars.root, "distribution")
+    screenshot(bars.root, "distribution")
 
 
 # ------------------------------------------------------------------------------------------------------- surprisal

@@ -62,7 +62,7 @@ def test_a_wrong_prompt_is_a_sentence(writer):
 
 def test_stop_in_mid_stream(lab, writer, measured):
     length = "panel.controls['length']"
-    in_the_kernel(lab, f"{length}.max = {length}.value = 10_000_000")  # more than can be written in a test's time
+    in_the_kernel(lab, f"{length}.max = {length}.value = 10_000_000")  # too many to finish during the test
     writer.settle()
     seconds = writer.stop_in_mid_stream()
     measured(f"notebook 00: {seconds:.2f} s from the click on Stop to the last character")

@@ -1,4 +1,4 @@
-"""What goes on where nobody looks: the browser's console, a page's own errors, messages of kernels, foreign hosts."""
+"""Watch the background: the browser's console, errors of pages, messages of kernels, requests to other hosts."""
 
 import json
 import re
@@ -10,18 +10,18 @@ from typing import Any
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Route, WebSocket
 
 FOREIGN = re.compile(r"^(https?|wss?)://(?!127\.0\.0\.1[:/])")
-# what has been seen, and does no harm
+# known and harmless
 HARMLESS = (
-    # Voilà's page asks a content network for icons, which the course's widgets do not use
+    # Voilà's page requests icons from a content network, but the course's widgets do not use them
     r"^asked of another machine: https://cdn\.jsdelivr\.net/npm/@fortawesome/",
     r"^error in the console: Failed to load resource.*https://cdn\.jsdelivr\.net/npm/@fortawesome/",
 )
-QUIET = 0.1  # seconds after which nothing more is coming
+QUIET = 0.1  # seconds of silence that count as the end
 PATIENCE = 60.0  # seconds for a kernel to answer
 
 
 class Watch:
-    """Listens to all pages of a browser context and remembers what should not have been.
+    """Record errors on all pages of a browser context.
 
     Attributes:
         found: sentences, in the order of what happened.
@@ -34,7 +34,7 @@ class Watch:
         context.on("page", self._page)
 
     def check(self) -> None:
-        """Forget what was found, and fail if there was anything that is not known to be harmless.
+        """Clear the record, and fail if it contained anything that is not known to be harmless.
 
         Raises:
             AssertionError: something was found.
@@ -44,7 +44,7 @@ class Watch:
         assert not bad, "while this test ran:\n" + "\n".join(bad)
 
     def settle(self, page: Page) -> None:
-        """Wait until kernels have dealt with all that was sent to them.
+        """Wait until the kernels have handled all messages.
 
         A widget keeps a change back while another one of its own is on its way, and a click does not wait for it: a
         person is slow enough for that, a test is not.
@@ -96,7 +96,7 @@ class Watch:
 
 
 def parsed(frame: str | bytes) -> dict[str, Any]:
-    """A message of Jupyter's from its frame: JSON, or offsets (8 bytes each, their number first) and parts in JSON."""
+    """Parse a message of Jupyter: JSON, or offsets (their number first, 8 bytes each) and parts in JSON."""
     if isinstance(frame, str):
         return json.loads(frame)
     (count,) = struct.unpack_from("<Q", frame)

@@ -40,7 +40,7 @@ def course_style() -> Iterator[None]:
 
 
 class CaptionedFigure:
-    """A figure, a short caption, and a description for readers who do not see it.
+    """A figure with a short caption and a description in words.
 
     JupyterLab, Voilà and nbconvert ignore the alt text of an `image/png` output, but keep that of an image in HTML.
     So a notebook shows a figure as HTML.

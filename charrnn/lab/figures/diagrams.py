@@ -1,4 +1,4 @@
-"""Diagrams: an unrolled network, truncated backpropagation."""
+"""Diagrams: an unrolled network, and truncated backpropagation through time (TBPTT)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle

@@ -45,7 +45,7 @@ def surprisal_to_html(tokens: Sequence[str], bits: ArrayLike) -> str:
         bits: surprisal of each, `(T,)`.
 
     Returns:
-        HTML that begins with the `summary`, for readers who cannot see the colours.
+        HTML that begins with the `summary`, which says the same without colours.
     """
     bits = np.asarray(bits).tolist()
     words = []

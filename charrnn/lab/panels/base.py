@@ -52,7 +52,7 @@ class ControlPanel:
 
 
 class FigureBox:
-    """A place for a figure and more words about it, or for the message about what is wrong.
+    """A place for a figure and more words about it, or for an error message.
 
     Attributes:
         view: the widget.
@@ -93,7 +93,7 @@ class Panel(ControlPanel):
 
     Attributes:
         image: the figure, as HTML.
-        words: more words about it, or the message about what is wrong, as HTML.
+        words: more words about it, or an error message, as HTML.
     """
 
     def __init__(self, controls: Mapping[str, Any]):
@@ -115,7 +115,7 @@ class Panel(ControlPanel):
         return ""
 
     def draw(self, change: Any = None) -> None:
-        """Show the figure for the present values, or the message about what is wrong."""
+        """Show the figure for the current values, or an error message."""
         values = self.values()
         self._box.show(lambda: self.make_figure(**values), lambda: self.make_words(**values))
 

@@ -1,4 +1,4 @@
-"""How an exercise judges; the exercises themselves are tried in test_exercises_*.py with `assert_judged`."""
+"""The verdicts of `check`; the other files of this folder test each exercise with `assert_judged`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from charrnn.lab.exercises.exercise import Exercise, difference, has_tensors
 
 
 def assert_judged(name: str, right: Sequence[Callable[..., Any]], wrong: Sequence[Callable[..., Any]]) -> None:
-    """Right answers pass; each wrong one, written as a learner would, fails with a hint of its own; so does a stub."""
+    """Check that right answers pass, and that each wrong one, written as a learner would, gets its own hint."""
     assert len(wrong) >= 3
     for answer in right:
         assert check(name, answer).passed, check(name, answer)

@@ -1,4 +1,4 @@
-"""Exercises of notebook 02, tried with answers as learners write them."""
+"""The exercises of notebook 02, answered as learners would."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def test_rnn_step():
 
 
 def collected(join, axis=1, carry=True, zeros=False, before=False, last=True):
-    """The loop that a learner writes, with what can go wrong in it."""
+    """A learner's loop over the sequence, with options for mistakes."""
 
     def answer(inputs, h, *weights):
         start = h
@@ -125,7 +125,7 @@ def test_a_loss_that_overflows_to_inf_or_nan_gets_the_same_hint():
 
 
 def backward(grad_outputs, states, w, weight=None, back=None, slope=None, carry=None, order=reversed):
-    """Backpropagation through time as a learner writes it, with what can go wrong in it."""
+    """A learner's backpropagation through time, with options for mistakes."""
     steps = range(grad_outputs.shape[1])
     grad_a, from_next = torch.zeros_like(grad_outputs), torch.zeros_like(grad_outputs[:, 0])
     for t in order(steps):
@@ -182,7 +182,7 @@ def test_rnn_backward():
 
 
 def windows(carry, cut=None, shift=1, reduction="mean", rest=True):
-    """The training loop of a learner without its update."""
+    """A learner's training loop without the update."""
 
     def answer(model, tokens, seq_length):
         losses, state, last = [], None, tokens.shape[1] - 1

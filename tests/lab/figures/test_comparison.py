@@ -1,4 +1,4 @@
-"""Figures and experiments of notebook 05; its panel is in test_lab_ingredients.py."""
+"""Figures and experiments of notebook 05; panels/test_ablation.py tests its panel."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ def tokens():
     return np.random.default_rng(0).integers(7, size=400, dtype=np.uint8)
 
 
-# -------------------------------------------------------------------------------------------------- truncated drawn
+# ----------------------------------------------------------------------------------------------------------- tbptt
 
 
 @pytest.mark.parametrize(("length", "seq_length"), [(18, 6), (7, 3), (4, 4), (1, 5)])
@@ -83,7 +83,7 @@ def test_threads_are_those_of_before_however_a_small_run_ends(tokens):
 
 
 def test_small_runs_that_overlap_leave_the_threads_of_others_alone(tokens):
-    """A thread that starts while a run goes on gets PyTorch's own number, and no run puts back that of another."""
+    """A thread that starts during a run has PyTorch's default number, and no run restores the number of another."""
     with globals_kept(), ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as new:
         runs = [(pool, iter(lab.small_trainer(tokens, tokens[:50], 7, **TINY))) for pool in (one, other)]
         for pool, events in runs:
@@ -110,7 +110,7 @@ def test_small_settings_are_settings_of_a_run():
     assert charrnn.RunConfig().override(lab.SMALL).training.max_steps == lab.SMALL["max_steps"]
 
 
-# -------------------------------------------------------------------------------------------------------- ingredients
+# --------------------------------------------------------------------------------------------------------- ablation
 
 
 def test_each_recipe_keeps_what_those_before_it_have():
@@ -125,7 +125,7 @@ def test_every_recipe_trains(tokens, name):
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_ingredients_are_drawn_with_their_means(seeds):
+def test_recipes_are_drawn_with_their_means(seeds):
     losses = {"plain": [2.5, 2.6, 2.7][:seeds], "better": [2.1, 2.2, 2.3][:seeds]}
     figure = lab.plot_ablation(losses)
     axes = figure.figure.axes[0]

@@ -1,4 +1,4 @@
-"""A user's own text in figures: drawn as it is, in the course's style, with a glyph or an escape for each character."""
+"""A user's own text in figures: drawn literally, in the style of the course, with a glyph or an escape for each."""
 
 import ast
 import html
@@ -38,7 +38,7 @@ def generator():
 
 
 def drawers(generator, text):
-    """Functions that draw `text` in titles, labels, ticks and legends."""
+    """Make functions that draw `text` in titles, labels, ticks and legends."""
     records = [{"event": "evaluated", "step": step, "loss": 1.0, "seconds": 1.0} for step in (1, 2)]
     gate = lab.read_gates(generator, text)["f"]
     measures = {"gradient": {text: {1: 1.0, 4: 1e-4}}, text: {"b": {1: 1.0, 4: 2.0}}}
@@ -54,7 +54,7 @@ def drawers(generator, text):
         "choice": lambda: lab.plot_choice(generator, text),
         "draw": lambda: lab.plot_draw(list(text), np.full(len(text), 1 / len(text)), 0.5),
         "streams": lambda: lab.plot_streams(text, 2, 4),
-        "truncated": lambda: plot_tbptt(text[:12], 4),
+        "tbptt": lambda: plot_tbptt(text[:12], 4),
         "ladder": lambda: lab.plot_ladder({text: 3.0, "b": 2.0}, {text: 1.0}),
         "measures": lambda: lab.plot_measures(measures),
         "run": lambda: lab.plot_run(records, text),
@@ -98,7 +98,7 @@ def test_every_function_that_draws_does_so_in_the_style_of_the_course():
 
 @pytest.fixture
 def installed(monkeypatch):
-    """A function that installs a font with these characters, for the time of a test."""
+    """A function that installs a font with these characters during a test."""
     monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
 
     def install(path, characters):

@@ -1,4 +1,4 @@
-"""What all widgets share: controls, a figure or a sentence, work in a thread of its own."""
+"""The common parts of the panels: controls, a figure or a message, work in a thread."""
 
 import ast
 import threading
@@ -99,7 +99,7 @@ def test_the_names_of_sliders_come_with_every_panel():
 
 
 def test_a_panel_whose_kernel_was_restarted_says_so():
-    """Only a browser can see it: this holds what the browser is told, and a test in JupyterLab that it is obeyed."""
+    """Check the CSS rule; a test in JupyterLab checks that the browser applies it."""
     view = ControlPanel({"speed": ipywidgets.IntSlider()}).view
     assert "t-panel" in view._dom_classes
     assert view.children[-1].value.startswith("<style>\n.t-panel.jupyter-widgets-disconnected::before {")
@@ -115,7 +115,7 @@ def test_a_script_runs_each_time_it_is_asked_to():
 
 
 def test_panels_use_nothing_that_ipywidgets_7_7_lacks():
-    """Colab has that version. Its classes and traits are a subset of ours but for these, all new in 8.0."""
+    """Colab has that version. It lacks these classes and traits, which are new in 8.0."""
     new = {"TagsInput", "ColorsInput", "FloatsInput", "IntsInput", "TimePicker", "DatetimePicker", "Stack"}
     new |= {"NaiveDatetimePicker", "tabbable", "description_allow_html", "titles", "tooltip"}
     for path in Path(lab.__file__).parent.rglob("*.py"):

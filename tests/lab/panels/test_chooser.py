@@ -25,7 +25,7 @@ from charrnn.models.recurrent import CharGRU, CharLSTM
 
 @pytest.fixture(autouse=True)
 def callbacks_that_raise(monkeypatch):
-    """An error in a button's callback fails the test, where ipywidgets would only log it."""
+    """Raise the errors of a button's callback, which ipywidgets would only log."""
 
     def call(self, *args, **kwargs):
         for callback in self.callbacks:

@@ -1,4 +1,4 @@
-"""The playground without a browser: every control, every button, every way to go wrong."""
+"""The playground without a browser: every control, every button, every error."""
 
 import html
 import json
@@ -33,7 +33,7 @@ ON = {
 
 @pytest.fixture(autouse=True)
 def _callbacks_raise(monkeypatch):
-    """What a button's callback raises is logged and forgotten; here it is an error."""
+    """Raise the errors of a button's callback, which ipywidgets would only log."""
 
     def call(dispatcher, *args, **kwargs):
         for callback in dispatcher.callbacks:
@@ -44,7 +44,7 @@ def _callbacks_raise(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two small networks, the one that ships the older."""
+    """Two small networks; the one with a shipped name is older."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, characters in (("shakespeare-lstm", "\n abcdefghij<&>"), ("mine", "\n abc")):
         generator = charrnn.create_model(CharTokenizer(characters), hidden_size=8, num_layers=1, seed=1)
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The arguments of each distribution that is asked for; to draw them all would take minutes."""
+    """The arguments of each distribution; drawing all of them would take minutes."""
     drawn = []
 
     def figure(generator, prompt, **settings):
@@ -84,7 +84,7 @@ def written(playground):
 
 
 def endless(playground, characters=200):
-    """Have it write without end and wait for the first of it."""
+    """Start an endless text and wait for its first characters."""
     playground.controls["length"].value = 0
     playground.generate_button.click()
     wait_until(lambda: playground.writer.characters >= characters)
@@ -132,7 +132,7 @@ GRID = {
 
 
 def corners():
-    """Each value of each control with a few of all the others."""
+    """Combine each value of each control with a few values of the others."""
     longest = max(map(len, GRID.values()))
     for shift in range(longest):
         yield {name: values[(place + shift) % len(values)] for place, (name, values) in enumerate(GRID.items())}

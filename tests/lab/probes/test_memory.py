@@ -95,7 +95,7 @@ def test_measures_are_drawn_side_by_side():
 
 
 class Oracle(torch.nn.Module):
-    """Names what comes next, or if it does not know the text, another; always another in the first line."""
+    """Predict the next letter of a known text, and a wrong one elsewhere and in the first line."""
 
     def __init__(self, vocab_size: int, knows: bool):
         super().__init__()
