@@ -43,7 +43,7 @@ class _Section(BaseModel):
     def _refuse_true_for_numbers(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, Mapping) else ():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
-                raise ValueError(f"expected {name} to be anything but {str(value).lower()}")
+                raise ValueError(f"expected {name} not to be a boolean, got {str(value).lower()}")
         return values
 
 
@@ -202,7 +202,7 @@ class DataConfig(_Section):
             "x".encode(encoding)
         except LookupError as error:
             raise ValueError(
-                f"expected a text encoding that Python knows, as utf-8 or latin-1, got {encoding!r}"
+                f"expected a text encoding that Python knows, such as utf-8 or latin-1, got {encoding!r}"
             ) from error
         return encoding
 

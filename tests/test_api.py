@@ -116,7 +116,7 @@ def test_saving_again_loses_nothing(text_file, tmp_path):
     assert (first.config, first.training_state) == (again.config, again.training_state)
 
 
-def test_saving_never_replaces_what_is_no_checkpoint(text_file, tmp_path):
+def test_saving_replaces_nothing_but_checkpoints(text_file, tmp_path):
     generator = charrnn.create_model(charrnn.CharTokenizer("ab"), hidden_size=2)
     charrnn.train(text_file, out=tmp_path / "run", **TINY)
     (tmp_path / "thesis").mkdir()
@@ -205,7 +205,7 @@ def test_every_kind_of_token_is_trained_saved_resumed_and_measured(text_file, tm
         Run.resume(tmp_path / "run", {"tokenizer": "char"})
 
 
-def test_what_a_model_starts_from_brings_its_tokenizer(text_file, tmp_path):
+def test_a_run_takes_the_tokenizer_of_its_initial_model(text_file, tmp_path):
     charrnn.train(text_file, out=tmp_path / "run", **TINY, tokenizer="byte")
     config = charrnn.RunConfig().override({**TINY, "data": str(text_file), "tokenizer": "word"})
     run = Run.start(config, init_from=tmp_path / "run")
@@ -213,7 +213,7 @@ def test_what_a_model_starts_from_brings_its_tokenizer(text_file, tmp_path):
     assert run.corpus.tokenizer.kind == "byte"
 
 
-def test_evaluate_takes_what_differs_from_the_run(text_file, tmp_path):
+def test_evaluate_takes_settings_that_differ_from_the_run(text_file, tmp_path):
     (tmp_path / "latin.txt").write_bytes("abcde\n".encode("utf-16") * 50)
     generator = charrnn.train(text_file, **TINY, train_frac=0.5, val_frac=0.5)
     assert charrnn.evaluate(generator).tokens == 1499
@@ -449,7 +449,7 @@ def test_a_long_name_of_a_text_is_cut(tiny, tmp_path):
     assert re.fullmatch(r"中{33}-lstm-\d{8}-\d{6}", new_run_directory(config).name)
 
 
-def test_a_folder_for_runs_that_cannot_be_written_to_is_named_with_what_to_do(tiny, tmp_path):
+def test_an_unwritable_folder_for_runs_is_named_with_advice(tiny, tmp_path):
     (tmp_path / "runs").touch()
     config = tiny.override({"checkpoint_dir": str(tmp_path / "runs")})
     message = (
@@ -507,7 +507,7 @@ def test_starting_from_other_weights(tiny, tmp_path):
     torch.testing.assert_close(weights(second.fit()), weights(first), rtol=0, atol=1e-6)
 
 
-def test_a_new_text_adds_what_is_not_rare_in_it_to_a_vocabulary_with_an_unknown_character(tiny, tmp_path, text_file):
+def test_a_new_text_adds_its_frequent_characters_to_a_vocabulary_with_an_unknown_one(tiny, tmp_path, text_file):
     text_file.write_text(text_file.read_text() + "zz", encoding="utf-8")
     first = Run.start(tiny.override({"min_frequency": 3}), tmp_path / "first").fit()
     assert first.tokenizer.characters[first.tokenizer.unknown] == "\ufffd"
@@ -540,7 +540,7 @@ def test_a_new_text_may_add_to_the_vocabulary(tiny, tmp_path, options):
     assert charrnn.load_model(tmp_path / "second").generate("ÄÖ", length=5, seed=1) == tuned.generate("ÄÖ", 5, seed=1)
 
 
-def test_what_is_kept_is_the_mean_of_the_weights_that_was_measured(tiny, tmp_path):
+def test_the_saved_weights_are_the_measured_ema(tiny, tmp_path):
     run = Run.start(tiny.override({"ema_decay": 0.9, "learning_rate": 0.02, "max_steps": 30}), tmp_path / "run")
     best = run.fit()
     assert charrnn.evaluate(best).loss == pytest.approx(run.trainer.progress.best_loss)
@@ -591,7 +591,7 @@ def test_a_best_checkpoint_newer_than_the_last_one_is_not_replaced_by_a_worse(ti
     assert Run.resume(tmp_path / "run").trainer.progress.best_loss == best["val_loss"]  # another one's is not known
 
 
-def test_what_only_looks_like_a_kept_checkpoint_is_left_alone(tiny, tmp_path):
+def test_folders_that_only_look_like_kept_checkpoints_are_left_alone(tiny, tmp_path):
     mine = [
         tmp_path / "run" / name
         for name in ("lm_lstm_epoch1.00_9.0000", "lm_lstm_epoch1_mine", "lm_lstm_epoch1.00_8.0000.zip")
@@ -625,7 +625,7 @@ def test_a_backend_that_is_not_here_is_chosen_anew(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("asked", [{"patience": 1}, {"schedule": "plateau"}, {"save_top_k": 2}])
-def test_what_goes_by_evaluations_needs_a_validation_split(tiny, asked):
+def test_options_based_on_evaluations_need_a_validation_split(tiny, asked):
     with pytest.raises(ConfigError, match="expected a validation split, got 0 tokens"):
         Run.start(tiny.override({"train_frac": 1.0, "val_frac": 0.0, **asked}))
 

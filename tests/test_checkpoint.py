@@ -203,7 +203,7 @@ def in_a_fork(function, *arguments):
         return json.loads(pipe.read())
 
 
-def test_what_a_killed_save_left_goes_after_an_hour(tmp_path):
+def test_leftovers_of_a_killed_save_are_removed_after_an_hour(tmp_path):
     for name, age in ((".m.1.new", 7200), (".m.2.new", 600), (".other.3.new", 7200)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
@@ -211,7 +211,7 @@ def test_what_a_killed_save_left_goes_after_an_hour(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"m", ".m.2.new", ".other.3.new"}
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = save(tmp_path / "m", make_model(1))
 
     def full(path, blocks):

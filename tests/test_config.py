@@ -105,7 +105,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_lines(tmp_path, text, messa
         ("training: {warmup_frac: 0.6, hold_frac: 0.6}", "--warmup-frac . --hold-frac of at most 1, got 1.2"),
         ("data: {train_frac: 0.9, val_frac: 0.2}", "--train-frac . --val-frac of at most 1, got 1.1"),
         ("device: {device: tpu}", r"device.device \(--device\): expected auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
-        ("model: {hidden_size: true}", "model: expected hidden_size to be anything but true"),
+        ("model: {hidden_size: true}", "model: expected hidden_size not to be a boolean, got true"),
         ("[1, 2]", "run.yaml: the configuration: expected a valid dictionary"),
         ("training: [1", "run.yaml: expected YAML"),
     ],

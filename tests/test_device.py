@@ -64,13 +64,13 @@ def test_only_a_lack_of_memory_is_out_of_memory(error, expected):
     assert is_out_of_memory(error) is expected
 
 
-def test_what_is_asked_for_is_not_measured():
+def test_explicit_choices_are_not_measured():
     asked = DeviceConfig(precision="bf16", backend="reference")
     assert autotune(asked, CPU, ["torch", "fused", "reference"], run_once=None) == ("reference", "bf16")
 
 
 @pytest.mark.parametrize("faster", list(itertools.product(["torch", "fused"], ["fp32", "bf16"])))
-def test_auto_on_a_cpu_is_what_was_measured_fastest(monkeypatch, faster):
+def test_auto_on_a_cpu_is_the_measured_fastest(monkeypatch, faster):
     monkeypatch.setattr(charrnn.device, "candidate_precisions", lambda device: ["fp32", "bf16"])
     clock = [0.0]
     monkeypatch.setattr(charrnn.device.time, "perf_counter", lambda: clock[0])
@@ -82,7 +82,7 @@ def test_auto_on_a_cpu_is_what_was_measured_fastest(monkeypatch, faster):
         tried.add(candidate)
 
     assert autotune(DeviceConfig(), CPU, ["torch", "fused", "reference"], run_once) == faster
-    assert len(tried) == 4  # nobody waits for the readable one
+    assert len(tried) == 4  # not the reference backend
 
 
 def test_a_cpu_without_bf16_stays_at_fp32(monkeypatch):
@@ -159,7 +159,7 @@ def test_the_cpu_is_described():
     assert "fp32" in describe_devices()[-1]["precisions"]
 
 
-def test_what_auto_takes_is_described(monkeypatch):
+def test_the_choice_of_auto_is_described(monkeypatch):
     for candidates, auto in ((["fp32"], "fp32"), (["fp32", "bf16"], "the fastest, measured")):
         monkeypatch.setattr("charrnn.device.candidate_precisions", lambda device, names=candidates: names)
         assert describe_devices()[-1]["precision auto"] == auto

@@ -77,7 +77,7 @@ def _open(config: DataConfig, data_dir: Path | None) -> Source:
     kind, _, options = name.partition(":")
     if kind in SYNTHETIC or name in catalogue():
         if (config.encoding, config.decode_errors) != ("utf-8", "strict"):
-            raise CorpusError(f"{name}: how to read it is known; leave out --encoding and --decode-errors")
+            raise CorpusError(f"{name}: its encoding is known; leave out --encoding and --decode-errors")
         return _synthetic(name, kind, options) if kind in SYNTHETIC else _named(name, data_dir or default_data_dir())
     if name == "-":
         if sys.stdin is None:

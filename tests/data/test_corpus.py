@@ -90,7 +90,7 @@ def test_the_cache_survives_a_kill_at_any_touch_of_the_disk(text_file, text, dat
     assert len(ended) > 8
 
 
-def test_what_a_kill_left_behind_goes_after_a_day(text_file, data_dir):
+def test_leftovers_of_a_killed_process_are_removed_after_a_day(text_file, data_dir):
     (data_dir / ".cache").mkdir(parents=True)
     for name, age in ((".old.tokens.1", 90_000), (".new.tokens.2", 10)):
         (data_dir / ".cache" / name).write_text("half a file")
@@ -113,7 +113,7 @@ def test_a_text_that_changes_while_it_is_read_is_an_error(text_file, text, data_
     assert not list(data_dir.rglob("*.tokens"))
 
 
-def test_tokens_are_kept_once_whoever_asks(text_file, data_dir):
+def test_equal_tokenizers_share_cached_tokens(text_file, data_dir):
     first = load_corpus(text_file)
     load_corpus(text_file, first.tokenizer)
     load_corpus(text_file, vocab_size=999)
@@ -197,7 +197,7 @@ def test_too_many_characters_are_said_and_capped(tmp_path):
             corpus = load_corpus(tmp_path / "a.txt", vocab_size=3)
     assert corpus.tokenizer.decode(corpus.tokens) == "aaabbb\ufffd\ufffd\ufffd"
     assert load_corpus(tmp_path / "a.txt").unknown_share == 0
-    asked = load_corpus(tmp_path / "a.txt", min_frequency=2)  # who asks for it is not warned
+    asked = load_corpus(tmp_path / "a.txt", min_frequency=2)  # no warning about an explicit setting
     assert asked.tokenizer.decode(asked.tokens) == "aaabbbcc\ufffd"
     assert asked.unknown_share == pytest.approx(1 / 9)
 
@@ -226,7 +226,7 @@ def test_byte_tokens_of_a_file_in_another_encoding(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"min_frequency": 2}, {"tokenizer": "word", "vocab_size": 5}])
-def test_what_is_unknown_counts_in_full(text_file, text, data_dir, settings):
+def test_unknown_tokens_count_with_their_full_text(text_file, text, data_dir, settings):
     text_file.write_text(text := text.replace("b", "中") + "é", encoding="utf-8")
     for folder in (data_dir, data_dir, text_file):  # made, out of the cache, and where there can be none
         with pytest.warns(UserWarning, match="could not keep") if folder is text_file else contextlib.nullcontext():
@@ -244,7 +244,7 @@ def test_what_is_unknown_counts_in_full(text_file, text, data_dir, settings):
         bare.extent()
 
 
-def test_what_is_predicted_of_a_split_is_all_but_its_first_token(text_file, text):
+def test_all_tokens_of_a_split_but_the_first_are_predicted(text_file, text):
     corpus = load_corpus(text_file, "word", vocab_size=9)
     parts = [len(corpus.tokenizer.decode(part)) for part in corpus.split()]
     assert sum(parts) < len(text)
@@ -335,7 +335,7 @@ def test_an_epoch_visits_every_token_once(size, batch_size, seq_length, epoch, s
 
 @pytest.mark.filterwarnings("ignore:.*too few for")
 @given(st.integers(2, 400), st.integers(1, 9), st.integers(1, 30), st.integers(0, 3), st.data())
-def test_an_epoch_goes_on_where_it_was_left(size, batch_size, seq_length, epoch, data):
+def test_an_epoch_continues_after_any_window(size, batch_size, seq_length, epoch, data):
     dataset = CharDataset(np.arange(size, dtype=np.uint16), batch_size, seq_length)
     windows = list(dataset.windows(epoch))
     left = data.draw(st.integers(0, len(windows) - 1))
@@ -370,7 +370,7 @@ def test_only_pinned_memory_is_copied_while_python_goes_on(monkeypatch, device, 
     assert any(copied) == bool(made) == pinned
 
 
-def test_borders_fall_elsewhere_in_each_epoch_and_are_seeded():
+def test_borders_differ_between_epochs_and_are_seeded():
     datasets = [CharDataset(np.zeros(5000, dtype=np.uint8), 2, 50, seed=seed) for seed in (3, 3, 4)]
     firsts, again, others = ([dataset.borders(epoch)[0] for epoch in range(20)] for dataset in datasets)
     assert len(set(firsts)) > 10
@@ -430,7 +430,7 @@ def test_token_counts(tokens, block):
 
 
 @given(st.lists(st.text(alphabet="ab \n\té中", min_size=1)))
-def test_the_shape_of_a_text_is_that_of_the_whole(pieces):
+def test_the_size_of_a_text_in_pieces_is_that_of_the_whole(pieces):
     text = "".join(pieces)
     shape = describe_text(pieces)
     lines = text.removesuffix("\n").split("\n") if text else []
@@ -456,7 +456,7 @@ growths = st.sampled_from([0.1, 0.5, 2.5])
     st.integers(0, 3),
     st.data(),
 )
-def test_windows_that_grow_visit_every_token_once_and_go_on_where_they_were_left(
+def test_growing_windows_visit_every_token_once_and_continue_after_any_window(
     size, batch_size, seq_length, seq_length_start, seq_length_warmup_epochs, epoch, data
 ):
     dataset = CharDataset(

@@ -121,7 +121,7 @@ def test_data_tells_how_many_documents_there_are(names, names_file, capsys):
     assert (told["documents"], told["characters"]) == (500, sum(map(len, names)))
 
 
-def test_what_cannot_be_documents_is_said(names_file):
+def test_impossible_documents_are_errors(names_file):
     with pytest.raises(ConfigError, match="expected a --separator with documents"):
         RunConfig().override({"documents": True, "separator": ""})
     with pytest.raises(ConfigError, match="model that was trained on documents"):
@@ -284,7 +284,7 @@ def test_evaluation_reads_each_document_from_an_empty_state(split):
     assert evaluate(model, split[0], end=split[1]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_what_does_not_go_with_documents_is_said(few):
+def test_options_that_documents_exclude_are_errors(few):
     with pytest.raises(ConfigError, match="seq-length-start"):
         make_trainer(few, seq_length_start=2)
     with pytest.warns(UserWarning, match="60 documents, so as many are read side by side"):

@@ -248,7 +248,7 @@ def tar(content):
     ],
     ids=["lfs", "zip", "tar", "pdf", "utf-16-le", "utf-16-be", "utf-16"],
 )
-def test_what_is_no_text_is_named(tmp_path, content, message):
+def test_other_file_types_are_named(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(CorpusError, match=f"a.txt: expected text in .*{message}"):
         read(tmp_path / "a.txt")
@@ -365,7 +365,7 @@ def test_names_as_seen_from_anywhere(tmp_path, monkeypatch):
         assert absolute_name(name) == name
 
 
-def test_a_relative_glob_means_the_folder_it_is_typed_in_whatever_that_is_called(tmp_path, monkeypatch):
+def test_a_relative_glob_stays_in_its_folder_even_if_that_has_wildcards_in_its_name(tmp_path, monkeypatch):
     folder = tmp_path / "a[1]*" / "b"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -442,7 +442,7 @@ def test_synthetic_texts_are_seeded_and_as_long_as_wanted():
 @pytest.mark.parametrize("name", ["shakespeare", "python", "copy:delay=3"])
 @pytest.mark.parametrize("settings", [{"encoding": "latin-1"}, {"decode_errors": "replace"}])
 def test_how_a_named_corpus_is_read_is_not_a_setting(name, settings):
-    with pytest.raises(CorpusError, match="how to read it is known; leave out --encoding"):
+    with pytest.raises(CorpusError, match="its encoding is known; leave out --encoding"):
         open_source(data_config(name, **settings))
 
 

@@ -68,7 +68,7 @@ def test_tokens_one_by_one_give_the_text_of_all(kind, text, more):
 
 
 @given(kinds, texts)
-def test_characters_are_counted_whatever_a_token_is(kind, text):
+def test_characters_are_counted_in_tokens_of_every_kind(kind, text):
     tokenizer = kind.from_text(text)
     assert count_characters(tokenizer, tokenizer.encode(text), block=3) == len(text)
 
@@ -199,7 +199,7 @@ def test_vocabularies_that_cannot_be():
         CharTokenizer("ab", unknown="?")
 
 
-def test_json_says_what_it_is():
+def test_json_names_the_type():
     assert json.loads(CharTokenizer("ab").to_json()) == {"type": "char", "characters": "ab"}
     assert json.loads(CharTokenizer("ab", "b").to_json()) == {"type": "char", "characters": "ab", "unknown": "b"}
     assert json.loads(ByteTokenizer().to_json()) == {"type": "byte"}

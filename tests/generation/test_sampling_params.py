@@ -46,8 +46,8 @@ def test_every_setting_is_named_once_for_all_ways_to_generate():
 WRONG = [
     ({"temperature": "0.8"}, "temperature: expected a valid number, got '0.8'"),
     ({"temperature": None}, "temperature: expected a valid number, got None"),
-    ({"temperature": True}, "expected temperature to be anything but true"),
-    ({"temperature": np.True_}, "expected temperature to be anything but true"),
+    ({"temperature": True}, "expected temperature not to be a boolean, got true"),
+    ({"temperature": np.True_}, "expected temperature not to be a boolean, got true"),
     ({"temperature": math.nan}, "temperature: expected a finite number, got nan"),
     ({"top_k": "5"}, "top_k: expected a valid integer, got '5'"),
     ({"top_k": 2.5}, "top_k: expected a valid integer, got 2.5"),
