@@ -11,7 +11,7 @@ from typing import Any
 from charrnn.atomic import write_atomically
 from charrnn.cli import console
 from charrnn.cli.flags import add_settings, add_shared, given_settings, refuse_together
-from charrnn.config import config_fields
+from charrnn.config import RunConfig, config_fields
 from charrnn.data.tokenizer import ByteTokenizer, DocumentTokenizer
 from charrnn.errors import ConfigError, UnknownCharacterError
 from charrnn.generation.generator import TextGenerator, load_model
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--output: expected a file in a folder that exists, got {str(arguments.output)!r}")
     generator = load_model(arguments.checkpoint, arguments.device)
     overrides = given_settings(arguments) | ({"temperature": 0} if arguments.argmax else {})
-    settings = generator.config.override(overrides).generation.settings()
+    settings = (generator.config or RunConfig()).override(overrides).generation.settings()
     settings["seed"] = secrets.randbits(31) if arguments.seed is None else arguments.seed
     SamplingParams(**settings)
     if not arguments.quiet:

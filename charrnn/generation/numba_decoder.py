@@ -21,7 +21,7 @@ from charrnn.config import EPS, ModelConfig
 from charrnn.generation.logits import COLDEST, ROUNDING, Truncation, checked
 from charrnn.generation.pipeline import LogitsPipeline
 from charrnn.kernels.cache import cached_jit, jit
-from charrnn.kernels.numba_math import LARGEST, ZERO, Fp32, Fp32OrBf16, copy, exp, sigmoid, tanh
+from charrnn.kernels.numba_math import LARGEST, ZERO, Array, Fp32, copy, exp, sigmoid, tanh
 from charrnn.types import Floats, Tokens
 
 Fp64 = NDArray[np.float64]
@@ -279,7 +279,7 @@ def _run(
     buffers: Buffers,
 ) -> bool:
     """Read the given tokens, then draw tokens one after another and read each; False if a token or a logit is wrong."""
-    x, logits, allowed = buffers.x, buffers.logits, truncation.allowed
+    x, logits = buffers.x, buffers.logits
     for token in given:
         if not 0 <= token < len(model.rows):
             return False
@@ -287,9 +287,6 @@ def _run(
     if len(given):
         _score(model, x, logits)
     for n in range(len(drawn)):
-        for j in range(len(allowed)):
-            if not allowed[j]:
-                logits[j] = -np.inf
         drawn[n] = _draw(logits, uniform[n], temperatures[n], truncation, buffers.weights)
         if drawn[n] < 0:
             return False
@@ -301,6 +298,9 @@ def _run(
 @jit()
 def _draw(logits: Fp32, uniform: float, temperature: float, truncation: Truncation, weights: Fp64) -> int:
     """The token that `logits.sample` draws after temperature, top_k, top_p and min_p; -1 if the logits are damaged."""
+    for j in range(len(truncation.allowed)):
+        if not truncation.allowed[j]:
+            logits[j] = -np.inf
     likeliest, numbers = 0, True
     for j in range(len(logits)):
         numbers &= not np.isnan(logits[j])
@@ -380,13 +380,13 @@ def batch_step(kind: int) -> Callable[..., None]:
         model: PackedWeights,
         layer: int,
         tokens: Tokens,
-        below: Fp32OrBf16,
-        own: Fp32OrBf16,
+        below: Array,
+        own: Array,
         h: Fp32,
         c: Fp32,
         x: Fp32,
-        factor: Fp32OrBf16,
-        factor_above: Fp32OrBf16,
+        factor: Array,
+        factor_above: Array,
     ) -> None:
         """Update h, c and x (B, H), and the factors of the next products.
 
@@ -418,26 +418,17 @@ def batch_step(kind: int) -> Callable[..., None]:
 
 @cached_jit()
 def batch_draw(
-    products: Fp32OrBf16,
-    bias: Fp32,
-    uniform: Fp64,
-    temperature: float,
-    truncation: Truncation,
-    logits: Fp32,
-    tokens: Tokens,
+    products: Array, bias: Fp32, uniform: Fp64, temperature: float, truncation: Truncation, logits: Fp32, tokens: Tokens
 ) -> bool:
     """Draw a token for each of B texts, as `_draw` does; False if a logit is wrong.
 
     Logits (B, V) are the sum of the products, in fp32 or bf16, and the bias.
     """
-    weights, allowed = np.empty(len(bias)), truncation.allowed
+    weights = np.empty(len(bias))
     for b in range(len(tokens)):
         copy(products[b], logits[b])
         for j in range(len(bias)):
             logits[b, j] += bias[j]
-        for j in range(len(allowed)):
-            if not allowed[j]:
-                logits[b, j] = -np.inf
         tokens[b] = _draw(logits[b], uniform[b], temperature, truncation, weights)
         if tokens[b] < 0:
             return False

@@ -53,10 +53,7 @@ class Score:
 
 
 def score(
-    generator: TextGenerator,
-    text: str,
-    chunk: int = 1024,
-    progress: Callable[[list[Any]], Iterable[Any]] = iter,
+    generator: TextGenerator, text: str, chunk: int = 1024, progress: Callable[[list[Any]], Iterable[Any]] = iter
 ) -> Score:
     """Read `text` and measure how well each token was predicted from all before it.
 

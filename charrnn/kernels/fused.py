@@ -56,7 +56,7 @@ def rnn(inputs: Tensor, state: Tensor, *weights: Tensor, tokens: Tensor | None =
         h after every step, `(B, T, H)`, and the state after the last. The first may be a view of time-major memory.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = weights
-    products = _look_up(_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
+    products = _look_up(input_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
     outputs: Tensor = _recur(_RNN, products, (state,), weight_hh)
     return outputs.transpose(0, 1), outputs[-1].clone()
 
@@ -66,7 +66,7 @@ def gru(inputs: Tensor, state: Tensor, *weights: Tensor, tokens: Tensor | None =
     weight_ih, weight_hh, bias_ih, bias_hh = weights
     bias_r, bias_z, bias_n = bias_hh.chunk(3)
     bias = bias_ih + torch.cat([bias_r, bias_z, torch.zeros_like(bias_n)])  # that of n stays inside, behind r
-    products = _look_up(_products(inputs, weight_ih, bias, tokens), tokens)
+    products = _look_up(input_products(inputs, weight_ih, bias, tokens), tokens)
     outputs: Tensor = _recur(_GRU, products, (state,), weight_hh, bias_n)
     return outputs.transpose(0, 1), outputs[-1].clone()
 
@@ -76,8 +76,8 @@ def lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`lstm_cell` over a whole sequence; arguments and results as in `rnn`, with the state (h, c)."""
     weight_ih, weight_hh, bias_ih, bias_hh = weights
-    products = _look_up(_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
-    outputs, c = _recur(_LSTM, products, state, weight_hh, None, None, None)
+    products = _look_up(input_products(inputs, weight_ih, bias_ih + bias_hh, tokens), tokens)
+    outputs, c = _recur(_LSTM, products, state, weight_hh)
     return outputs.transpose(0, 1), (outputs[-1].clone(), c)
 
 
@@ -86,7 +86,7 @@ def layer_norm_lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`layer_norm_lstm_cell` over a whole sequence; arguments and results as in `lstm`."""
     weight_ih, weight_hh, bias, gain_ih, gain_hh, gain_c, bias_c = weights
-    products = _products(inputs, weight_ih, None, tokens)
+    products = input_products(inputs, weight_ih, None, tokens)
     products = _look_up(F.layer_norm(products, gain_ih.shape, gain_ih, bias, EPS), tokens)
     outputs, c = _recur(_LSTM, products, state, weight_hh, gain_hh, gain_c, bias_c)
     return outputs.transpose(0, 1), (outputs[-1].clone(), c)
@@ -95,7 +95,7 @@ def layer_norm_lstm(
 # ------------------------------------------------------------------------------------------------- the input product
 
 
-def _products(inputs: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor | None) -> Tensor:
+def input_products(inputs: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor | None) -> Tensor:
     """The input product of every step `(T, B, G·H)`, or of every token there is `(V, G·H)`."""
     if tokens is None:
         return F.linear(inputs.transpose(0, 1), weight, bias)
@@ -111,11 +111,7 @@ def _look_up(products: Tensor, tokens: Tensor | None) -> Tensor:
 
 
 def _recur(
-    function: type[Function],
-    products: Tensor,
-    state: tuple[Tensor, ...],
-    weight_hh: Tensor,
-    *others: Tensor | None,
+    function: type[Function], products: Tensor, state: tuple[Tensor, ...], weight_hh: Tensor, *others: Tensor
 ) -> Any:
     """Apply `function`, with the type that the factors of its large products have: half precision under autocast."""
     device = products.device.type
@@ -123,7 +119,7 @@ def _recur(
     half = torch.get_autocast_dtype(device) if single and torch.is_autocast_enabled(device) else None
     apply: Callable[..., Any] = function.apply
     with torch.autocast(device, enabled=False):
-        return apply(products, *(h.to(weight_hh.dtype) for h in state), weight_hh, *others, half)
+        return apply(products, *(h.to(weight_hh.dtype) for h in state), weight_hh, half, *others)
 
 
 def _in_loop(weight: Tensor, half: torch.dtype | None) -> Tensor:
@@ -220,7 +216,7 @@ class _GRU(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, products: Tensor, h0: Tensor, weight_hh: Tensor, bias_n: Tensor, half: torch.dtype | None
+        ctx: Any, products: Tensor, h0: Tensor, weight_hh: Tensor, half: torch.dtype | None, bias_n: Tensor
     ) -> Tensor:
         states = _with_room(h0, len(products))
         gates = h0.new_empty(len(products), 4, *h0.shape)  # r, z, n, m
@@ -256,7 +252,7 @@ class _GRU(Function):
         d_weight = _weight_gradient(d_products.flatten(2), states, ctx.half)
         d_bias = d_products[:, :, 2].sum((0, 1), dtype=states.dtype)
         torch.mul(d_states[1:], to_n, out=d_products[:, :, 2])  # the input's part of n is not behind r
-        return d_products.flatten(2).to(ctx.dtype), d_hs[0], d_weight, d_bias, None
+        return d_products.flatten(2).to(ctx.dtype), d_hs[0], d_weight, None, d_bias
 
     @staticmethod
     def factors(gates: Tensor, before: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -291,15 +287,7 @@ class _LSTM(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        products: Tensor,
-        h0: Tensor,
-        c0: Tensor,
-        weight_hh: Tensor,
-        gain_hh: Tensor | None,
-        gain_c: Tensor | None,
-        bias_c: Tensor | None,
-        half: torch.dtype | None,
+        ctx: Any, products: Tensor, h0: Tensor, c0: Tensor, weight_hh: Tensor, half: torch.dtype | None, *norm: Tensor
     ) -> tuple[Tensor, Tensor]:
         states, cells = _with_room(h0, len(products)), _with_room(c0, len(products))
         gates = h0.new_empty(len(products), 4, *h0.shape)
@@ -312,55 +300,55 @@ class _LSTM(Function):
         steps = zip(inputs, _by_gate(gates), shown.unbind(0), cs, outputs, strict=True)
         for x, (all_gates, i_f, i, f, g, o), show, next_c, output in steps:
             product = _times(h, weight, h.dtype)
-            if gain_hh is None or gain_c is None:
-                torch.add(x, product.view_as(x), out=all_gates)
-            else:
-                normed, *of_product = torch.native_layer_norm(product, gain_hh.shape, gain_hh, None, EPS)
-                torch.add(x, normed.view_as(x), out=all_gates)
+            a = product
+            if norm:
+                a, *of_product = torch.native_layer_norm(product, norm[0].shape, norm[0], None, EPS)
+            torch.add(x, a.view_as(x), out=all_gates)
             i_f.sigmoid_()
             g.tanh_()
             o.sigmoid_()
             y = c = torch.mul(f, c, out=next_c).addcmul_(i, g)
-            if gain_c is not None:
-                y, *of_cell = torch.native_layer_norm(c, gain_c.shape, gain_c, bias_c, EPS)
+            if norm:
+                y, *of_cell = torch.native_layer_norm(c, norm[1].shape, norm[1], norm[2], EPS)
                 norms.append((product, *of_product, *of_cell))
             h = torch.mul(o, torch.tanh(y, out=show), out=output)
         moments = [torch.stack(parts) for parts in zip(*norms, strict=True)]
-        ctx.save_for_backward(gates, cells, shown, states, weight_hh, gain_hh, gain_c, *moments)
+        ctx.save_for_backward(gates, cells, shown, states, weight_hh, *norm[:2], *moments)
         ctx.half, ctx.dtype = half, products.dtype
         return states[1:], c.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor, d_c: Tensor) -> Gradients:
-        gates, cells, shown, states, weight_hh, gain_hh, gain_c, *moments = ctx.saved_tensors
+        gates, cells, shown, states, weight_hh, *norm = ctx.saved_tensors
         weight = _in_loop(weight_hh, ctx.half)
         steps, batch, hidden = d_outputs.shape
-        d_products = gates.new_empty(steps, batch, 4, hidden, dtype=weight.dtype if gain_hh is None else None)
+        d_products = gates.new_empty(steps, batch, 4, hidden, dtype=None if norm else weight.dtype)
         d_recurrent = d_products.flatten(2)  # of h W_hh^T
         d_i_f_g, d_o = d_products[:, :, :3].transpose(1, 2).unbind(0), d_products[:, :, 3].unbind(0)
         flat, kept, d_hs = d_recurrent.unbind(0), gates[:, 1].unbind(0), _with_first(d_outputs)
-        if moments:
+        if norm:
+            gain_hh, gain_c, *moments = norm
             d_recurrent = torch.empty_like(d_recurrent, dtype=weight.dtype)
             of_product, of_cell, d_y = moments[:3], (cells[1:], *moments[3:]), torch.empty_like(shown)
         d_as, d_h, d_c = d_recurrent.unbind(0), d_hs[-1], d_c.clone()
         for t, (to_y, to_i_f_g, to_o) in reversed(list(enumerate(_cell_factors(gates, cells[:-1], shown)))):
-            if moments:
+            if norm:
                 d_c.add_(_through_norm(torch.mul(d_h, to_y, out=d_y[t]), t, of_cell, gain_c))
             else:
                 d_c.addcmul_(d_h, to_y)
             torch.mul(d_c, to_i_f_g, out=d_i_f_g[t])
             torch.mul(d_h, to_o, out=d_o[t])
-            if moments:
+            if norm:
                 d_as[t].copy_(_through_norm(flat[t], t, of_product, gain_hh))
             d_h = _plus_product(d_hs[t], d_as[t], weight)
             d_c.mul_(kept[t])
         d_weight = _weight_gradient(d_recurrent, states, ctx.half)
-        d_gains: Gradients = (None, None, None)
-        if moments:
+        d_gains: Gradients = ()
+        if norm:
             d_gain_hh = (d_products.flatten(2) * _normalised(*of_product)).sum((0, 1))
             d_gains = d_gain_hh, (d_y * _normalised(*of_cell)).sum((0, 1)), d_y.sum((0, 1))
-        return d_products.flatten(2).to(ctx.dtype), d_h, d_c, d_weight, *d_gains, None
+        return d_products.flatten(2).to(ctx.dtype), d_h, d_c, d_weight, None, *d_gains
 
 
 def _cell_factors(gates: Tensor, before: Tensor, shown: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -27,7 +27,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from charrnn.kernels.cache import cached_jit, jit
-from charrnn.kernels.numba_math import ONE, Fp32, Fp32OrBf16, as_array, read, sigmoid, tanh, write
+from charrnn.kernels.fused import input_products
+from charrnn.kernels.numba_math import ONE, Array, as_array, read, sigmoid, tanh, write
 from charrnn.types import Tokens
 
 ALONE = threading.Lock()  # one of numba's threading layers ends the process if two threads use it at once
@@ -45,21 +46,18 @@ def lstm(
     """
     weight_ih, weight_hh, bias_ih, bias_hh = weights
     half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
-    bias = bias_ih + bias_hh
+    if tokens is not None and not (tokens.min() >= 0 and tokens.max() < len(inputs)):
+        raise IndexError(f"expected tokens from 0 to {len(inputs) - 1}, got {tokens.min()} to {tokens.max()}")
+    rows = input_products(inputs, weight_ih, bias_ih + bias_hh, tokens).flatten(0, -2)
     if tokens is None:  # a row of products for each step of each stream
-        rows = F.linear(inputs.transpose(0, 1), weight_ih, bias).flatten(0, 1)
         places = torch.arange(len(rows)).view(inputs.shape[1], inputs.shape[0])
     else:  # a row for each token of the vocabulary
-        if not (tokens.min() >= 0 and tokens.max() < len(inputs)):
-            raise IndexError(f"expected tokens from 0 to {len(inputs) - 1}, got {tokens.min()} to {tokens.max()}")
-        with torch.autocast("cpu", enabled=False):
-            rows = F.linear(inputs, weight_ih, bias)
         places = tokens.t().contiguous()
     _launch_threads()
     available = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set when numba is loaded
     numba.set_num_threads(min(torch.get_num_threads(), available))
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _LSTM.apply
-    outputs, h, c = apply(rows, places, tokens is None, *state, weight_hh, torch.bfloat16 if half else None)
+    outputs, h, c = apply(rows, places, tokens is None, *state, weight_hh, half)
     return outputs.transpose(0, 1), (h, c)
 
 
@@ -89,17 +87,10 @@ class _LSTM(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        rows: Tensor,
-        places: Tensor,
-        distinct: bool,
-        h0: Tensor,
-        c0: Tensor,
-        weight_hh: Tensor,
-        half: torch.dtype | None,
+        ctx: Any, rows: Tensor, places: Tensor, distinct: bool, h0: Tensor, c0: Tensor, weight_hh: Tensor, half: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         (steps, batch), hidden = places.shape, weight_hh.shape[1]
-        dtype = half or weight_hh.dtype
+        dtype = torch.bfloat16 if half else weight_hh.dtype
         states = torch.empty(steps + 1, batch, hidden, dtype=dtype)
         cells = torch.empty(steps + 1, batch, hidden)
         states[0], cells[0] = h0, c0
@@ -150,19 +141,19 @@ def _sum_by_token(d_gates: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
 
 
 @jit()
-def _sigmoid_gates(gate: Fp32, row: Fp32OrBf16, product: Fp32OrBf16, start: int, end: int) -> None:
+def _sigmoid_gates(gate: Array, row: Array, product: Array, start: int, end: int) -> None:
     for j in range(start, end):
         gate[j] = sigmoid(read(row[j]) + read(product[j]))
 
 
 @jit()
-def _tanh_gates(gate: Fp32, row: Fp32OrBf16, product: Fp32OrBf16, start: int, end: int) -> None:
+def _tanh_gates(gate: Array, row: Array, product: Array, start: int, end: int) -> None:
     for j in range(start, end):
         gate[j] = tanh(read(row[j]) + read(product[j]))
 
 
 @jit()
-def _update(gate: Fp32, before: Fp32, c: Fp32, shown: Fp32, h: Fp32OrBf16) -> None:
+def _update(gate: Array, before: Array, c: Array, shown: Array, h: Array) -> None:
     size = len(c)
     for j in range(size):
         c[j] = gate[size + j] * before[j] + gate[j] * gate[2 * size + j]
@@ -174,14 +165,7 @@ def _update(gate: Fp32, before: Fp32, c: Fp32, shown: Fp32, h: Fp32OrBf16) -> No
 
 @cached_jit(parallel=True)
 def _step(
-    rows: Fp32OrBf16,
-    places: Tokens,
-    products: Fp32OrBf16,
-    before: Fp32,
-    gates: Fp32,
-    c: Fp32,
-    shown: Fp32,
-    h: Fp32OrBf16,
+    rows: Array, places: Tokens, products: Array, before: Array, gates: Array, c: Array, shown: Array, h: Array
 ) -> None:
     """One step of every stream."""
     batch, size = c.shape
@@ -195,13 +179,7 @@ def _step(
 
 @cached_jit(parallel=True)
 def _step_backward(
-    d_outputs: Fp32OrBf16,
-    d_h: Fp32OrBf16,
-    d_c: Fp32,
-    gates: Fp32,
-    shown: Fp32,
-    before: Fp32,
-    d_gates: Fp32OrBf16,
+    d_outputs: Array, d_h: Array, d_c: Array, gates: Array, shown: Array, before: Array, d_gates: Array
 ) -> None:
     """One step backward of every stream; `d_c` becomes the gradient of the cell before."""
     batch, size = d_c.shape

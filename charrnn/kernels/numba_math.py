@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load, and writing a single text do
 
 Fp32 = NDArray[np.float32]
 
-Fp32OrBf16 = NDArray[np.float32] | NDArray[np.uint16]
+Array = NDArray[Any]  # of fp32 numbers, or of the bits of bf16 numbers
 
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 
@@ -88,7 +88,7 @@ def _round_to_bf16(number: np.float32) -> np.uint16:
     return np.uint16(nearest if number == number else BF16_NAN)
 
 
-def write(array: Fp32OrBf16, j: int, number: Any) -> None:
+def write(array: Array, j: int, number: Any) -> None:
     """Set `array[j]` to an fp32 number; in the bits of a bf16 array it is rounded to nearest, ties to even."""
 
 
@@ -108,7 +108,7 @@ def _write(array: Any, j: Any, number: Any) -> Callable[..., None]:
 
 
 @jit()
-def copy(source: Fp32OrBf16, target: Fp32OrBf16) -> None:
+def copy(source: Array, target: Array) -> None:
     """Copy numbers between arrays of fp32 and bf16."""
     for j in range(len(target)):
         write(target, j, read(source[j]))

@@ -42,12 +42,7 @@ def gru_cell(x: Tensor, h: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih
 
 
 def lstm_cell(
-    x: Tensor,
-    state: tuple[Tensor, Tensor],
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor,
-    bias_hh: Tensor,
+    x: Tensor, state: tuple[Tensor, Tensor], weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Hochreiter & Schmidhuber (1997) with the forget gates of Gers et al. (2000), gates i, f, g, o: next h and c."""
     h, c = state

@@ -50,11 +50,7 @@ class NgramModel:
     """
 
     def __init__(
-        self,
-        tokens: Tokens,
-        vocab_size: int,
-        max_order: int = 8,
-        progress: Callable[[range], Iterable[int]] = iter,
+        self, tokens: Tokens, vocab_size: int, max_order: int = 8, progress: Callable[[range], Iterable[int]] = iter
     ):
         if len(tokens) < max_order:
             raise ValueError(f"expected at least {max_order} tokens to count {max_order}-grams in, got {len(tokens)}")

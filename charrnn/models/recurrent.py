@@ -37,7 +37,7 @@ large vocabulary.
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,8 @@ from charrnn.models.cells import Cell, gru_cell, layer_norm_lstm_cell, lstm_cell
 from charrnn.models.state import State, map_state
 
 CELLS: dict[str, Cell] = {"rnn": rnn_cell, "gru": gru_cell, "lstm": lstm_cell}
+
+Module = TypeVar("Module", bound=nn.Module)
 
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
@@ -324,11 +326,11 @@ class CharLSTM(CharModel):
     layer = nn.LSTM
 
 
-def evaluation_view(model: nn.Module) -> nn.Module:
+def evaluation_view(model: Module) -> Module:
     """A model in evaluation mode that shares the weights of `model`, whose own mode other threads may rely on."""
     if not any(module.training for module in model.modules()):
         return model
-    view = object.__new__(type(model))  # copy.copy refuses modules with parametrizations
+    view: Module = object.__new__(type(model))  # copy.copy refuses modules with parametrizations
     view.__dict__ |= model.__dict__
     view._modules = {name: module and evaluation_view(module) for name, module in model._modules.items()}
     view.training = False

@@ -79,6 +79,8 @@ def test_the_sources_are_all_that_compiled_code_imports():
             "config",
             "types",
             "generation/sampling_params",
+            "generation/pipeline",
+            "kernels/fused",
         }  # not read when compiled
 
 
