@@ -503,6 +503,20 @@ sys.exit(main(sys.argv[1:]))
     assert "8-gram" in json.loads(result.stdout)["baselines"]
 
 
+def test_only_the_measurement_that_is_asked_for_is_imported():
+    code = """
+import sys
+from charrnn.cli.main import main
+try:
+    main(["bench", "--help"])
+finally:
+    assert not {"torch", "charrnn.bench", "matplotlib", "scipy"} & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "learning-rate" in result.stdout
+
+
 def test_the_vocabulary_of_a_model_is_not_a_setting_any_more(run, text_file, capfd):
     code, error = fail(capfd, "train", "--init-from", run, "--data", text_file, "--tokenizer", "byte")
     assert code == 2
