@@ -133,6 +133,7 @@ def test_a_notebook_is_committed_as_it_ran(path):
     assert WIDGET not in json.dumps(outputs)
     for output in outputs:
         page = output.get("data", {}).get("text/html", "")
+        assert "image/png" not in output.get("data", {})  # JupyterLab, Voilà and nbconvert ignore its alt text
         assert page.count("<img ") == len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', page))
 
 

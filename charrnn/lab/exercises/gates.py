@@ -237,7 +237,7 @@ def bias_for(steps: float) -> float:
 
 GATES["bias_for"] = Exercise(
     task=(
-        "Take a number of steps; return the bias b with which a forget gate σ(b) leaves half of the cell after that "
+        "Take a number of steps; return the bias b of a forget gate σ(b) that leaves half of the cell after that "
         "many steps."
     ),
     solution=bias_for,

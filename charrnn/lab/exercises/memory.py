@@ -105,7 +105,7 @@ def clip_where_longer(gradients: Sequence[Tensor], max_norm: float) -> list[Tens
 MEMORY["clip_gradients"] = Exercise(
     task=(
         "Take a list of gradients, tensors of any shapes, and max_norm; return a list of the same shapes. If the "
-        "norm of all entries of all tensors is above max_norm, scale all by one factor so that it is max_norm; else "
+        "norm of all entries of all tensors is above max_norm, scale all of them by one factor to give max_norm; else "
         "change nothing."
     ),
     solution=clip_gradients,

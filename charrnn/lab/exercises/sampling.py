@@ -26,7 +26,7 @@ def temperature_probabilities(
 SAMPLING["temperature_probabilities"] = Exercise(
     task=(
         "Take logits (V,) and a temperature of 0 or more; return the probabilities (V,) after dividing the logits by "
-        "it. At 0 all probability is on the largest logit, the first of equals."
+        "it. At 0 the largest logit gets all probability, or the first of several largest."
     ),
     solution=temperature_probabilities,
     mistakes={
@@ -83,8 +83,8 @@ def _ordered(logits: Tensor) -> Tensor:
 
 SAMPLING["top_k_mask"] = Exercise(
     task=(
-        "Take logits (V,) and k, at least 1; return logits (V,) where all but the k largest are -inf. Of equals the "
-        "first are kept, never more than k; with k > V all stay."
+        "Take logits (V,) and k, at least 1; return logits (V,) where all except the k largest are -inf. Keep the "
+        "first of equal ones, and never more than k; with k > V keep all."
     ),
     solution=lambda logits, k: _masked(logits, _ordered(logits)[:k]),
     mistakes={
@@ -131,8 +131,8 @@ def top_p_mask(
 
 SAMPLING["top_p_mask"] = Exercise(
     task=(
-        "Take logits (V,) and p, above 0 and below 1; return logits (V,) where only the smallest set of likeliest "
-        "tokens that hold a probability of at least p together stays, and all others are -inf."
+        "Take logits (V,) and p, above 0 and below 1; keep the smallest set of likeliest tokens with a total "
+        "probability of at least p; return logits (V,) where all others are -inf."
     ),
     solution=top_p_mask,
     mistakes={
@@ -229,8 +229,8 @@ def repetition(
 
 SAMPLING["repetition"] = Exercise(
     task=(
-        "Take logits (V,), recent, a list of tokens in which one may stand twice, and a penalty of 1 or more; return "
-        "the log-probabilities (V,), those of recent tokens multiplied by the penalty, once each."
+        "Take logits (V,), recent, a list of tokens that may contain one twice, and a penalty of 1 or more; return "
+        "the log-probabilities (V,), those of recent tokens multiplied by the penalty once."
     ),
     solution=repetition,
     mistakes={

@@ -60,7 +60,7 @@ def _window_cases() -> list[tuple[Any, ...]]:
 
 TRAINING["one_window"] = Exercise(
     task=(
-        "Take a model, inputs and targets (B, T) and the state that the window before left (None at first); return the "
+        "Take a model, inputs and targets (B, T) and the state after the window before (None at first); return the "
         "mean cross-entropy of all B T predictions, to call backward on, and the state to carry on, cut from the graph."
     ),
     solution=one_window,
@@ -121,7 +121,7 @@ def cosine_schedule(
 
 TRAINING["cosine_schedule"] = Exercise(
     task=(
-        "Take the share of the budget that is used up, 0 … 1, and the shares of warm-up and hold; return the rate as a "
+        "Take the share of the budget used so far, 0 … 1, and the shares of warm-up and hold; return the rate as a "
         "share of its peak: from 0.1 to 1 in a straight line within the warm-up, 1 for the hold, then down to 0 at the "
         "end of the budget as half a cosine."
     ),
