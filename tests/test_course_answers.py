@@ -1,8 +1,9 @@
-"""Holds what the course's answers say where no cell of a notebook does."""
+"""Hold what the answers of the course say where no cell of a notebook does."""
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +11,16 @@ import torch.nn.functional as F
 
 import charrnn
 from charrnn import lab
+from charrnn.config import load_config
+from charrnn.generation import logits as processors
 from charrnn.lab.probes import recall
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 READ, COME = [0, 1, 2, 2], [1, 2, 2, 3]  # h, e, l, l and e, l, l, o
 
 
-def run_cells(notebook: str, *ids: str) -> dict:
-    """The names that these cells of a notebook define."""
-    names = {}
+def run_cells(notebook: str, *ids: str, **names: Any) -> dict[str, Any]:
+    """Run these cells of a notebook, which may use `names`, and return all names afterwards."""
     for cell in json.loads((NOTEBOOKS / notebook).read_text(encoding="utf-8"))["cells"]:
         if cell["id"] in ids:
             exec("".join(cell["source"]), names)
@@ -107,3 +109,66 @@ def test_where_the_matrices_of_notebook_03_begin():
             model = charrnn.create_model(tokenizer, seed=seed, **settings).model
             matrix = model.layers[0].weight_hh_l0.detach()
             assert abs(torch.linalg.eigvals(matrix).abs().max() - radius) < 0.05
+
+
+def test_with_a_forget_bias_of_five_an_lstm_learns_to_copy_over_twenty_dots():
+    libraries = {"np": np, "torch": torch, "nn": torch.nn, "F": F, "charrnn": charrnn}
+    names = run_cells("04_lstm_and_gru.ipynb", "code-55", "code-56", **libraries)
+    assert names["delay"] == 20
+    assert names["learn_to_copy"](5)[-5:].mean() > 0.9
+
+
+def test_adamw_rates_of_the_shipped_configurations():
+    configs = [load_config(path) for path in (NOTEBOOKS.parent / "config").glob("*.yaml")]
+    adamw = [config for config in configs if config.training.optimizer in ("adamw", "muon")]
+    assert len(adamw) > 5
+    assert all(0.002 <= config.training.learning_rate <= 0.03 for config in adamw)
+    assert all(128 <= config.model.hidden_size <= 512 for config in adamw)
+
+
+def test_newton_schulz_does_not_settle_at_one():
+    names = run_cells("05_training.ipynb", "code-30")
+    matrix = torch.randn(256, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    spectra = [torch.linalg.svdvals(names["newton_schulz"](matrix, n)) for n in (10, 11, 12)]
+    assert all(values.min() > 0.65 and values.max() < 1.25 for values in spectra)
+    assert all((values - 1).abs().mean() > 0.05 for values in spectra)
+    assert math.isclose(3.4445 - 4.7750 + 2.0315, 0.701)
+
+
+def test_the_numbers_in_the_answers_of_notebook_06():
+    generator = charrnn.load_model(NOTEBOOKS.parent / "checkpoints" / "shakespeare-lstm")
+
+    def after(text: str) -> np.ndarray:
+        return generator.next_logits(text).astype(np.float64)
+
+    (a,) = generator.tokenizer.encode("a")
+    assert processors.softmax(after("The q") / 2.6)[a] > 0.05 > processors.softmax(after("The q") / 2.4)[a]
+    assert lab.entropy(processors.softmax(after("My lord, I ") / 2.6)) > 4.5
+
+    hot, half = processors.temperature(2), processors.top_p(0.5)
+    kept = [
+        np.isfinite(logits).sum() for logits in (half(hot(after("the king of "))), hot(half(after("the king of "))))
+    ]
+    assert kept[0] > kept[1]
+
+
+def test_greedy_texts_often_end_in_the_same_loop():
+    generator = charrnn.load_model(NOTEBOOKS.parent / "checkpoints" / "shakespeare-lstm")
+    prompts = [
+        "",
+        "KING",
+        "ROMEO:\n",
+        "MACBETH:\n",
+        "HAMLET:\n",
+        "First Citizen:\n",
+        "The ",
+        "O, ",
+        "What",
+        "My lord, I ",
+    ]
+    greedy = generator.generate_batch(prompts, 1200, temperature=0)
+    names = run_cells("06_sampling.ipynb", "code-42", text=greedy[0])  # `period`
+    names = run_cells("06_sampling.ipynb", "code-46", generator=generator, **names)  # `same_loop`
+    looping = [text for text in greedy if names["period"](text)]
+    assert 3 <= len(looping) < len(prompts)  # the others are still on their way
+    assert len({names["same_loop"](text) for text in looping}) == 1
