@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from charrnn.checkpoint import load_checkpoint, save_checkpoint
-from charrnn.config import ModelConfig, RunConfig, load_config
+from charrnn.config import ModelConfig, RunConfig, load_config, refuse_unknown
 from charrnn.data.corpora import absolute_name
 from charrnn.data.corpus import Corpus, load_corpus
 from charrnn.data.tokenizer import TOKENIZERS, Tokenizer
@@ -38,16 +38,10 @@ def create_model(tokenizer: Tokenizer, type: str = "lstm", seed: int = 0, **opti
     Raises:
         ConfigError: an unknown option, or a value out of range.
     """
+    refuse_unknown(options, ModelConfig, "model option")
     kind = {"tokenizer": tokenizer.kind} if tokenizer.kind in TOKENIZERS else {}  # else it is a class of the caller
-    config = RunConfig().override({"model_type": type, **kind, **_only_model_options(options)})
+    config = RunConfig().override({"model_type": type, **kind, **options})
     return TextGenerator(build_model(config.model, tokenizer.vocab_size, seed), tokenizer, config)
-
-
-def _only_model_options(options: dict[str, Any]) -> dict[str, Any]:
-    for name in options:
-        if name not in ModelConfig.model_fields:
-            raise ConfigError(f"unknown model option {name!r}; expected one of {', '.join(ModelConfig.model_fields)}")
-    return options
 
 
 def save_model(generator: TextGenerator, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -7,7 +7,7 @@ line, the errors and `config/default.yaml` follow from it.
 import codecs
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, Self
@@ -466,6 +466,13 @@ def parse_config(tree: Any, source: str = "") -> RunConfig:
         where = f"{key} (--{name.replace('_', '-')})" if name else key
         said = explain(error, section.model_fields, where)
         raise ConfigError(f"{source}: {said}" if source else said) from error
+
+
+def refuse_unknown(names: Iterable[str], section: type[BaseModel], kind: str) -> None:
+    """Raise ConfigError if one of `names` is not a field of a section."""
+    for name in names:
+        if name not in section.model_fields:
+            raise ConfigError(f"unknown {kind} {name!r}{_nearest(name, section.model_fields)}")
 
 
 def explain(error: ValidationError, known: Mapping[str, Any], where: str = "") -> str:

@@ -51,8 +51,7 @@ def candidate_precisions(device: torch.device) -> list[str]:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return ["fp32", "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device.type == "cpu" and has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return ["fp32", "bf16"]
     return ["fp32"]
 
@@ -174,28 +173,21 @@ def describe_devices() -> list[dict[str, str]]:
     rows = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        size = f"{properties.total_memory / 2**30:.1f} GiB"
-        rows.append(_row(torch.device("cuda", index), properties.name, size))
+        rows.append((torch.device("cuda", index), properties.name, f"{properties.total_memory / 2**30:.1f} GiB"))
     if torch.backends.mps.is_available():
-        rows.append(_row(torch.device("mps"), platform.processor(), "shared memory"))
+        rows.append((torch.device("mps"), platform.processor(), "shared memory"))
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
-    rows.append(_row(torch.device("cpu"), f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}", threads))
-    return rows
+    rows.append((torch.device("cpu"), f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}", threads))
+    return [_describe(*row) for row in rows]
 
 
-def _row(device: torch.device, name: str, size: str) -> dict[str, str]:
+def _describe(device: torch.device, name: str, size: str) -> dict[str, str]:
     precisions = candidate_precisions(device)
-    measured = device.type == "cpu" and len(precisions) > 1
     # TF32 rounds the factors of fp32 products to 10 bits; PyTorch leaves it off, and so do we: fp32 means fp32
-    tf32 = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-    return {
-        "device": str(device),
-        "name": name,
-        "size": size,
-        "precisions": ", ".join(precisions),
-        "precision auto": "the fastest, measured" if measured else precisions[-1],
-        "TF32": "on" if tf32 else "off" if device.type == "cuda" else "-",
-    }
+    tf32 = {True: "on", False: "off"}[torch.backends.cuda.matmul.allow_tf32] if device.type == "cuda" else "-"
+    auto = "the fastest, measured" if device.type == "cpu" and len(precisions) > 1 else precisions[-1]
+    values = (str(device), name, size, ", ".join(precisions), auto, tf32)
+    return dict(zip(("device", "name", "size", "precisions", "precision auto", "TF32"), values, strict=True))
 
 
 def cpu_name() -> str:

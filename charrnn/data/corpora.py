@@ -9,7 +9,6 @@ import io
 import itertools
 import os
 import re
-import sys
 import sysconfig
 import tokenize
 import urllib.request
@@ -27,18 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from charrnn.atomic import Blocks, is_writable, write_atomically
 from charrnn.config import DataConfig
-from charrnn.data.files import (
-    CHECKOUT,
-    TEXT_FILE,
-    Advance,
-    Source,
-    byte_bar,
-    decode_file,
-    find_files,
-    is_glob,
-    open_files,
-    open_pipe,
-)
+from charrnn.data.files import CHECKOUT, Advance, Source, byte_bar, decode_file, is_glob, open_path
 from charrnn.data.synthetic import SYNTHETIC
 from charrnn.data.tokenizer import END_OF_DOCUMENT
 from charrnn.errors import ConfigError, CorpusError
@@ -73,31 +61,17 @@ def _mark_documents(pieces: Iterable[str], separator: str) -> Iterator[str]:
 
 
 def _open(config: DataConfig, data_dir: Path | None) -> Source:
-    name, path = config.name, os.path.expanduser(config.name)
+    name = config.name
     kind, _, options = name.partition(":")
     if kind in SYNTHETIC or name in catalogue():
         if (config.encoding, config.decode_errors) != ("utf-8", "strict"):
             raise CorpusError(f"{name}: its encoding is known; leave out --encoding and --decode-errors")
         return _synthetic(name, kind, options) if kind in SYNTHETIC else _named(name, data_dir or default_data_dir())
-    if name == "-":
-        if sys.stdin is None:
-            raise CorpusError("-: expected text on standard input, got a closed one; name a file instead")
-        return open_pipe(config, sys.stdin)
-    if os.path.isfile(path):
-        return open_files(config, [path], several=False)
-    if os.path.isdir(path):
-        found = [file for file in find_files(path, ["**", "*"]) if TEXT_FILE.search(file)]
-        expected = "expected .txt files (or .txt.gz, .bz2, .xz) in this folder (others: name a glob)"
-    elif os.path.exists(path):  # a pipe, such as /dev/stdin
-        return open_pipe(config, path)
-    elif is_glob(path):
-        found, expected = find_files("", Path(path).parts), "expected files that match"
-    else:
+    source = open_path(config)
+    if source is None:
         names = ", ".join(corpus_names())
         raise CorpusError(f"expected a path or one of the corpora {names}, got {name!r}: no such file")
-    if not found:
-        raise CorpusError(f"{name}: {expected}, got none")
-    return open_files(config, found)
+    return source
 
 
 def read_text(name: str, data_dir: Path | None = None) -> str:

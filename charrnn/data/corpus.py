@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.atomic import Blocks, remove_leftovers
-from charrnn.config import DataConfig, RunConfig
+from charrnn.config import DataConfig, RunConfig, refuse_unknown
 from charrnn.data.corpora import absolute_name, default_data_dir, open_source, write_if_possible
 from charrnn.data.files import Source
 from charrnn.data.statistics import token_counts
@@ -201,9 +201,7 @@ def data_config(data: str | Path | DataConfig, **settings: Any) -> DataConfig:
     Raises:
         ConfigError: a setting is unknown or out of range.
     """
-    for name in settings:
-        if name not in DataConfig.model_fields:
-            raise ConfigError(f"unknown data setting {name!r}; expected one of {', '.join(DataConfig.model_fields)}")
+    refuse_unknown(settings, DataConfig, "data setting")
     if not isinstance(data, DataConfig):
         return RunConfig().override({"data": absolute_name(data) if isinstance(data, Path) else data, **settings}).data
     return RunConfig(data=data).override(settings).data if settings else data

@@ -35,7 +35,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]  # the folder of the project, if 
 
 BLOCK = 1 << 17  # bytes read at a time: small enough to stay in the processor's cache
 
-TEXT_FILE = re.compile(r"\.txt(\.(gz|bz2|xz))?$", re.IGNORECASE)
+_TEXT_FILE = re.compile(r"\.txt(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 Advance = Callable[[int], object]
 
@@ -131,7 +131,34 @@ def _join_short(pieces: Iterator[str]) -> Iterator[str]:
         yield "".join(waiting)
 
 
-# ------------------------------------------------------------------------------------------------------ folders, globs
+# ------------------------------------------------------------------------------------------------------ paths, globs
+
+
+def open_path(config: DataConfig) -> Source | None:
+    """The text of a file, folder, glob or named pipe, or of standard input for `-`; None if there is no such path.
+
+    Raises:
+        CorpusError: standard input is closed, or the folder or glob has no files.
+    """
+    name, path = config.name, os.path.expanduser(config.name)
+    if name == "-":
+        if sys.stdin is None:
+            raise CorpusError("-: expected text on standard input, got a closed one; name a file instead")
+        return _open_pipe(config, sys.stdin)
+    if os.path.isfile(path):
+        return _open_files(config, [path], several=False)
+    if os.path.isdir(path):
+        found = [file for file in _find_files(path, ["**", "*"]) if _TEXT_FILE.search(file)]
+        expected = "expected .txt files (or .txt.gz, .bz2, .xz) in this folder (others: name a glob)"
+    elif os.path.exists(path):  # such as /dev/stdin
+        return _open_pipe(config, path)
+    elif is_glob(path):
+        found, expected = _find_files("", Path(path).parts), "expected files that match"
+    else:
+        return None
+    if not found:
+        raise CorpusError(f"{name}: {expected}, got none")
+    return _open_files(config, found)
 
 
 def is_glob(path: str) -> bool:
@@ -139,7 +166,7 @@ def is_glob(path: str) -> bool:
     return any(character in path for character in "*?[")
 
 
-def find_files(folder: str, pattern: Sequence[str]) -> list[str]:
+def _find_files(folder: str, pattern: Sequence[str]) -> list[str]:
     """The files below `folder` that match the parts of a glob, sorted, each once however many links lead to it.
 
     Raises:
@@ -188,7 +215,7 @@ def _list_folder(folder: str) -> list[str]:
         raise CorpusError(f"{folder!r}: expected a folder that can be read, got: {error.strerror}") from error
 
 
-def open_files(config: DataConfig, paths: Sequence[str], several: bool = True) -> Source:
+def _open_files(config: DataConfig, paths: Sequence[str], several: bool = True) -> Source:
     """The text of these files in order; with `several`, a separator stands between them."""
     between = END_OF_DOCUMENT if config.documents else config.separator
 
@@ -208,7 +235,7 @@ def open_files(config: DataConfig, paths: Sequence[str], several: bool = True) -
 _SPOOLS: dict[TextIO | str, IO[bytes]] = {}  # what has come out of each pipe
 
 
-def open_pipe(config: DataConfig, pipe: TextIO | str) -> Source:
+def _open_pipe(config: DataConfig, pipe: TextIO | str) -> Source:
     """The text that comes out of standard input or a named pipe."""
     spool = _SPOOLS.get(pipe) or _spool(pipe, _blocks(pipe))
 

@@ -306,7 +306,7 @@ def test_files_are_in_the_same_order_on_every_system(tmp_path, monkeypatch):
     found = charrnn.data.files._search
     monkeypatch.setattr(charrnn.data.files, "_search", lambda *a: (path.replace("/", "\\") for path in found(*a)))
     monkeypatch.setattr(os, "sep", "\\")  # sorts after capitals
-    paths = charrnn.data.files.find_files(str(tmp_path), ["**", "*"])
+    paths = charrnn.data.files._find_files(str(tmp_path), ["**", "*"])
     assert [path.split("\\", tmp_path.as_posix().count("/") + 1)[-1] for path in paths] == [
         "a-c.txt",
         "a\\b.txt",
