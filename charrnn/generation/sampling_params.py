@@ -64,7 +64,7 @@ class SamplingParams(_CallParams, GenerationConfig):
         ConfigError: an unknown setting, or a value of the wrong type or out of range; it is a ValueError.
     """
 
-    prompt: InstanceOf[str] = Field("", description="text to go on from")  # need not be valid Unicode
+    prompt: InstanceOf[str] = Field("", description="text to go on from")  # any string, even of invalid Unicode
     length: int | None = Field(1000, ge=0, description="characters to generate; None: no limit")  # type: ignore[assignment]
     temperature: Temperature = _described("temperature", 1.0)  # type: ignore[assignment]
     top_p: float | None = _described("top_p", None, gt=0, le=1)

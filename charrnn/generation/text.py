@@ -140,7 +140,7 @@ class TextStream(Iterator[str]):
 
         Args:
             length: as for `TextGenerator.stream`, counted from here.
-            **settings: likewise; none is taken over from this stream, so give another seed.
+            **settings: likewise. Settings of this stream do not carry over; give another seed.
         """
         other = copy.copy(self)
         other._begin(SamplingParams(prompt="", length=length, **settings))

@@ -1,1 +1,1 @@
-"""The same numbers, faster. Every function here has a readable twin in `charrnn.models.cells`."""
+"""The same numbers, faster. Every function has a readable twin, most of them in `charrnn.models.cells`."""

@@ -1,4 +1,4 @@
-"""Whether compiled code can be used: it needs numba, which need not be installed, nor work where it is."""
+"""Whether compiled code can be used. It needs numba, which may not be installed, or may fail on this machine."""
 
 import contextlib
 import functools
@@ -10,12 +10,12 @@ fault: str | None = None  # why numba, although installed, is not used in this p
 
 
 def numba_available() -> bool:
-    """Whether numba is installed and has not failed; to load it takes most of a second, so nothing is loaded here."""
+    """Whether numba is installed and has not failed. It is not loaded here, which would take most of a second."""
     return fault is None and _is_installed()
 
 
 def why_numba_unavailable() -> str:
-    """The reason for which `numba_available` is False."""
+    """The reason why `numba_available` is False."""
     return fault or "not installed: pip install numba"
 
 
@@ -26,10 +26,10 @@ def _is_installed() -> bool:
 
 @contextlib.contextmanager
 def disabling_numba_on_failure() -> Iterator[None]:
-    """Suppress any failure of the `with` block, which imports or compiles, and do without numba from then on.
+    """Suppress a failure of the `with` block, which imports or compiles, and do without numba from then on.
 
     Warns:
-        UserWarning: the block failed, with the reason; once in a process.
+        UserWarning: the block failed, with the reason; once per process.
     """
     global fault
     try:

@@ -57,7 +57,7 @@ class _Cache(FunctionCache):
         self._cache_file: Any = _Files(Path(self.cache_path), self._impl.filename_base)
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the machine code if possible; a full disk costs the next process its time and this one nothing."""
+        """Keep the machine code if possible; if the disk is full, the next process compiles again."""
         with contextlib.suppress(OSError):
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 

@@ -1,4 +1,4 @@
-"""Whatever numba fails at, training and sampling go on with PyTorch's own layers, after one warning."""
+"""If numba fails at any point, training and sampling go on with PyTorch's own layers, after one warning."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import charrnn
 from charrnn.cli.main import main
 from charrnn.errors import ConfigError
 from charrnn.generation.decoder import ModelDecoder
-from charrnn.kernels import availability as installed
+from charrnn.kernels import availability
 from charrnn.models.build import build_model
 from charrnn.training.run import Run
 
@@ -48,7 +48,7 @@ def at_first_call(monkeypatch):
 @pytest.fixture(params=[at_import, at_construction, at_first_call], ids=lambda how: how.__name__)
 def broken(request, monkeypatch):
 
-    monkeypatch.setattr(installed, "fault", None)
+    monkeypatch.setattr(availability, "fault", None)
     request.param(monkeypatch)
 
 
@@ -73,20 +73,20 @@ def test_a_text_alone(tiny, broken):
 
 def test_a_model_whose_backend_was_set(tiny, broken):
     model = build_model(tiny.model, 5).eval()
-    native, _ = model(torch.ones(2, 3, dtype=torch.int64))
+    expected, _ = model(torch.ones(2, 3, dtype=torch.int64))
     model.backend = "numba"
     with pytest.warns(UserWarning, match="numba cannot be used here"):
         logits, _ = model(torch.ones(2, 3, dtype=torch.int64))
-    assert torch.equal(logits, native)
-    assert torch.equal(model(torch.ones(2, 3, dtype=torch.int64))[0], native)
+    assert torch.equal(logits, expected)
+    assert torch.equal(model(torch.ones(2, 3, dtype=torch.int64))[0], expected)
 
 
 @pytest.mark.filterwarnings("default")
 def test_the_devices_say_why(broken, capfd):
     assert main(["devices", "--json"]) == 0
     output = capfd.readouterr()
-    assert json.loads(output.out)[-1]["numba"] == installed.fault
-    assert "Error: " in installed.fault
+    assert json.loads(output.out)[-1]["numba"] == availability.fault
+    assert "Error: " in availability.fault
     assert output.err.count("numba cannot be used here") == 1
 
 
@@ -96,7 +96,7 @@ def test_the_devices_say_that_it_works(capfd):
 
 
 def test_without_numba_nothing_is_said_but_by_the_devices(tiny, monkeypatch, capfd):
-    monkeypatch.setattr(installed, "_is_installed", lambda: False)
+    monkeypatch.setattr(availability, "_is_installed", lambda: False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Run.start(tiny.override({"backend": "auto", "max_steps": 2})).fit().generate("a", 3)

@@ -1,4 +1,4 @@
-"""Readable = fused = native: outputs, final states and every gradient."""
+"""Reference = fused = torch: outputs, final states and every gradient."""
 
 import itertools
 

@@ -103,9 +103,9 @@ def test_without_gradients_it_is_torchs_own():
     model = build_model(ModelConfig(hidden_size=16, num_layers=1, dropout=0.0), 11)
     tokens = torch.randint(11, (2, 9))
     with torch.no_grad():
-        native, _ = model(tokens)
+        expected, _ = model(tokens)
         model.backend = "numba"
-        assert torch.equal(model(tokens)[0], native)
+        assert torch.equal(model(tokens)[0], expected)
 
 
 def test_where_it_cannot_run_it_is_not_offered(monkeypatch):

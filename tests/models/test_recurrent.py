@@ -391,6 +391,18 @@ def test_a_state_of_other_shapes_is_refused_by_every_backend(options):
                 model(tokens, state)
 
 
+@pytest.mark.parametrize("name", ["embedding", "layers.0", "head"])
+@pytest.mark.parametrize("options", EVERY, ids=str)
+def test_hooks_run_with_every_backend(options, name):
+    model = build_model(ModelConfig(hidden_size=8, dropout=0, **options), 5)
+    called = []
+    model.get_submodule(name).register_forward_hook(lambda *_: called.append(name))
+    for backend in model.backends:
+        model.backend = backend
+        model(torch.zeros(2, 4, dtype=torch.int64))
+    assert len(called) == len(model.backends)
+
+
 @pytest.mark.parametrize("options", EVERY, ids=str)
 def test_pruned_layers_are_computed_by_every_backend(options):
     """Pruning renames the weights and computes them in a hook, which has to run after every update."""
