@@ -105,14 +105,14 @@ def test_the_loss_curve_shows_every_number():
     lines = {line.get_label(): line.get_xydata().tolist() for line in figure.figure.axes[0].lines}
     assert lines["training"] == [[10, 2.5], [20, 1.5]]
     assert lines["validation"] == [[10, 2.25]]
-    assert "training loss goes from 2.50 to 1.50 and validation loss 2.25;" in figure.alt
+    assert "training loss goes from 2.500 to 1.500 and validation loss 2.250;" in figure.alt
     assert f"{math.log(12):.2f}" in figure.alt
 
 
 def test_an_empty_loss_curve_is_a_figure_too():
     figure = lab.plot_losses([], vocab_size=12)
     assert figure.png().startswith(b"\x89PNG")
-    assert "nothing learned yet" in figure.alt
+    assert "no training loss and no validation loss" in figure.alt
 
 
 def test_a_figure_is_shown_with_its_alt_text(monkeypatch):

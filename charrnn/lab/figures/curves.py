@@ -17,6 +17,24 @@ def loss_points(records: Records, event: str) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in records if record["event"] == event]
 
 
+def draw_losses(axes: Any, records: Records) -> list[str]:
+    """Draw training and validation loss over the steps, and describe both."""
+    said = []
+    looks = (("logged", "training", BLUE, "-"), ("evaluated", "validation", ORANGE, "o--"))
+    for event, label, color, style in looks:
+        points = loss_points(records, event)
+        if not points:
+            said.append(f"no {label} loss")
+            continue
+        style = style if len(points) > 1 else "o"
+        axes.plot(*zip(*points, strict=True), style, color=color, markersize=4, label=label)
+        first, last = points[0][1], points[-1][1]
+        said.append(
+            f"{label} loss goes from {first:.3f} to {last:.3f}" if len(points) > 1 else f"{label} loss {last:.3f}"
+        )
+    return said
+
+
 @course_style()
 def plot_measures(measures: Mapping[str, Mapping[str, Mapping[int, float]]]) -> CaptionedFigure:
     """Plot several measures side by side, each with a curve for every network.
@@ -86,21 +104,12 @@ def plot_losses(records: Records, vocab_size: int, title: str = "Learning") -> C
         textcoords="offset points",
         color=GREY,
     )
-    said = []
-    for event, label, look in (("logged", "training", "-"), ("evaluated", "validation", "o--")):
-        if points := loss_points(records, event):
-            color = BLUE if event == "logged" else ORANGE
-            axes.plot(*zip(*points, strict=True), look, color=color, markersize=5, label=label)
-            first, last = points[0][1], points[-1][1]
-            said.append(
-                f"{label} loss goes from {first:.2f} to {last:.2f}" if len(points) > 1 else f"{label} loss {last:.2f}"
-            )
+    said = draw_losses(axes, records)
     axes.set(xlabel="step", ylabel="nats per character", title=title, xlim=(0, None), ylim=(0, uniform * 1.05))
-    if said:
+    if records:
         axes.legend(frameon=False, loc="lower left")
     steps = max((record["step"] for record in records), default=0)
-    story = " and ".join(said) or "nothing learned yet"
-    description = f"{story}; a model that knows nothing has {uniform:.2f}."
+    description = f"{' and '.join(said)}; a model that knows nothing has {uniform:.2f}."
     return CaptionedFigure(figure, f"Line chart of the loss over {steps} steps", description)
 
 
@@ -199,10 +208,9 @@ def plot_overfitting(runs: Mapping[str, Records], stops: Mapping[str, int | None
     figure, panels = new_figure(3.2 * len(runs), 3.3, 1, len(runs), sharey=True, squeeze=False)
     said = []
     for axes, (name, records) in zip(panels[0], runs.items(), strict=True):
-        points = {event: loss_points(records, event) for event in ("logged", "evaluated")}
-        axes.plot(*zip(*points["logged"], strict=True), "-", color=BLUE, label="training")
-        axes.plot(*zip(*points["evaluated"], strict=True), "o--", color=ORANGE, markersize=4, label="validation")
-        step, lowest = min(points["evaluated"], key=lambda point: point[1])
+        draw_losses(axes, records)
+        logged, evaluated = loss_points(records, "logged"), loss_points(records, "evaluated")
+        step, lowest = min(evaluated, key=lambda point: point[1])
         axes.plot(step, lowest, "*", color=ORANGE, markersize=15, markeredgecolor="black", label="lowest")
         stop = (stops or {}).get(name)
         if stop is not None:
@@ -210,8 +218,8 @@ def plot_overfitting(runs: Mapping[str, Records], stops: Mapping[str, int | None
         axes.set(title=name, xlabel="step", xlim=(0, None))
         stopped = "never stopped" if stop is None else f"stopped at {stop}"
         said.append(
-            f"{name}: training ends at {points['logged'][-1][1]:.2f}, validation is lowest, {lowest:.2f}, at step "
-            f"{step}, ends at {points['evaluated'][-1][1]:.2f}" + (f", {stopped}" if stops else "")
+            f"{name}: training ends at {logged[-1][1]:.2f}, validation is lowest, {lowest:.2f}, at step "
+            f"{step}, ends at {evaluated[-1][1]:.2f}" + (f", {stopped}" if stops else "")
         )
     panels[0][0].set_ylabel("nats per character")
     panels[0][0].legend(frameon=False)

@@ -7,9 +7,8 @@ from typing import Any
 from matplotlib.ticker import LogLocator
 
 from charrnn.lab.figures.base import BLUE, GREY, LOOKS, ORANGE, CaptionedFigure, course_style, new_figure
+from charrnn.lab.figures.curves import Records, draw_losses
 from charrnn.training.callbacks import read_metrics
-
-Records = Sequence[Mapping[str, Any]]
 
 
 def load_runs(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
@@ -49,10 +48,7 @@ def plot_run(records: Records, title: str = "Training") -> CaptionedFigure:
     logged = [record for record in records if record["event"] == "logged"]
     evaluated = [record for record in records if record["event"] == "evaluated"]
     figure, (losses, rate, norm) = new_figure(8.0, 6.6, 3, 1, sharex=True, height_ratios=[3, 1, 1])
-    said = [
-        *_draw_loss(losses, logged, "training", BLUE, "-"),
-        *_draw_loss(losses, evaluated, "validation", ORANGE, "o--"),
-    ]
+    said = draw_losses(losses, records)
     said += _mark_best(losses, evaluated)
     losses.set(ylabel="nats per token", title=title)
     losses.legend(frameon=False, loc="upper right")
@@ -62,15 +58,6 @@ def plot_run(records: Records, title: str = "Training") -> CaptionedFigure:
     norm.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     steps = max(record["step"] for record in records)
     return CaptionedFigure(figure, f"Three line charts over {steps:,} steps", f"{'; '.join(said)}.")
-
-
-def _draw_loss(axes: Any, records: Records, label: str, color: str, style: str) -> list[str]:
-    """Draw a curve of losses, and describe it."""
-    if not records:
-        return [f"no {label} loss"]
-    x, y = zip(*((record["step"], record["loss"]) for record in records), strict=True)
-    axes.plot(x, y, style if len(x) > 1 else "o", color=color, markersize=4, label=label)
-    return [f"{label} loss goes from {y[0]:.3f} to {y[-1]:.3f}" if len(y) > 1 else f"{label} loss {y[0]:.3f}"]
 
 
 def _mark_best(axes: Any, evaluated: Records) -> list[str]:
