@@ -24,13 +24,14 @@ large vocabulary.
 **Initialisation.** `init` chooses a column; the other rows hold for all three.
 
     tensor                  torch (default)    uniform    orthogonal        why
-    layers: weight_ih       U(±1/sqrt H)       U(±0.08)   Xavier, by gate   the products start with a variance near 1
-    layers: weight_hh       U(±1/sqrt H)       U(±0.08)   orthogonal, "     a state keeps its length from step to step
+    layers: weight_ih       U(±1/sqrt H)       U(±0.08)   Xavier, by gate   a product varies about as much as its input
+    layers: weight_hh       U(±1/sqrt H)       U(±0.08)   orthogonal, "     a product is as long as the state before
     layers: biases          U(±1/sqrt H)       U(±0.08)   0
     head: weight and bias   U(±1/sqrt H)       U(±0.08)   U(±1/sqrt H)      the first loss is near ln V
 
-    embedding               the identity where E = V: a token starts as one-hot, the input of the 2015 char-rnn;
-                            else N(0, 1), or U(±0.08); with tie_weights it is the head's weight
+    embedding               the identity if `embedding_dim` is None and V at most 1024: a token starts as one-hot, the
+                            input of the 2015 char-rnn; else N(0, 1) or, if uniform, U(±0.08); with `tie_weights` it is
+                            the head's weight
     forget gates' bias      `forget_bias`, as the sum of both biases: see `CharModel`
     layer norm              gains 1, bias of the cell 0: at first it only normalises
 """
@@ -267,10 +268,11 @@ class CharModel(nn.Module):
             return FUSED[self.cell]
         if self.backend in ("fused", "reference"):
             return self._unroll
-        kernel = numba_lstm() if self.backend == "numba" and training else None
-        if self.backend == "numba" and training and kernel is None:
-            self.backend = "torch"
-        return kernel
+        if self.backend == "numba" and training:
+            kernel = numba_lstm()
+            self.backend = "numba" if kernel else "torch"  # numba turned out not to work here
+            return kernel
+        return None
 
     def _unroll(
         self, inputs: Tensor, state: State, *weights: Tensor, tokens: Tensor | None = None
