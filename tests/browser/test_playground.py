@@ -114,7 +114,7 @@ def test_another_network_another_view(playground):
     expect(playground.control("surprisal")).to_contain_text("most surprising is")
     expect(playground.root.locator("img")).to_be_hidden()
     playground.click("next character")
-    expect(playground.root.locator("img")).to_be_visible()
+    expect(playground.root.get_by_role("img", name=re.compile("^Bar chart of what comes"))).to_be_visible()
     playground.choose("checkpoint", "shakespeare-lstm")
 
 

@@ -24,6 +24,16 @@ def test_the_network_has_learned(course):
     assert outputs_of(course, "plot = lab.LivePlot").locator("img").count() == 1
 
 
+def test_a_figure_has_an_alt_text_and_a_description(course):
+    output = outputs_of(course, "lab.plot_losses(plot.records")
+    expect(output.get_by_role("img", name=re.compile("^Line chart of the loss over"))).to_be_visible()
+    description = output.locator("details")
+    expect(description).to_contain_text("a model that knows nothing has 4.25")
+    expect(description).not_to_have_attribute("open", "")
+    output.locator("summary").press("Enter")
+    expect(description).to_have_attribute("open", "")
+
+
 def test_sliders_by_keyboard(writer):
     assert writer.press("temperature", "Home") == 0
     assert writer.press("temperature", "ArrowRight", "ArrowRight") == pytest.approx(0.1)
