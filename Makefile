@@ -50,6 +50,7 @@ lint: $(READY) ## check style, format and spelling, notebooks too, and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/typos
+	$(BIN)/mypy
 
 format: $(READY) ## put style and format right
 	$(BIN)/ruff check --fix
@@ -60,7 +61,7 @@ notebooks: $(READY) ## execute the notebooks in place, for their outputs to be c
 	$(BIN)/jupyter nbconvert --to notebook --inplace $(STRIP) $(NOTEBOOKS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis data/.cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis data/.cache
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "charrnn needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; run: make PYTHON=/path/to/python3.12 ...")'
