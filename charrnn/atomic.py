@@ -66,7 +66,7 @@ def remove_leftovers(paths: Iterable[Path], age: float) -> None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in `folder`, or, if it does not exist, in the nearest folder above it that does."""
+    """Return whether files can be made in `folder` or, if it does not exist, in the nearest folder above it."""
     folder = folder.resolve()
     while not folder.exists():
         folder = folder.parent

@@ -194,7 +194,7 @@ def find_checkpoint(path: str | Path, prefer: Literal["best", "last"] = "best") 
 
 
 def holds_run(path: str | Path) -> bool:
-    """Whether `path` is a checkpoint or the directory of a run."""
+    """Return whether `path` is a checkpoint or the directory of a run."""
     path = Path(path).absolute()
     return any(_complete(candidate) for candidate in (path, path / "best", path / "last"))
 
@@ -242,13 +242,13 @@ def _refuse_foreign(path: Path) -> None:
     if path.exists():
         inside = f" with {next(iter(sorted(_others(path))), 'no checkpoint')!r} in it" if path.is_dir() else ""
         raise CheckpointError(
-            f"{path}: expected a new path or an old checkpoint to replace, got something else there{inside}; move it, "
+            f"{path}: expected a new path or an old checkpoint to replace, got other files{inside}; move it, "
             "or choose another path"
         )
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is one of our checkpoints and nothing else, so it may be replaced or removed."""
+    """Return whether `path` is one of our checkpoints and nothing else, so it may be replaced or removed."""
     try:
         about = json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError):

@@ -67,7 +67,7 @@ class ModelConfig(_Section):
         "torch", "initial weights: torch (±1/sqrt(hidden_size)), uniform (±0.08, as in 2015) or orthogonal"
     )
     layer_norm: bool = _field(False, "layer normalisation inside an LSTM (Ba et al., 2016)")
-    residual: bool = _field(False, "residual connections around all layers but the first")
+    residual: bool = _field(False, "residual connections around every layer except the first")
     tie_weights: bool = _field(False, "share the embedding's weights with the head (Press & Wolf, 2017)")
     input_dropout: float = _field(0.0, "dropout probability of the embeddings", ge=0, lt=1)
     output_dropout: float = _field(0.0, "dropout probability of the last layer's output", ge=0, lt=1)
@@ -85,7 +85,7 @@ class ModelConfig(_Section):
         return self
 
     def one_hot(self, vocab_size: int) -> bool:
-        """Whether the embedding starts as one-hot vectors."""
+        """True if the embedding starts as one-hot vectors."""
         return self.embedding_dim is None and vocab_size <= LARGEST_ONE_HOT and not self.tie_weights
 
     def width(self, vocab_size: int) -> int:
@@ -125,7 +125,7 @@ class TrainingConfig(_Section):
     weight_decay: float = _field(1e-5, "weight decay of layers and head; an L2 penalty for adam, rmsprop and sgd", ge=0)
     grad_clip: float | None = _field(5.0, "gradient clipping threshold; null: no clipping", gt=0)
     grad_clip_mode: Literal["norm", "value"] = _field("norm", "clip the norm of the gradient or each value")
-    label_smoothing: float = _field(0.0, "label smoothing, of the training loss alone", ge=0, lt=1)
+    label_smoothing: float = _field(0.0, "label smoothing (training loss only)", ge=0, lt=1)
     ema_decay: float = _field(0.0, "EMA decay; 0 disables it", ge=0, lt=1)
     schedule: Literal["cosine", "onecycle", "plateau", "step", "constant"] = _field(
         "cosine", "learning rate schedule: cosine, onecycle, plateau, step or constant"
@@ -172,19 +172,21 @@ class DataConfig(_Section):
     tokenizer: Literal["char", "byte", "word", "bpe"] = _field("char", "char, byte, word or bpe")
     vocab_size: int = _field(4096, "largest vocabulary of char, word and bpe", ge=2, le=2**24)
     min_frequency: int = _field(1, "smallest count for a character, word or pair to become a token", ge=1)
-    documents: bool = _field(False, "each file, or each part between separators, is a document; its end is learned")
+    documents: bool = _field(
+        False, "treat each file, or each part between separators, as a document with an end to learn"
+    )
     separator: str = _field("\n", f"text between files or documents; {ESCAPES}")
     encoding: str = _field("utf-8", "text encoding; byte tokens are the raw bytes of a file")
     decode_errors: Literal["strict", "replace"] = _field(
         "strict", "invalid bytes: strict is an error, replace turns them into U+FFFD"
     )
     train_frac: float = _field(0.9, "training fraction, from the start of the text", gt=0, le=1)
-    val_frac: float = _field(0.05, "validation fraction, right after it", ge=0, lt=1)
-    val_data: str | None = _field(None, "separate validation text, named as data is; replaces val_frac", min_length=1)
+    val_frac: float = _field(0.05, "validation fraction, taken after the training split", ge=0, lt=1)
+    val_data: str | None = _field(None, "separate validation text, given like data; replaces val_frac", min_length=1)
 
     @property
     def raw(self) -> bool:
-        """Whether files are read as raw bytes: the byte tokenizer decodes them only with an encoding of the user's."""
+        """True if files are read as raw bytes: the byte tokenizer decodes them only with an encoding of the user's."""
         return (self.tokenizer, self.encoding, self.decode_errors) == ("byte", "utf-8", "strict")
 
     @field_validator("name")
@@ -227,7 +229,9 @@ class GenerationConfig(_Section):
     top_p: float | None = _field(0.9, "sample from the most likely tokens of this total probability", gt=0, le=1)
     min_p: float | None = _field(None, "smallest probability of a token, relative to the most likely", ge=0, le=1)
     typical_p: float | None = _field(None, "sample from the most typical tokens of this total probability", gt=0, le=1)
-    repetition_penalty: float | None = _field(None, "above 1, the last 32 tokens become less likely", ge=1, le=1e6)
+    repetition_penalty: float | None = _field(
+        None, "penalty for the last 32 tokens; above 1 makes them less likely", ge=1, le=1e6
+    )
     allow: str | None = _field(None, f"generate only these characters; {ESCAPES}", min_length=1)
     forbid: str | None = _field(None, f"generate none of these characters; {ESCAPES}", min_length=1)
     stop: str | None = _field(

@@ -91,7 +91,7 @@ def autotune(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the memory of the machine or of its GPU was too small; other GPU errors may mention memory, too."""
+    """Return whether the memory of the machine or of its GPU was too small; other GPU errors may mention memory too."""
     signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")  # of the CPU, of CUDA and MPS, of cuBLAS
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 

@@ -2,7 +2,7 @@
 
 CharrnnError
 ├── UnknownCharacterError   a character outside the vocabulary
-│   └── LoneSurrogateError  half a character
+│   └── LoneSurrogateError  half of a surrogate pair
 ├── CorpusError             a text that cannot be read or is too short
 ├── ConfigError             a setting that is unknown or out of range
 ├── CheckpointError         a checkpoint that is missing, damaged or does not match
@@ -32,7 +32,9 @@ class LoneSurrogateError(UnknownCharacterError):
 
     def __init__(self, character: str, position: int):
         super().__init__(character, position, "")
-        self.args = (f"expected text, got half a character, U+{ord(character):04X}, at position {position:,}; drop it",)
+        self.args = (
+            f"expected text, got a lone surrogate, U+{ord(character):04X}, at position {position:,}; remove it",
+        )
 
 
 class CorpusError(CharrnnError, ValueError):

@@ -127,7 +127,7 @@ def test_saving_replaces_nothing_but_checkpoints(text_file, tmp_path):
     charrnn.save_model(generator, mixed)
     (mixed / "notes.txt").write_text("years of work")
     for path in (tmp_path / "run", tmp_path / "thesis", text_file, hub, mixed):
-        with pytest.raises(CheckpointError, match="got something else there"):
+        with pytest.raises(CheckpointError, match="got other files"):
             charrnn.save_model(generator, path)
     assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
     assert (mixed / "notes.txt").read_text() == "years of work"
@@ -201,7 +201,7 @@ def test_every_kind_of_token_is_trained_saved_resumed_and_measured(text_file, tm
     run = Run.resume(tmp_path / "run", {"max_steps": 14})
     run.fit()
     assert load_checkpoint(tmp_path / "run" / "last").training_state["step"] == 14
-    with pytest.raises(CheckpointError, match="expected to go on with its own tokenizer .*, got char"):
+    with pytest.raises(CheckpointError, match="expected to continue with its own tokenizer .*, got char"):
         Run.resume(tmp_path / "run", {"tokenizer": "char"})
 
 
@@ -382,7 +382,7 @@ def test_a_precision_that_is_asked_for_replaces_the_runs(tiny, tmp_path):
 
 def test_resuming_with_another_architecture_is_refused(tiny, tmp_path):
     Run.start(tiny, tmp_path / "run").fit()
-    with pytest.raises(CheckpointError, match="expected to go on with its own hidden_size 8, got 9"):
+    with pytest.raises(CheckpointError, match="expected to continue with its own hidden_size 8, got 9"):
         Run.resume(tmp_path / "run", {"hidden_size": 9})
     with pytest.raises(CheckpointError, match="its own type lstm, got gru"):
         Run.resume(tmp_path / "run", {"model_type": "gru"})

@@ -61,7 +61,7 @@ def compare(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `charrnn bench kernels`."""
-    about = f"(default: {' '.join(CELLS)})"
+    about = f"cells to measure (default: {' '.join(CELLS)})"
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), metavar="CELL", help=about)
     add_rounds(parser, 9)
 

@@ -55,7 +55,7 @@ def add_config_file(parser: argparse.ArgumentParser) -> None:
 
 def add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
     """Add the flag for the number of rounds."""
-    parser.add_argument("--rounds", type="count", default=rounds, metavar="N", help="times that each is measured")
+    parser.add_argument("--rounds", type="count", default=rounds, metavar="N", help="measurements of each")
 
 
 def add_seconds(parser: argparse.ArgumentParser, seconds: float, about: str) -> None:

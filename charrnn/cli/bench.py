@@ -39,13 +39,13 @@ class _Measurement(Parser):
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the measurements."""
-    kinds = command.add_subparsers(title="measurements", required=True, metavar="WHAT", parser_class=_Measurement)
+    kinds = command.add_subparsers(title="measurements", required=True, metavar="NAME", parser_class=_Measurement)
     for name, about in MEASUREMENTS.items():
         kinds.add_parser(name, help=about, description=about).name = name
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure side by side."""
+    """Compare speed and quality with what you would run instead."""
     from charrnn.bench.report import Report
 
     figure = getattr(arguments.measurement, "FIGURE", "") if getattr(arguments, "out", None) else ""

@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from charrnn.data.characters import escape, escape_controls
 
-FLUSHES = 60  # per second, at most: each is a system call, and no eye sees more
+FLUSHES = 60  # per second, at most: each is a system call, and faster updates cannot be seen
 
 # ------------------------------------------------------------------------------------------------------------- streams
 
 
 class _Forgiving:
-    """A standard stream that goes silent for good when it can no longer be written to."""
+    """A standard stream that silently discards all output after a write has failed."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -90,7 +90,7 @@ def write(text: str, raw: bool = False, stream: TextIO | None = None) -> None:
 def write_stream(pieces: Iterable[str], raw: bool = False, end: str = "\n", quiet: bool = False) -> None:
     """Write pieces of text as they come, then `end`; pieces that come at almost the same time are written together.
 
-    After an error all pieces so far are written. A model that takes seconds to begin is explained, unless `quiet`.
+    After an error all pieces so far are written. If the first piece takes seconds, a notice says why, unless `quiet`.
     """
     patience = "still getting ready; the first text on a machine waits some seconds for what is compiled once"
     waiting = threading.Timer(2.0, lambda: None if quiet else say(patience))

@@ -82,7 +82,7 @@ def new_file(text: str) -> Path:
     """Read the path of a file to write. It is checked before the work, not after it."""
     file = path(text)
     if file.is_dir() or not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a path in an existing folder, got {text!r}")
     return file
 
 
@@ -123,7 +123,7 @@ def add_settings(command: argparse.ArgumentParser, fields: Iterable[Setting], de
             f"--{name.replace('_', '-')}",
             dest=f"setting:{name}",
             default=argparse.SUPPRESS,
-            help=f"{field.description} (default: {default or value})".replace("%", "%%"),
+            help=f"{field.description} (default: {default or value})".replace("null:", "none:").replace("%", "%%"),
             **({"action": argparse.BooleanOptionalAction} if switch else {"metavar": key.upper()}),
         )
 

@@ -143,7 +143,7 @@ class Session:
             ConfigError: there is no text.
         """
         if self._stream is None or not self.text:
-            raise ConfigError(":more: expected a text to go on from, got none; type a prompt first")
+            raise ConfigError(":more: expected a text to continue, got none; type a prompt first")
         return self._begin(self._stream.go_on)
 
     def _begin(self, start: Callable[..., TextStream], **prompt: str) -> Iterator[str]:
@@ -206,7 +206,7 @@ def _as_typed(value: object) -> str:
 
 
 def interact(generator: TextGenerator, settings: dict[str, Any], raw: bool = False) -> None:
-    """Answer line by line until the input ends. Ctrl-C stops the text, or the program if no person types.
+    """Answer line by line until the input ends. Ctrl-C stops the text, or the program if the input is not a terminal.
 
     Args:
         generator: writes the texts.
@@ -215,10 +215,10 @@ def interact(generator: TextGenerator, settings: dict[str, Any], raw: bool = Fal
 
     Raises:
         ConfigError: standard input is closed.
-        ImportError: a person types and the library prompt_toolkit is not installed.
+        ImportError: the input is a terminal and the library prompt_toolkit is not installed.
     """
     if sys.stdin is None:
-        raise ConfigError("--interactive: expected lines on standard input, got a closed one")
+        raise ConfigError("--interactive: expected lines on standard input, but it is closed")
     session = Session(generator, settings)
     person = sys.stdin.isatty()
     read = _terminal(session).prompt if person and _can_draw() else _next_line
@@ -236,7 +236,7 @@ def interact(generator: TextGenerator, settings: dict[str, Any], raw: bool = Fal
 
 
 def _can_draw() -> bool:
-    """Whether a prompt can be drawn: some output is a terminal that can move its cursor."""
+    """Return whether a prompt can be drawn: some output is a terminal that can move its cursor."""
     capable = os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
     return capable and any(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
 
@@ -258,7 +258,7 @@ def answer(session: Session, line: str, raw: bool = False) -> bool:
             return False
         else:
             session.change(name, value)
-    except BrokenPipeError:  # nobody reads any more
+    except BrokenPipeError:  # the output was closed
         raise
     except (OSError, ValueError) as error:
         console.say(console.one_line(error))

@@ -26,7 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--argmax", action="store_true", help="always the likeliest token: temperature 0")
     command.add_argument("--seed", type="whole", help=SamplingParams.model_fields["seed"].description)
     command.add_argument("--num", type="count", default=1, help="number of texts")
-    about = "bf16 writes several texts faster on processors that support it; the texts differ from those of fp32"
+    about = "bf16 is faster for several texts on processors that support it; the texts differ from fp32"
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=about)
     command.add_argument("--output", type="path", metavar="FILE", help="write the text to FILE")
     command.add_argument("--interactive", action="store_true", help="ask for one prompt after another")
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Generate text."""
     refuse_together(arguments, "interactive", "output", "prompt")
     if arguments.output and not arguments.output.parent.is_dir():
-        raise ConfigError(f"--output: expected a file in a folder that exists, got {str(arguments.output)!r}")
+        raise ConfigError(f"--output: expected a path in an existing folder, got {str(arguments.output)!r}")
     generator = load_model(arguments.checkpoint, arguments.device)
     overrides = given_settings(arguments) | ({"temperature": 0} if arguments.argmax else {})
     settings = (generator.config or RunConfig()).override(overrides).generation.settings()

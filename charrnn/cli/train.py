@@ -32,7 +32,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train a model, or continue a run; started by torchrun, all of its processes train together."""
+    """Train a model or resume a run. Under torchrun, all processes train one model."""
     from charrnn.training import distributed
     from charrnn.training.run import Run, new_run_directory
 
@@ -65,7 +65,7 @@ def _train(run: "Run", arguments: argparse.Namespace) -> int:
         run.fit()  # finishes what a crash may have interrupted at the very end
         more = "patience" if run.trainer.share_used() < 1 else "budget"
         step = run.trainer.progress.step
-        console.say(f"{run.directory}: already finished, at step {step:,}; a larger {more} goes on with it")
+        console.say(f"{run.directory}: already finished at step {step:,}; raise the {more} to continue")
         return 0
     if arguments.quiet:
         return _conclude(run, run.fit(), quiet=True)
@@ -80,20 +80,20 @@ def _train(run: "Run", arguments: argparse.Namespace) -> int:
 def _conclude(run: "Run", generator: "TextGenerator", quiet: bool) -> int:
     step, directory = run.trainer.progress.step, str(run.directory)
     if not run.trainer.done():
-        console.say(f"stopped at step {step:,}; go on with: {console.program()} train --resume {quote(directory)}")
+        console.say(f"stopped at step {step:,}; resume with: {console.program()} train --resume {quote(directory)}")
         return 128 + (run.stopped_by or signal.SIGINT)
     if quiet:
         console.write(f"{directory}\n")
         return 0
     if run.trainer.share_used() < 1:
-        console.say(f"ended early at step {step:,}: no better loss in {run.config.training.patience} evaluations")
+        console.say(f"ended early at step {step:,}: no improvement in {run.config.training.patience} evaluations")
     best = run.trainer.progress.best_loss
     if best is not None and run.directory:
         console.say(f"best validation loss {best:.4f} nats per token; {run.directory / 'best'}")
     settings = run.config.generation.model_dump() | {"length": 500, "seed": run.config.device.seed}
     console.say("a sample:")
     console.write_stream(generator.stream(**settings))
-    console.say(f"more of it: {console.program()} sample {quote(directory)}")
+    console.say(f"generate more with: {console.program()} sample {quote(directory)}")
     return 0
 
 

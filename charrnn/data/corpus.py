@@ -131,7 +131,7 @@ class Corpus:
 
 
 class Extent(NamedTuple):
-    """The amount of text that some tokens are."""
+    """The size of the text that a span of tokens covers."""
 
     tokens: int
     characters: int  # with the full text of unknown tokens
@@ -227,7 +227,7 @@ def tokenize(
     """
     if config.documents and tokenizer is not None and tokenizer.end is None:
         raise ConfigError(
-            "data.documents (--documents): expected a model that was trained on documents, got one without end token"
+            "data.documents (--documents): expected a model that was trained on documents, got one without an end token"
         )
     cache = _cache_folder(data_dir)
     remove_leftovers(cache.glob(".*"), STALE)
@@ -302,7 +302,7 @@ def _encoded_blocks(source: Source, tokenizer: Tokenizer, name: str) -> Iterator
             position += len(text)
         yield (np.concatenate(blocks) if len(blocks) > 1 else blocks[0]).data
     if digest.hexdigest() != source.sha256:
-        raise CorpusError(f"{source.name}: expected the same text as a moment ago, got another; try again")
+        raise CorpusError(f"{source.name}: the text changed while it was being read; try again")
 
 
 # ----------------------------------------------------------------------------------------------------------- the cache
@@ -325,7 +325,7 @@ def _with_checksum(blocks: Blocks) -> Iterator[bytes | memoryview]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file of the cache exists and ends with its checksum."""
+    """Return whether a file of the cache exists and ends with its checksum."""
     checksum = 0
     try:
         with open(path, "rb", buffering=0) as file:

@@ -100,8 +100,8 @@ class Source:
             except UnicodeEncodeError as error:
                 half = error.object[error.start]
                 raise CorpusError(
-                    f"{self.name}: expected text, got half a character, U+{ord(half):04X}, at position "
-                    f"{characters + ''.join(parts).index(half):,}; drop it, or name another encoding"
+                    f"{self.name}: expected text, got a lone surrogate, U+{ord(half):04X}, at position "
+                    f"{characters + ''.join(parts).index(half):,}; remove it, or name another encoding"
                 ) from error
             characters += sum(map(len, parts))
         if not characters:
@@ -143,7 +143,7 @@ def open_path(config: DataConfig) -> Source | None:
     name, path = config.name, os.path.expanduser(config.name)
     if name == "-":
         if sys.stdin is None:
-            raise CorpusError("-: expected text on standard input, got a closed one; name a file instead")
+            raise CorpusError("-: expected text on standard input, but it is closed; name a file instead")
         return _open_pipe(config, sys.stdin)
     if os.path.isfile(path):
         return _open_files(config, [path], several=False)
@@ -162,12 +162,12 @@ def open_path(config: DataConfig) -> Source | None:
 
 
 def is_glob(path: str) -> bool:
-    """Whether a path has a wildcard."""
+    """Return whether a path has a wildcard."""
     return any(character in path for character in "*?[")
 
 
 def _find_files(folder: str, pattern: Sequence[str]) -> list[str]:
-    """The files below `folder` that match the parts of a glob, sorted, each once however many links lead to it.
+    """The files below `folder` that match the parts of a glob, sorted, each once even if several links lead to it.
 
     Raises:
         CorpusError: a folder cannot be listed, or a link leads nowhere: part of the text would be missing.
@@ -181,7 +181,7 @@ def _search(path: str, parts: Sequence[str], seen: set[tuple[str, int]]) -> Iter
     """The matching files below `path`. A folder is searched once for the same parts, so circular links end."""
     if not parts:
         if os.path.islink(path) and not os.path.exists(path):
-            raise CorpusError(f"{path!r}: expected a file, got a link to nothing; remove it, or name others by a glob")
+            raise CorpusError(f"{path!r}: expected a file, got a broken link; remove it, or use a glob that skips it")
         if os.path.isfile(path):
             yield path
         return

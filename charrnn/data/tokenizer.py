@@ -8,8 +8,8 @@ Four kinds of tokenizer, from fine to coarse:
     word   one token per word, and one per character between words
 
 Every token is some bytes of UTF-8, so all tokenizers decode in the same way, and a loss per token can be converted to
-bits per character. An unknown token does not tell its text. Its spelling is charged on top: the bits of a code that
-needs only the vocabulary.
+bits per character. An unknown token loses its text, so the cost of spelling it is added: the bits of a code that needs
+only the vocabulary.
 """
 
 import codecs

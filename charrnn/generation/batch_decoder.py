@@ -19,7 +19,7 @@ from charrnn.generation.pipeline import LogitsPipeline
 from charrnn.kernels.numba_math import Fp32, as_array
 from charrnn.types import Floats, Tokens
 
-FEWEST = 16  # texts that are worth a thread
+FEWEST = 16  # minimum number of texts per thread
 
 
 class BatchDecoder:
@@ -85,7 +85,7 @@ def _one_core_each(threads: int) -> ThreadPoolExecutor:
     before, begun = torch.get_num_threads(), threading.Barrier(threads + 1)
 
     def begin() -> None:
-        torch.get_num_threads()  # a thread's first call takes the process's number, whatever the thread had set
+        torch.get_num_threads()  # a thread's first call resets its number of threads to the process's
         torch.set_num_threads(1)
         begun.wait()
 

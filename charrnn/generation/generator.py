@@ -1,4 +1,4 @@
-"""Text out of a model: one, many, streamed, or the likeliest that a beam search finds.
+"""Generate text from a model: one text, many, a stream, or the likeliest that a beam search finds.
 
 The next token is drawn by inverting the cumulative distribution at one uniform number of the Mersenne Twister, the
 generator behind a CPU's `torch.Generator`. A text depends on its prompt, its settings and its seed, and not on the way
@@ -38,7 +38,7 @@ TOKENS_AT_ONCE = 1 << 16  # of a batch, between two steps of its progress, if al
 
 
 class TextGenerator:
-    """Text out of a model.
+    """Generates text from a model.
 
     Args:
         model: anything with the contract `logits, state = model(tokens, state)`; or a checkpoint, whose model is made
@@ -89,7 +89,7 @@ class TextGenerator:
     def stream(self, prompt: str = "", length: int | None = 1000, **settings: Any) -> TextStream:
         """The text of `generate`, piece by piece as it comes, the prompt first; a `length` of None sets no limit.
 
-        A long prompt comes in pieces, too, each before it is read.
+        A long prompt is also yielded in pieces, each before the model reads it.
         """
         params = SamplingParams(prompt=prompt, length=length, **settings)
         return TextStream(self.tokenizer, self._decoder(1), params, self.encode_prompt(prompt))

@@ -172,7 +172,7 @@ def only(allowed: ArrayLike) -> LogitsProcessor:
     """Keep the tokens that are True in `allowed` `(V,)`.
 
     Raises:
-        ValueError: none is.
+        ValueError: no token is allowed.
     """
     mask = np.asarray(allowed, dtype=bool)
     if not mask.any():

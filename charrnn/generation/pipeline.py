@@ -101,7 +101,7 @@ def _allowed(tokenizer: Tokenizer, allow: str | None, forbid: str | None) -> NDA
     characters = set("".join(texts))
     for name, wanted in (("allow", allow), ("forbid", forbid)):
         if unknown := sorted(set(wanted or "") - characters):
-            raise ValueError(f"{name}: expected characters that there are tokens for, got {unknown[0]!r}")
+            raise ValueError(f"{name}: expected characters in the vocabulary, got {unknown[0]!r}")
     kept = characters if allow is None else set(allow)
     forbidden = set(forbid or "")
     if not (forbid or "").isascii():

@@ -58,7 +58,9 @@ def _described(name: str, default: Any, **bounds: Any) -> Any:
 
 
 class SamplingParams(_CallParams, GenerationConfig):
-    """How a text is generated. A call may give more than a file can hold, so some fields are wider than their base's.
+    """Settings for generating text.
+
+    A call accepts values that a file cannot hold, so some fields are wider than those of `GenerationConfig`.
 
     Raises:
         ConfigError: an unknown setting, or a value of the wrong type or out of range; it is a ValueError.

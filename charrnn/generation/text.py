@@ -134,7 +134,7 @@ class TextStream(Iterator[str]):
 
     @takes_sampling_params
     def go_on(self, length: int | None = 1000, **settings: Any) -> "TextStream":
-        """Continue after the last piece, which may be any, without reading the text again; this stream ends.
+        """Continue after the last piece yielded, without rereading the text. This stream ends.
 
         If it stopped within its prompt, the rest of that comes first.
 

@@ -1,4 +1,4 @@
-"""Whether compiled code can be used. It needs numba, which may not be installed, or may fail on this machine."""
+"""Find out whether compiled code can be used: numba may not be installed, or may fail on this machine."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ fault: str | None = None  # why numba, although installed, is not used in this p
 
 
 def numba_available() -> bool:
-    """Whether numba is installed and has not failed. It is not loaded here, which would take most of a second."""
+    """Return whether numba is installed and has not failed. It is not loaded here: that takes most of a second."""
     return fault is None and _is_installed()
 
 

@@ -17,8 +17,8 @@ every step and plays the record backwards, operation by operation. By hand, most
 
 In each derivation below `d_x` stands for dL/dx. Tensors are time-major, `(T, B, N)`, and gates are kept as
 `(T, G, B, H)`: each gate of a step is one block of memory, on which framework calls are faster than on stripes. Under
-autocast the factors of the products are in half precision where that is faster. All else, the state included, stays
-fp32.
+autocast the factors of the products are in half precision where that is faster. Everything else, including the state,
+stays fp32.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ tanh_backward = torch.ops.aten.tanh_backward.grad_input  # (d, t) -> d * (1 - t^
 
 norm_backward = torch.ops.aten.native_layer_norm_backward.default
 
-SMALL = 256  # hidden sizes below gain nothing from half precision inside the loop
+SMALL = 256  # smaller hidden sizes gain nothing from half precision inside the loop
 
 
 def rnn(inputs: Tensor, state: Tensor, *weights: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ def layer_norm_lstm(
 
 
 def input_products(inputs: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor | None) -> Tensor:
-    """The input product of every step `(T, B, G·H)`, or of every token there is `(V, G·H)`."""
+    """The input product of every step `(T, B, G·H)`, or of every token in the vocabulary `(V, G·H)`."""
     if tokens is None:
         return F.linear(inputs.transpose(0, 1), weight, bias)
     with torch.autocast(inputs.device.type, enabled=False):  # a small product that every step depends on
@@ -142,7 +142,7 @@ def _by_gate(gates: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _times(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The product of `x` and `weight`, the factors in the precision of `weight`, in `dtype`."""
-    return (x.to(weight.dtype) @ weight).to(dtype)  # to mix precisions in what follows would be slower
+    return (x.to(weight.dtype) @ weight).to(dtype)  # mixing precisions below would be slower
 
 
 def _plus_product(total: Tensor, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:

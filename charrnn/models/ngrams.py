@@ -1,8 +1,8 @@
 """n-gram models: counting as a baseline, measured on the same split as any network.
 
-The probability of a token is read off how often it followed the last n - 1 tokens in the training text. Contexts that
-are rare or new borrow from shorter ones, by interpolated modified Kneser-Ney smoothing (Chen & Goodman, 1999, "An
-empirical study of smoothing techniques for language modeling"; Kneser & Ney, 1995):
+The probability of a token is estimated from how often it followed the last n - 1 tokens in the training text.
+Contexts that are rare or new borrow from shorter ones, by interpolated modified Kneser-Ney smoothing (Chen & Goodman,
+1999, "An empirical study of smoothing techniques for language modeling"; Kneser & Ney, 1995):
 
     P(w | h) = max(c(hw) - D, 0) / c(h) + gamma(h) P(w | h')
 
@@ -139,7 +139,7 @@ class NgramModel:
         return result
 
     def _gram(self, tokens: Tokens) -> int:
-        """Id of a gram: 0 for the empty one, -1 if the text does not have it."""
+        """Id of a gram: 0 for the empty gram, -1 if it does not occur."""
         gram = 0
         for k, token in enumerate(tokens, 1):
             gram = int(self._find(k, np.array([gram * self.vocab_size + int(token)]))[0])

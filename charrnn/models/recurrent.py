@@ -7,8 +7,8 @@
     V  vocab_size                         I  input size of a layer: E of the first, H of the others
 
 The network is the one of Karpathy's char-rnn (2015, "The Unreasonable Effectiveness of Recurrent Neural Networks")
-after Graves (2013, arXiv:1308.0850): embed each token, run it through stacked recurrent layers, read the next token's
-logits off the top.
+after Graves (2013, arXiv:1308.0850): embed each token, run it through stacked recurrent layers, and compute the
+next token's logits from the top layer.
 
 **Memory.** Training on a B x T window in fp32 with AdamW takes 4 bytes for each of these numbers:
 
@@ -121,7 +121,7 @@ class CharModel(nn.Module):
             `tie_weights`.
             `forget_bias`, the sum that the biases of an LSTM's forget gates start with. The usual 1 (Gers et al., 2000;
             Jozefowicz et al., 2015) lets a new network remember where each text starts from an empty state. Here the
-            state is carried through a whole epoch: started at 1 the cells run away.
+            state is carried through a whole epoch: a bias of 1 lets the cells grow without bound.
 
     Attributes:
         backend: the code that computes the layers: `torch` (torch's own), `numba` (`kernels.numba_cells`), `fused`
@@ -180,7 +180,7 @@ class CharModel(nn.Module):
                             bias[size : 2 * size] = 0.0 if name == "bias_hh_l0" else self.config.forget_bias
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make a copy whole: a layer's weights, copied one by one, no longer lie together, as cuDNN wants them."""
+        """Restore a copied model: copying separates a layer's weights, and cuDNN needs them contiguous."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for layer in self.layers:
             if isinstance(layer, nn.RNNBase):

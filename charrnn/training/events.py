@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class _Moment:
-    """When an event happened."""
+    """The time of an event."""
 
     step: int  # updates made
     epoch: float  # passes over the training split

@@ -40,7 +40,7 @@ class Run:
     """A training run: its text, its model, its trainer, and the directory it is written to.
 
     Attributes:
-        directory: None if nothing is written, as by all ranks but the first.
+        directory: None if nothing is written, as on every rank except 0.
         stopped_by: the number of the signal that stopped the run, if one did.
     """
 
@@ -107,8 +107,8 @@ class Run:
         streams = next((len(value) for name, value in tensors.items() if name.startswith("state.")), None)
         if streams not in (None, run.trainer.dataset.batch_size):
             raise CheckpointError(
-                f"{path}: expected to go on with its {streams} streams, got {run.trainer.dataset.batch_size}, because "
-                "the text is too short for more; leave seq_length as it was"
+                f"{path}: expected to continue with its {streams} streams, got {run.trainer.dataset.batch_size}, "
+                "because the text is too short for more; leave seq_length as it was"
             )
         try:
             run.trainer.load_state_dict(checkpoint.training_state["progress"], tensors)
@@ -183,7 +183,7 @@ class Run:
             lock.acquire()
         except Timeout as error:
             raise CheckpointError(
-                f"{self.directory}: expected a directory of its own, got one that another process is training"
+                f"{self.directory}: another process is training in this directory; wait for it, or choose another"
             ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # file systems without locks are used without
@@ -330,7 +330,7 @@ def _resumed_config(checkpoint: Checkpoint, overrides: dict[str, Any]) -> RunCon
         theirs, ours = (getattr(getattr(each, section), name) for each in (checkpoint.config, config))
         if ours != theirs:
             raise CheckpointError(
-                f"{checkpoint.path}: expected to go on with its own {name} {theirs}, got {ours}; leave that setting "
+                f"{checkpoint.path}: expected to continue with its own {name} {theirs}, got {ours}; leave that setting "
                 "out, or start a new run"
             )
     return config

@@ -48,7 +48,7 @@ from charrnn.types import Tokens
 
 @dataclass
 class Progress:
-    """Where a run stands. Resuming needs this, the weights, the optimizer's state and the model's state."""
+    """The position of a run. Resuming needs this, the weights, the optimizer's state and the model's state."""
 
     step: int = 0
     epoch: int = 0
@@ -145,7 +145,7 @@ class Trainer:
             )
         dataset = DocumentDataset(train, *sizes, self._end, seed, name)
         if dataset.batch_size < config.batch_size:
-            warnings.warn(f"{name}: {dataset.documents} documents, so as many are read side by side", stacklevel=3)
+            warnings.warn(f"{name}: {dataset.documents} documents, so batch_size is {dataset.documents}", stacklevel=3)
         if dataset.padding > 0.5:
             warnings.warn(
                 f"{name}: {dataset.padding:.0%} of each step is padding, because {dataset.batch_size} documents side "
@@ -238,11 +238,11 @@ class Trainer:
         return min(1.0, max(amount / budget for amount, budget in used if budget is not None))
 
     def done(self) -> bool:
-        """Whether nothing is left to do: the budget is used up, or the patience is exhausted."""
+        """True if nothing is left to do: the budget is used up, or the patience is exhausted."""
         return self.share_used() >= 1 or self.out_of_patience()
 
     def out_of_patience(self) -> bool:
-        """Whether the last `patience` evaluations have brought no better loss."""
+        """True if the last `patience` evaluations have brought no better loss."""
         patience = self.config.patience
         return patience is not None and evaluations_since_best(self._losses(), self.config.min_delta) >= patience
 
@@ -377,7 +377,7 @@ class Trainer:
         """Compute the gradient of the mean loss over this rank's streams, in `micro_batches` parts; carry the state."""
         inputs, targets = batch.inputs, batch.targets  # (B, T)
         self._state = begin_rows(self._state, batch.begins)
-        # every token has the same weight, so a window cut short at the border of an epoch has less
+        # every token has the same weight, so a shorter window at the end of an epoch weighs less
         full, parts = len(inputs) * batch.full, min(self.config.micro_batches, len(inputs))
         replica, states = self._replica, list[State]()
         for part in np.array_split(np.arange(len(inputs)), parts):

@@ -341,4 +341,4 @@ def test_without_scipy_it_says_what_to_install(monkeypatch, capfd):
 def test_a_file_that_cannot_be_written_is_said_before_the_training(tmp_path, capfd):
     with pytest.raises(SystemExit):
         main(["bench", "ladder", "--out", str(tmp_path / "nowhere" / "ladder.json")])
-    assert "--out: expected a file in a folder that exists, got" in capfd.readouterr().err
+    assert "--out: expected a path in an existing folder, got" in capfd.readouterr().err

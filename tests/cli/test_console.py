@@ -36,7 +36,7 @@ def test_a_file_to_write_is_checked_before_the_work(tmp_path):
     assert flags.new_file(str(tmp_path / "a.json")) == tmp_path / "a.json"
     assert flags.figure_file(str(tmp_path / "a.SVG")) == tmp_path / "a.SVG"
     for path in (tmp_path, tmp_path / "nowhere" / "a.json"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected a file in a folder that exists"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a path in an existing folder"):
             flags.new_file(str(path))
     with pytest.raises(argparse.ArgumentTypeError, match=r"ends in .png or .svg, got"):
         flags.figure_file(str(tmp_path / "a.pdf"))

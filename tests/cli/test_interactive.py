@@ -176,7 +176,7 @@ def test_more_goes_on_from_where_a_text_was_stopped(session):
 
 
 def test_there_is_nothing_to_go_on_from_or_to_save(session, tmp_path):
-    with pytest.raises(ConfigError, match=":more: expected a text to go on from, got none"):
+    with pytest.raises(ConfigError, match=":more: expected a text to continue, got none"):
         session.more()
     with pytest.raises(ConfigError, match=":save: expected a text to save, got none"):
         session.save(str(tmp_path / "text"))
@@ -221,7 +221,7 @@ def test_a_random_seed_is_another_each_time(session):
         ("repetition_penalty", "0.5", "(--repetition-penalty)"),
         ("length", "-1", "(--length)"),
         ("stop", "", "(--stop)"),
-        ("allow", "Z", "allow: expected characters that there are tokens for, got 'Z'"),
+        ("allow", "Z", "allow: expected characters in the vocabulary, got 'Z'"),
         ("forbid", "\n :abcde", "allow, forbid: expected to leave at least one token, got none"),
         ("seed", "-1", ":seed: expected a whole number of at least 0 or random, got '-1'"),
         ("seed", "x", ":seed: expected a whole number"),

@@ -95,7 +95,7 @@ def test_a_finished_run_says_so(run, capfd):
     assert main(["train", "--resume", str(run)]) == 0
     out, err = capfd.readouterr()
     assert out == ""
-    assert "already finished, at step 12; a larger budget goes on with it" in err
+    assert "already finished at step 12; raise the budget to continue" in err
 
 
 def test_the_recipe_and_an_early_end_are_told(text_file, tmp_path, capfd):
@@ -117,9 +117,9 @@ def test_the_recipe_and_an_early_end_are_told(text_file, tmp_path, capfd):
     said, err = capfd.readouterr()
     words = " ".join(re.sub("[│┃]", " ", said).split())
     assert "optimizer muon, learning_rate 0.002, schedule constant, ema_decay 0.9, patience 1, min_delta 9.0" in words
-    assert "ended early at step 10: no better loss in 1 evaluations" in err
+    assert "ended early at step 10: no improvement in 1 evaluations" in err
     assert main(["train", "--resume", str(out)]) == 0
-    assert "already finished, at step 10; a larger patience goes on with it" in capfd.readouterr().err
+    assert "already finished at step 10; raise the patience to continue" in capfd.readouterr().err
 
 
 def test_a_text_given_as_the_config_is_told_apart(text_file, tmp_path, capfd):
@@ -147,9 +147,9 @@ def test_a_run_goes_on_where_its_output_fails(text_file, tmp_path, monkeypatch, 
 
 def test_a_closed_standard_input_is_an_error_in_one_line(run, capfd, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    assert "-: expected text on standard input, got a closed one" in fail(capfd, "data", "-")[1]
+    assert "-: expected text on standard input, but it is closed" in fail(capfd, "data", "-")[1]
     error = fail(capfd, "sample", run, "--interactive", "--quiet")[1]
-    assert "--interactive: expected lines on standard input, got a closed one" in error
+    assert "--interactive: expected lines on standard input, but it is closed" in error
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
@@ -270,7 +270,7 @@ def test_half_precision_is_for_texts_side_by_side(run, capfd):
 def test_characters_that_are_not_there_are_refused_before_the_training(text_file, tmp_path, capfd):
     flags = ["train", "--data", str(text_file), "--forbid", "Ω", "--out", str(tmp_path / "new"), "--max-steps", "1"]
     assert main(flags) == 2
-    assert "forbid: expected characters that there are tokens for, got 'Ω'" in capfd.readouterr().err
+    assert "forbid: expected characters in the vocabulary, got 'Ω'" in capfd.readouterr().err
 
 
 def test_a_text_without_end_comes_only_as_it_is_written(run, tmp_path, capfd):
@@ -736,7 +736,7 @@ def test_another_architecture_to_resume(run, capfd):
     before = (run / "last" / "model.safetensors").read_bytes()
     code, err = fail(capfd, "train", "--resume", run, "--hidden-size", "16")
     assert code == 1
-    assert "expected to go on with its own hidden_size 8, got 16" in err
+    assert "expected to continue with its own hidden_size 8, got 16" in err
     assert (run / "last" / "model.safetensors").read_bytes() == before
 
 
@@ -830,7 +830,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text_file, tmp_path):
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
     step = load_checkpoint(out / "last").training_state["step"]
-    assert f"stopped at step {step:,}; go on with: python -m charrnn train --resume '{out}'" in err
+    assert f"stopped at step {step:,}; resume with: python -m charrnn train --resume '{out}'" in err
     assert "Traceback" not in err
 
 

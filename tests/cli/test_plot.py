@@ -42,7 +42,7 @@ def test_runs_are_compared_in_the_file_that_is_named(run, tmp_path, capfd):
 def test_what_cannot_be_drawn_is_said(run, tmp_path, capfd):
     assert refused(capfd, run, "--out", tmp_path / "a.pdf")[0] == 2
     assert "ends in .png or .svg" in refused(capfd, run, "--out", tmp_path / "a.pdf")[1]
-    assert "in a folder that exists" in refused(capfd, run, "--out", tmp_path / "no" / "a.png")[1]
+    assert "in an existing folder" in refused(capfd, run, "--out", tmp_path / "no" / "a.png")[1]
     assert refused(capfd, run, run) == (
         2,
         "charrnn: error: --out: expected a file for the figure of several runs, got none\n",

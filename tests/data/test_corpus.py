@@ -107,7 +107,7 @@ def test_a_text_that_changes_while_it_is_read_is_an_error(text_file, text, data_
         return key(*arguments)
 
     monkeypatch.setattr(charrnn.data.corpus, "_key", then_change)
-    with pytest.raises(CorpusError, match="words.txt: expected the same text as a moment ago, got another; try again"):
+    with pytest.raises(CorpusError, match="words.txt: the text changed while it was being read; try again"):
         load_corpus(text_file, "byte")
     monkeypatch.undo()
     assert not list(data_dir.rglob("*.tokens"))
@@ -145,7 +145,9 @@ def test_a_leftover_that_cannot_be_removed_is_no_hindrance(text_file, data_dir, 
 
 def test_half_a_character_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_text("ab\\ud800c")
-    with pytest.raises(CorpusError, match="a.txt: expected text, got half a character, U.D800, at position 2; drop it"):
+    with pytest.raises(
+        CorpusError, match="a.txt: expected text, got a lone surrogate, U.D800, at position 2; remove it"
+    ):
         load_corpus(tmp_path / "a.txt", encoding="unicode_escape")
 
 

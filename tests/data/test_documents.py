@@ -215,8 +215,8 @@ def test_an_epoch_is_the_documents_alone(few, kind, backend):
     model = make_trainer(few, model_type=kind).model
     expected = alone(model, few).sum() / (len(few[0]) - 1)
     expected.backward()
-    for batch_size, seq_length, accumulation in ((1, 50, 1), (7, 13, 3), (60, 13, 1), (7, 4, 1), (7, 1, 2)):
-        settings = {"batch_size": batch_size, "seq_length": seq_length, "micro_batches": accumulation}
+    for batch_size, seq_length, micro_batches in ((1, 50, 1), (7, 13, 3), (60, 13, 1), (7, 4, 1), (7, 1, 2)):
+        settings = {"batch_size": batch_size, "seq_length": seq_length, "micro_batches": micro_batches}
         trainer = make_trainer(few, model_type=kind, backend=backend, grad_clip=None, **settings)
         trainer._optimizer = IDLE  # gradients add up over the epoch, and no weight moves
         *_, logged = [event for event in trainer if isinstance(event, Logged)]
@@ -287,7 +287,7 @@ def test_evaluation_reads_each_document_from_an_empty_state(split):
 def test_options_that_documents_exclude_are_errors(few):
     with pytest.raises(ConfigError, match="seq-length-start"):
         make_trainer(few, seq_length_start=2)
-    with pytest.warns(UserWarning, match="60 documents, so as many are read side by side"):
+    with pytest.warns(UserWarning, match="60 documents, so batch_size is 60"):
         make_trainer(few, batch_size=1000)
     tokens = np.array([8, *[0] * 90, 8, 0, 8, 0, 8, 0, 8], np.uint8)
     with pytest.warns(UserWarning, match="of each step is padding"):

@@ -113,7 +113,7 @@ def test_ids_outside_the_vocabulary_are_refused(kind):
 
 @pytest.mark.parametrize("kind", [ByteTokenizer, BpeTokenizer])
 def test_half_a_character_is_refused(kind):
-    with pytest.raises(LoneSurrogateError, match="got half a character, U\\+D800, at position 1; drop it"):
+    with pytest.raises(LoneSurrogateError, match="got a lone surrogate, U\\+D800, at position 1; remove it"):
         kind.from_text("ab").encode("a\ud800")
 
 

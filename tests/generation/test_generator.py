@@ -263,7 +263,7 @@ def test_half_of_a_forbidden_character_is_forbidden():
 
 def test_what_cannot_be_written_is_a_sentence(of_any_kind):
     for name in ("allow", "forbid"):
-        with pytest.raises(ValueError, match=f"{name}: expected characters that there are tokens for, got '中'"):
+        with pytest.raises(ValueError, match=f"{name}: expected characters in the vocabulary, got '中'"):
             of_any_kind.stream("the", **{name: "a中"})
     with pytest.raises(ValueError, match="allow, forbid: expected to leave at least one token, got none"):
         of_any_kind.stream("the", allow="a", forbid="a")

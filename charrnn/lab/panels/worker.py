@@ -26,7 +26,7 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        """Whether work is in progress."""
+        """True if work is in progress."""
         return not self._idle.is_set()
 
     def start(self, work: Callable[[threading.Event], None], done: Callable[[], None] = lambda: None) -> None:
@@ -96,7 +96,7 @@ class Writer:
 
     @property
     def running(self) -> bool:
-        """Whether the text is growing."""
+        """True if the text is growing."""
         return self._worker.running
 
     @property

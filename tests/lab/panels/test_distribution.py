@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from charrnn.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, WordTokenizer
-from charrnn.generation import logits as transforms
+from charrnn.generation import logits as processors
 from charrnn.generation.generator import TextGenerator
 from charrnn.lab.figures.base import CaptionedFigure
 from charrnn.lab.figures.sampling import plot_distribution
@@ -54,7 +54,7 @@ def test_the_distributions_are_those_that_a_generator_draws_from(generator, prom
     assert before.shape == after.shape == (12,)
     assert before.sum() == pytest.approx(1, abs=1e-12)
     assert after.sum() == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(before, transforms.softmax(generator.next_logits(prompt).astype(float)), rtol=1e-5)
+    np.testing.assert_allclose(before, processors.softmax(generator.next_logits(prompt).astype(float)), rtol=1e-5)
     if not settings:
         np.testing.assert_allclose(before, after)
     written = generator.generate_batch([prompt] * 100, 1, seed=0, **settings)
