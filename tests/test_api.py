@@ -475,7 +475,7 @@ def test_only_one_process_at_a_time_trains_a_run(tiny, tmp_path):
     def interfere(event):
         if isinstance(event, Stepped) and event.step == 7:
             resumed.append(Run.resume(tmp_path / "run"))
-            with pytest.raises(CheckpointError, match="got one that another process is training") as caught:
+            with pytest.raises(CheckpointError, match="another process is training in this directory") as caught:
                 resumed[0].fit()
             refused.append(caught)
 

@@ -374,7 +374,7 @@ def report(config: RunConfig, arguments: argparse.Namespace) -> Report:
     result |= {"pairs": pairs}
     if arguments.out:
         write_atomically(arguments.out, f"{json.dumps(_rounded(result), indent=1)}\n".encode())
-    trials = sum(len(tuned["trials"]) for tuned in result.get("tuning", {}).values())
+    trials = len(TRIAL_SEEDS) * sum(len(tuned["trials"]) for tuned in result.get("tuning", {}).values())
     notes = [
         f"learning rates: tuned by {trials} shorter runs, whose time and validation text are their own",
         "p: paired t-test over the seeds, after Holm's correction for the number of pairs",

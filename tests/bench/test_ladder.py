@@ -312,7 +312,7 @@ def test_the_command_writes_all_there_is_to_know(tmp_path, capfd, monkeypatch):
     assert all(kind in printed for kind in KINDS)
     assert "0.004" in printed
     assert {record["learning_rate"] for record in result["records"]} == {0.004}
-    assert "tuned by 8 shorter runs" in said
+    assert "tuned by 16 shorter runs" in said
     assert printed.count("At equal time") == printed.count("At equal data") == 6
     for curve in ladder.summarise(result["records"], "seconds").values():
         assert all(math.isfinite(value) for value in curve["mean"])
