@@ -60,10 +60,9 @@ def readme_examples() -> list[str]:
 @pytest.mark.parametrize(
     ("example", "lines"), list(zip(readme_examples(), (5, 20), strict=True)), ids=("first", "second")
 )
-def test_an_example_in_the_readme_runs(example, lines, tmp_path, monkeypatch, capsys, text):
+def test_an_example_in_the_readme_runs(example, lines, tmp_path, monkeypatch, capsys):
     assert len(example.strip().splitlines()) <= lines
     shutil.copytree(ROOT / "checkpoints" / "shakespeare-lstm", tmp_path / "checkpoints" / "shakespeare-lstm")
-    (tmp_path / "my-text.txt").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     short = re.sub(r"max_seconds(\W+)\d+", r"max_steps\g<1>2", example)
     assert short != example

@@ -62,7 +62,7 @@ class BatchDecoder:
         truncation = pipeline.truncation
         if truncation is None:
             logits = np.concatenate([shard.logits() for shard in self._shards])
-            return pipeline.decode_n(self, logits, uniform, step)
+            return pipeline.decode_n(self.decode, logits, uniform, step)
         temperatures = pipeline.temperatures(step, len(uniform))
         parts = np.array_split(uniform, len(self._shards), axis=1)
         drawn = self._pool.map(lambda shard, part: shard.decode_n(part, temperatures, truncation), self._shards, parts)

@@ -100,7 +100,7 @@ class ModelDecoder:
 
     def decode_n(self, uniform: Floats, pipeline: LogitsPipeline, step: int) -> Tokens:
         """Draw tokens `(N, B)` one after another and read them."""
-        return pipeline.decode_n(self, self._logits, uniform, step)
+        return pipeline.decode_n(self.decode, self._logits, uniform, step)
 
     def reorder(self, rows: Tokens) -> None:
         """Go on with the texts at these places."""

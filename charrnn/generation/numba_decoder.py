@@ -154,7 +154,7 @@ class NumbaDecoder:
         """Draw tokens `(N, 1)` one after another and read them."""
         logits, truncation = self._buffers.logits, pipeline.truncation
         if truncation is None:
-            return pipeline.decode_n(self, logits[None], uniform, step)
+            return pipeline.decode_n(self.decode, logits[None], uniform, step)
         tokens, temperatures = np.empty(len(uniform), np.int64), pipeline.temperatures(step, len(uniform))
         if not _run(
             self._packed,

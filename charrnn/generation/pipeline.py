@@ -1,7 +1,7 @@
 """The pipeline of logits processors that the settings of a text ask for, and the draw after it."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,6 @@ from charrnn.generation import logits as processors
 from charrnn.generation.logits import LogitsProcessor, Truncation, checked, sample
 from charrnn.generation.sampling_params import SamplingParams
 from charrnn.types import Floats, Tokens
-
-if TYPE_CHECKING:  # PyTorch takes seconds to load
-    from charrnn.generation.decoder import Decoder
 
 RECENT = 32  # tokens that the repetition penalty remembers
 
@@ -80,16 +77,16 @@ class LogitsPipeline:
         if self._penalty is not None:
             self._recent = [*self._recent[1 - RECENT :], tokens]
 
-    def decode_n(self, decoder: "Decoder", logits: Floats, uniform: Floats, step: int) -> Tokens:
-        """Draw tokens `(N, B)` with these numbers `(N, B)`, reading each before the next; start with `logits` `(B, V)`.
+    def decode_n(self, decode: Callable[[Tokens], Floats], logits: Floats, uniform: Floats, step: int) -> Tokens:
+        """Draw tokens `(N, B)` with these numbers `(N, B)`; `decode` reads each before the next is drawn.
 
-        This is the readable twin of the compiled `decode_n` of the decoders.
+        The first is drawn from `logits` `(B, V)`. This is the readable twin of the compiled `decode_n` of the decoders.
         """
         tokens = np.empty(uniform.shape, np.int64)
         for i, row in enumerate(tokens):
             row[:] = sample(self(logits, step + i), uniform[i])
             self.remember(row)
-            logits = decoder.decode(row)
+            logits = decode(row)
         return tokens
 
 
